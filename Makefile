@@ -1,0 +1,141 @@
+# mural: `make help` is the manual.  One non-recursive makefile; everything it makes is under build/.
+#
+# Knobs: SAN=address (or thread) builds that variant beside the normal one; CUDA_ARCH="80 90" chooses
+# GPU generations; CC chooses the compiler.
+
+SHELL   := /bin/bash
+CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+NVCC    ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
+SAN     ?=
+VARIANT := $(if $(SAN),$(SAN),release)
+B       := build/$(VARIANT)
+
+PACKAGES := gcc libc6-dev make libtiff-dev libpng-dev zlib1g-dev libdnnl-dev libjansson-dev \
+            libcyaml-dev libyaml-dev libdeflate-dev libzstd-dev liblcms2-dev libutf8proc-dev \
+            libxxhash-dev libcmocka-dev
+LIBS     := -ltiff -lpng -lz -ldnnl -ljansson -lcyaml -lyaml -ldeflate -lzstd -llcms2 -lutf8proc \
+            -lxxhash -lm -lpthread
+
+CFLAGS  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
+           -Wstrict-prototypes -Werror -O2 -g -fno-math-errno -fopenmp -Isrc -I. -MMD -MP \
+           -DMURAL_SAMPLES='"$(CURDIR)/samples"'
+LDFLAGS := -fopenmp
+ifeq ($(SAN),address)
+CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+LDFLAGS += -fsanitize=address,undefined
+else ifeq ($(SAN),thread)
+CFLAGS  += -fsanitize=thread
+LDFLAGS += -fsanitize=thread
+else ifneq ($(SAN),)
+$(error SAN is '$(SAN)'; it must be address or thread)
+endif
+
+SOURCES := $(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c)
+OBJECTS := $(SOURCES:%.c=$(B)/%.o)
+PARTS   := $(filter-out $(B)/src/main.o,$(OBJECTS))
+LIBRARY := $(B)/libmural.a
+PROGRAM := $(B)/mural
+
+UNIT    := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
+KERNEL  := $(patsubst %.c,$(B)/%,$(filter-out %_cuda.c,$(wildcard tests/kernels/test_*.c)))
+PARITY  := $(patsubst %.c,$(B)/%,$(wildcard tests/parity/parity_*.c))
+FUZZ    := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+CHECKS  := $(UNIT) $(KERNEL) $(PARITY)
+ifneq ($(NVCC),)
+CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*_cuda.c))
+endif
+
+# Goals that promise to do everything themselves install what is missing first.
+ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
+SETUP := setup
+endif
+
+.PHONY: all help setup demo test quick checks lint asan fuzz gpu-checks clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(PROGRAM) ## build the program for this machine (build/release/mural)
+	@echo "built $(PROGRAM): CPU$(if $(NVCC),; CUDA compiler found at $(NVCC))"
+
+help: ## this list
+	@echo "mural: posters of any size with FLUX.1, tile by tile"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
+	    while IFS='|' read -r name words; do printf '  make %-11s %s\n' "$$name" "$$words"; done
+	@echo; echo "  SAN=address or SAN=thread builds that variant under build/"
+
+setup: ## install the Debian or Ubuntu packages that are missing (sudo when not root)
+	@if ! command -v dpkg-query >/dev/null; then \
+	    echo "no Debian packages here; install by other means: $(PACKAGES)"; exit 0; fi; \
+	missing=""; for p in $(PACKAGES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	    echo "installing:$$missing"; as=""; [ "$$(id -u)" = 0 ] || as="sudo"; \
+	    $$as apt-get update -qq && \
+	    $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+$(OBJECTS): | $(SETUP)
+
+# Inner loops are where wider fused arithmetic pays; noise must be the same to the bit everywhere.
+$(B)/kernels/%.o: CFLAGS += -O3 -ffp-contract=fast
+$(B)/kernels/noise.o: CFLAGS += -ffp-contract=off
+$(B)/tests/%.o: CFLAGS += -DMURAL_TEST_DATA='"$(CURDIR)/tests"' -DMURAL_PROGRAM='"$(CURDIR)/$(PROGRAM)"'
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c $< -o $@
+
+$(LIBRARY): $(PARTS)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(PROGRAM): $(B)/src/main.o $(LIBRARY)
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+
+$(CHECKS): %: %.o $(LIBRARY)
+	$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+
+$(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+
+# GPU code compiles wherever the toolkit is; nothing of it is needed to run.
+CUDA_ARCH ?= 80 86 89 90 100 120
+NVCCFLAGS := -O3 -std=c++17 -I. -Isrc -Xcompiler -Wall \
+             $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
+$(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -c $< -o $@
+$(B)/tests/kernels/test_%_cuda: $(B)/tests/kernels/test_%_cuda.o $(B)/kernels/%.cu.o $(LIBRARY)
+	$(NVCC) -Xcompiler -fopenmp $^ -lcmocka $(LIBS) -o $@
+
+# ------------------------------------------------------------------------------------- pictures
+
+DEMO_PROMPT := A majestic mountain landscape at sunset, 8k
+demo: $(PROGRAM) ## render the first 8K poster from nothing: build/demo/poster.tif
+	@mkdir -p build/demo
+	$(PROGRAM) render "$(DEMO_PROMPT)" -o build/demo/poster.tif --draft build/demo/draft.png --overwrite
+	$(PROGRAM) info build/demo/poster.tif
+
+# ---------------------------------------------------------------------------------------- tests
+
+test: $(SETUP) ## everything: lint, unit, kernel, parity, command line, sanitizers, short fuzzing
+	@tests/run.sh "$(MAKE)"
+
+quick: checks lint ## unit, kernel and lint checks only
+
+checks: $(UNIT) $(KERNEL) $(PARITY) $(PROGRAM) $(CUDA_CHECKS)
+
+lint: ## layers, file and function lengths, names
+	@tests/lint/layers.sh
+	@tests/lint/tidy.sh
+
+fuzz: $(FUZZ) ## build every fuzz target (run them with: make test, or by hand)
+
+clean: ## remove build/
+	rm -rf build
+
+-include $(OBJECTS:.o=.d)
+-include $(CHECKS:=.d) $(FUZZ:=.d)

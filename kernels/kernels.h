@@ -1,0 +1,139 @@
+/*
+ * kernels.h - arithmetic on raw pointers, CPU now and CUDA beside it.
+ *
+ * Rank 1.  No files, no globals, no printing, no allocation of ours: workspace comes from the
+ * caller.  The CPU version of an operation (norm.c) is the oracle of its CUDA twin (norm.cu).
+ *
+ * A matrix is rows x cols with `ld` elements from row to row.  Feature maps are channels-last:
+ * [h, w, c] is a matrix of h * w rows and c columns.  fp32 accumulation everywhere, whatever the
+ * element type.  Return value: 0, or a library's status that the backend turns into a sentence.
+ */
+#ifndef MURAL_KERNELS_H
+#define MURAL_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum dtype { DTYPE_F32 = 0, DTYPE_BF16, DTYPE_F16, DTYPE_F8_E4M3, DTYPE_F8_E5M2 };
+
+static inline uint32_t dtype_bytes(enum dtype dtype)
+{
+    return dtype == DTYPE_F32 ? 4u : dtype <= DTYPE_F16 ? 2u : 1u;
+}
+
+struct matrix {
+    void      *data;
+    enum dtype dtype;
+    int64_t    rows, cols, ld;
+};
+
+/* Scratch of the caller: `bytes` at 64-byte alignment, used only during a call. */
+struct workspace {
+    void    *data;
+    uint64_t bytes;
+};
+
+/* -------------------------------------------------------------------- conversions (cast.c) */
+float    cast_to_f32(uint16_t bits, enum dtype dtype);   /* bf16 or f16 bits -> value */
+uint16_t cast_from_f32(float value, enum dtype dtype);   /* round to nearest even     */
+/* rows x cols elements of any dtype -> f32 or bf16 or f16; source may be unaligned.  In parallel. */
+void k_cast_cpu(struct matrix target, struct matrix source);
+
+/* -------------------------------------------------------------------- linear layers (gemm.c) */
+enum activation { ACT_NONE, ACT_GELU_TANH, ACT_QUICK_GELU, ACT_SILU };
+
+/* y[M,N] = act(x[M,K] . w[N,K]^T + bias[N]).  x and y f32 or bf16; w any dtype, any alignment;
+ * bias f32 or NULL.  `compute` is DTYPE_F32 or DTYPE_BF16: what the products are formed in. */
+int k_linear_cpu(struct matrix y, struct matrix x, struct matrix w, const float *bias,
+                 enum activation act, enum dtype compute, struct workspace workspace);
+
+/* -------------------------------------------------------------------- attention (attention.c) */
+struct attention_request {
+    struct matrix out;      /* [Sq, heads * dim]                                              */
+    struct matrix q, k, v;  /* [S, heads * dim]; may be column slices of one packed matrix   */
+    int32_t       heads, dim;
+    float         scale;
+    bool          causal;
+    const float  *bias;     /* [heads, 2 * S - 1], added at (key - query) + S - 1, or NULL    */
+};
+/* Softmax streamed over blocks of keys: no S x S matrix.  fp32 softmax. */
+int k_attention_cpu(const struct attention_request *request, enum dtype compute,
+                    struct workspace workspace);
+
+/* In place on q and k [S, heads * dim]: RMS norm per head (weights f32 [dim], eps), then rotation of
+ * adjacent pairs by cos/sin [S - first_rotated, dim / 2] for rows >= first_rotated. */
+struct qk_rope_request {
+    struct matrix q, k;
+    int32_t       heads, dim;
+    const float  *q_weight, *k_weight; /* [dim] */
+    float         eps;
+    const float  *cos, *sin;           /* [S - first_rotated, dim / 2] */
+    int64_t       first_rotated;
+};
+void k_qk_norm_rope_cpu(const struct qk_rope_request *request);
+
+/* -------------------------------------------------------------------- norms (norm.c) */
+/* y = LN(x) * (scale_plus_one ? 1 + scale : scale) + shift; shift and scale f32 [cols]. */
+void k_layer_norm_cpu(struct matrix y, struct matrix x, const float *scale, const float *shift,
+                      bool scale_plus_one, float eps);
+void k_rms_norm_cpu(struct matrix y, struct matrix x, const float *weight, float eps);
+/* x is a feature map [h * w, C]; statistics over all rows of a group's channels, in two passes with
+ * fp32 partial sums merged in a fixed order.  y may be x. silu: y = SiLU(GN(x)). */
+void k_group_norm_cpu(struct matrix y, struct matrix x, const float *weight, const float *bias,
+                      int32_t groups, float eps, bool silu, struct workspace workspace);
+
+/* -------------------------------------------------------------------- pointwise.c */
+void k_add_cpu(struct matrix x, struct matrix y);                        /* x += y                 */
+void k_gate_add_cpu(struct matrix x, struct matrix y, const float *gate); /* x += gate[col] * y    */
+void k_gelu_mul_cpu(struct matrix y, struct matrix a, struct matrix b);  /* y = gelu_tanh(a) * b   */
+void k_silu_cpu(struct matrix y, struct matrix x);
+void k_gather_rows_cpu(struct matrix y, struct matrix table, const int32_t *ids); /* y[i] = table[ids[i]] */
+/* x += (sigma_next - sigma) * v, fp32 */
+void k_euler_step_cpu(float *x, const float *v, float dt, int64_t count);
+/* x = (1 - sigma) * x + sigma * noise */
+void k_mix_noise_cpu(float *x, const float *noise, float sigma, int64_t count);
+/* latent [h, w, C] f32 <-> tokens [(h/2)*(w/2), C*4], element (c, dy, dx) at c*4 + dy*2 + dx */
+void k_pack_latent_cpu(struct matrix tokens, const float *latent, int32_t h, int32_t w, int32_t channels);
+void k_unpack_latent_cpu(float *latent, struct matrix tokens, int32_t h, int32_t w, int32_t channels);
+/* count of values that are NaN or infinite */
+int64_t k_count_bad_cpu(const float *x, int64_t count);
+/* y = x * mul + add, element by element, any of f32/bf16 */
+void k_affine_cpu(struct matrix y, struct matrix x, float mul, float add);
+
+/* -------------------------------------------------------------------- conv.c */
+struct conv_request {
+    struct matrix y;        /* [out_h * out_w, out_channels]                              */
+    struct matrix x;        /* [in_h * in_w, in_channels]                                 */
+    struct matrix w;        /* [out_channels, in_channels * size * size], any dtype       */
+    const float  *bias;     /* [out_channels] f32                                         */
+    int32_t       in_h, in_w;
+    int32_t       size;     /* 1 or 3                                                     */
+    int32_t       stride;   /* 1 or 2                                                     */
+    int32_t       pad_top, pad_left, pad_bottom, pad_right;
+};
+int k_conv2d_cpu(const struct conv_request *request, enum dtype compute, struct workspace workspace);
+/* nearest neighbour x2: [h, w, C] -> [2h, 2w, C] */
+void k_upsample2_cpu(struct matrix y, struct matrix x, int32_t h, int32_t w);
+
+/* -------------------------------------------------------------------- noise.c */
+/* Standard normal noise as a function of (seed, purpose, x, y, channel) only: the same cell of the
+ * canvas has the same noise whatever the tile grid, on the CPU and on a GPU, to the bit.
+ * out: [h, w, channels]; (x, y) is the canvas position of out[0, 0]. */
+enum noise_purpose { NOISE_DRAFT = 0, NOISE_TILE = 1 };
+struct noise_request {
+    uint64_t seed;
+    uint32_t purpose;
+    int32_t  x, y, w, h;   /* latent cells */
+    int32_t  channels;     /* multiple of 4 */
+};
+void k_noise_cpu(float *out, const struct noise_request *request);
+
+/* -------------------------------------------------------------------- the machine */
+/* True when this CPU multiplies bf16 in hardware (AVX512_BF16 or AMX): bf16 compute pays. */
+bool kernels_cpu_has_bf16(void);
+/* Workspace that makes every call above possible for `threads` threads, given the largest weight
+ * of a convolution in elements. */
+uint64_t kernels_workspace_bytes(uint32_t threads, uint64_t conv_weight_elements_max);
+
+#endif

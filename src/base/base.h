@@ -1,0 +1,222 @@
+/*
+ * base.h - what C forgot: errors, checked arithmetic, log lines, files, clocks, JSON values, hashes.
+ *
+ * Rank 0: every other folder may include this door; it includes only libc and jansson.
+ * Nothing here knows of pictures, models or devices.
+ */
+#ifndef MURAL_BASE_H
+#define MURAL_BASE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+/* ---------------------------------------------------------------------------------- errors */
+
+enum err_code {
+    ERR_OK = 0,
+    ERR_USAGE,      /* the command line or a size asked for makes no sense      */
+    ERR_CONFIG,     /* a config.yaml or settings file is wrong                   */
+    ERR_FORMAT,     /* a model, draft or poster file is not what it should be    */
+    ERR_IO,         /* the operating system refused a file operation             */
+    ERR_HOST_MEM,   /* host memory is or would be short                          */
+    ERR_DEVICE_MEM, /* device memory is or would be short                        */
+    ERR_DEVICE,     /* a device or a compute library failed                      */
+    ERR_NUMERIC,    /* NaN or infinity where numbers are needed                  */
+    ERR_PEER,       /* another process of ours died or lied                      */
+    ERR_CANCELLED   /* somebody asked us to stop                                 */
+};
+
+struct err {
+    enum err_code code;
+    int           sys;       /* errno or a library's status; 0 when none         */
+    const char   *where;     /* "file.c:123" of the first raise                  */
+    char          text[512]; /* one sentence, no newline, no trailing period     */
+};
+
+/* Record an error and return its code.  The first raise wins: a caller adds where it was through
+ * err_context, never a second sentence.  `err` may not be NULL. */
+int err_set(struct err *err, enum err_code code, int sys, const char *where, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
+
+/* Put "<text>: " before the sentence of an error that is already set. */
+void err_context(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* "usage", "config", ...; never NULL. */
+const char *err_name(enum err_code code);
+
+#define ERR_STRING_(x) #x
+#define ERR_STRING(x)  ERR_STRING_(x)
+#define ERR_WHERE      __FILE__ ":" ERR_STRING(__LINE__)
+
+/* Functions that can fail hold `int rc = ERR_OK;` and one label `out:` which cleans up and returns rc. */
+#define RAISE(err, code, sys, ...)                                                                 \
+    do {                                                                                           \
+        rc = err_set((err), (code), (sys), ERR_WHERE, __VA_ARGS__);                                \
+        goto out;                                                                                  \
+    } while (0)
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        rc = (call);                                                                               \
+        if (rc != ERR_OK) goto out;                                                                \
+    } while (0)
+
+/* A broken promise between our own functions: prints condition and place, then aborts, also in
+ * release builds. */
+#define must(cond)                                                                                 \
+    do {                                                                                           \
+        if (__builtin_expect(!(cond), 0)) must_fail(#cond, ERR_WHERE);                             \
+    } while (0)
+_Noreturn void must_fail(const char *condition, const char *where);
+
+/* ------------------------------------------------------------------------ checked arithmetic */
+
+/* True when the result fits; *out is then set, and untouched otherwise. */
+static inline bool mul_u64(uint64_t a, uint64_t b, uint64_t *out)
+{
+    uint64_t product;
+    if (__builtin_mul_overflow(a, b, &product)) return false;
+    *out = product;
+    return true;
+}
+static inline bool add_u64(uint64_t a, uint64_t b, uint64_t *out)
+{
+    uint64_t sum;
+    if (__builtin_add_overflow(a, b, &sum)) return false;
+    *out = sum;
+    return true;
+}
+static inline int64_t min_i64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+static inline int64_t max_i64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+static inline int64_t ceil_div_i64(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b; /* a >= 0, b > 0 */
+}
+static inline int64_t round_up_i64(int64_t a, int64_t multiple)
+{
+    return ceil_div_i64(a, multiple) * multiple;
+}
+
+#define ARRAY_COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+/* ------------------------------------------------------------------------------------- log */
+
+enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_WARN, LOG_ERROR };
+
+/* Where lines go.  Only main.c (and tests) install a sink; without one, lines are dropped.
+ * `line` has no newline. Called from one thread at a time. */
+typedef void (*log_sink)(enum log_level level, const char *line, void *user);
+void log_install(log_sink sink, void *user, enum log_level least);
+void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ------------------------------------------------------------------------------------ text */
+
+/* Index of the first byte that is not valid UTF-8 (no surrogates, no overlong forms, at most
+ * U+10FFFF), or `bytes` when all of it is valid. */
+size_t text_utf8_valid_prefix(const char *text, size_t bytes);
+
+/* Number of single-character edits between two short words; for "did you mean". */
+uint32_t text_distance(const char *a, const char *b);
+
+/* "22.3 GB" style, decimal units, into out; returns out. */
+const char *text_bytes(char *out, size_t capacity, uint64_t bytes);
+
+/* -------------------------------------------------------------------------------------- os */
+
+/* Every call into the operating system that can fail goes through this table, so that tests can
+ * make its n-th use fail.  Production code never writes to it. */
+struct os_calls {
+    int (*open)(const char *path, int flags, ...);
+    int (*close)(int fd);
+    int64_t (*pread)(int fd, void *buffer, size_t bytes, int64_t offset);
+    int64_t (*pwrite)(int fd, const void *buffer, size_t bytes, int64_t offset);
+    int (*fsync)(int fd);
+    int (*ftruncate)(int fd, int64_t bytes);
+    int (*rename)(const char *source, const char *target);
+    int (*unlink)(const char *path);
+    int (*mkdir)(const char *path, unsigned mode);
+    void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
+    int (*munmap)(void *address, size_t bytes);
+    int (*mprotect)(void *address, size_t bytes, int protection);
+    void *(*malloc)(size_t bytes);
+    void *(*calloc)(size_t count, size_t bytes);
+    void *(*realloc)(void *old, size_t bytes);
+    void *(*aligned_alloc)(size_t alignment, size_t bytes);
+};
+extern struct os_calls os;
+
+/* Heap, with one sentence when it is short.  Freed by os_free. NULL is fine to free. */
+int  os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err);
+void os_free(void *pointer);
+
+/* A file mapped read-only.  An empty file has data NULL. */
+struct os_map {
+    const uint8_t *data;
+    uint64_t       bytes;
+};
+int  os_map_open(struct os_map *out, const char *path, struct err *err);
+void os_map_close(struct os_map *map);
+
+int  os_open_read(int *fd_out, const char *path, struct err *err);
+/* Creates or empties `path`. */
+int  os_open_write(int *fd_out, const char *path, struct err *err);
+int  os_close(int fd, const char *path, struct err *err);
+int  os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path, struct err *err);
+int  os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
+                 struct err *err);
+int  os_sync(int fd, const char *path, struct err *err);
+/* rename, then fsync of the folder that holds the target */
+int  os_rename(const char *source, const char *target, struct err *err);
+int  os_remove(const char *path, struct err *err); /* a missing file is fine */
+int  os_make_dir(const char *path, struct err *err); /* an existing folder is fine */
+bool os_is_dir(const char *path);
+bool os_is_file(const char *path);
+int  os_free_bytes(uint64_t *bytes_out, const char *folder, struct err *err);
+
+/* Whole small file into a NUL-terminated heap buffer; more than `limit_bytes` is an error. */
+int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t limit_bytes,
+                 struct err *err);
+
+/* folder + "/" + name into out; false when it does not fit. */
+bool os_join(char *out, size_t capacity, const char *folder, const char *name);
+
+double   os_seconds(void);          /* monotonic */
+uint32_t os_cpu_count(void);        /* CPUs this process may use */
+uint64_t os_host_bytes_free(void);  /* memory this process may still take: MemAvailable under any cgroup limit */
+
+/* ------------------------------------------------------------------------------------ json */
+
+/* Parse a JSON file of at most `limit_bytes` (depth limited by jansson, duplicate keys refused).
+ * Free with json_decref. */
+int json_file_open(json_t **out, const char *path, uint64_t limit_bytes, struct err *err);
+
+/* Typed reads from an object; `file` names the file in the sentence.  A key that is absent or null
+ * gives `absent` (when `required` is false) or an error.  Values outside [least, most] are errors. */
+struct json_int_rule {
+    const char *key;
+    int64_t     least, most;
+    bool        required;
+    int64_t     absent;
+};
+int json_read_int(int64_t *out, const json_t *object, const char *file,
+                  const struct json_int_rule *rule, struct err *err);
+int json_read_number(double *out, const json_t *object, const char *file, const char *key,
+                     double absent, struct err *err);
+int json_read_bool(bool *out, const json_t *object, const char *file, const char *key, bool absent,
+                   struct err *err);
+
+/* ------------------------------------------------------------------------------------ hash */
+
+/* 64-bit content hash (XXH3). */
+uint64_t hash64(const void *bytes, size_t count, uint64_t seed);
+
+#endif

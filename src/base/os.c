@@ -1,0 +1,378 @@
+/*
+ * os.c - files, mappings, clocks and counts of the machine, each failure as one sentence.
+ *
+ * Owns the one table of system calls (`os`) that tests may break.  Knows nothing of formats.
+ * Invariant: whatever is renamed into place was synced before, and its folder is synced after.
+ */
+#include "base/base.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+static int call_mkdir(const char *path, unsigned mode)
+{
+    return mkdir(path, (mode_t)mode);
+}
+static int64_t call_pread(int fd, void *buffer, size_t bytes, int64_t offset)
+{
+    return pread(fd, buffer, bytes, (off_t)offset);
+}
+static int64_t call_pwrite(int fd, const void *buffer, size_t bytes, int64_t offset)
+{
+    return pwrite(fd, buffer, bytes, (off_t)offset);
+}
+static int call_ftruncate(int fd, int64_t bytes)
+{
+    return ftruncate(fd, (off_t)bytes);
+}
+static void *call_mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset)
+{
+    return mmap(address, bytes, protection, flags, fd, (off_t)offset);
+}
+
+struct os_calls os = {
+    .open = open,
+    .close = close,
+    .pread = call_pread,
+    .pwrite = call_pwrite,
+    .fsync = fsync,
+    .ftruncate = call_ftruncate,
+    .rename = rename,
+    .unlink = unlink,
+    .mkdir = call_mkdir,
+    .mmap = call_mmap,
+    .munmap = munmap,
+    .mprotect = mprotect,
+    .malloc = malloc,
+    .calloc = calloc,
+    .realloc = realloc,
+    .aligned_alloc = aligned_alloc,
+};
+
+/* ------------------------------------------------------------------------------------ heap */
+
+int os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err)
+{
+    int      rc = ERR_OK;
+    uint64_t bytes;
+    void    *memory;
+    char     words[32];
+
+    if (!mul_u64(count, bytes_each, &bytes) || bytes > SIZE_MAX / 2)
+        RAISE(err, ERR_HOST_MEM, 0, "memory: %s needs %llu x %llu bytes, more than can be addressed",
+              what, (unsigned long long)count, (unsigned long long)bytes_each);
+    memory = os.calloc(1, bytes == 0 ? 1 : (size_t)bytes);
+    if (memory == NULL)
+        RAISE(err, ERR_HOST_MEM, errno, "memory: no %s for %s; close other programs or ask for less",
+              text_bytes(words, sizeof words, bytes), what);
+    *out = memory;
+out:
+    return rc;
+}
+
+void os_free(void *pointer)
+{
+    free(pointer);
+}
+
+/* ----------------------------------------------------------------------------------- files */
+
+int os_open_read(int *fd_out, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+    int fd = os.open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0) RAISE(err, ERR_IO, errno, "cannot open '%s': %s", path, strerror(errno));
+    *fd_out = fd;
+out:
+    return rc;
+}
+
+int os_open_write(int *fd_out, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+    int fd = os.open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+
+    if (fd < 0) RAISE(err, ERR_IO, errno, "cannot create '%s': %s", path, strerror(errno));
+    *fd_out = fd;
+out:
+    return rc;
+}
+
+int os_close(int fd, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.close(fd) != 0) RAISE(err, ERR_IO, errno, "cannot close '%s': %s", path, strerror(errno));
+out:
+    return rc;
+}
+
+int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path, struct err *err)
+{
+    int      rc = ERR_OK;
+    uint64_t done = 0;
+
+    while (done < bytes) {
+        int64_t got = os.pread(fd, (char *)x_out + done, (size_t)(bytes - done),
+                               (int64_t)(offset + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0)
+            RAISE(err, ERR_IO, errno, "cannot read '%s' at byte %llu: %s", path,
+                  (unsigned long long)(offset + done), strerror(errno));
+        if (got == 0)
+            RAISE(err, ERR_FORMAT, 0, "'%s' ends at byte %llu, but bytes up to %llu are needed",
+                  path, (unsigned long long)(offset + done), (unsigned long long)(offset + bytes));
+        done += (uint64_t)got;
+    }
+out:
+    return rc;
+}
+
+int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
+                struct err *err)
+{
+    int      rc = ERR_OK;
+    uint64_t done = 0;
+
+    while (done < bytes) {
+        int64_t put = os.pwrite(fd, (const char *)x + done, (size_t)(bytes - done),
+                                (int64_t)(offset + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0)
+            RAISE(err, ERR_IO, errno, "cannot write '%s' at byte %llu: %s", path,
+                  (unsigned long long)(offset + done), strerror(errno));
+        if (put == 0)
+            RAISE(err, ERR_IO, ENOSPC, "cannot write '%s' at byte %llu: the disk takes no more",
+                  path, (unsigned long long)(offset + done));
+        done += (uint64_t)put;
+    }
+out:
+    return rc;
+}
+
+int os_sync(int fd, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.fsync(fd) != 0)
+        RAISE(err, ERR_IO, errno, "cannot bring '%s' to the disk: %s", path, strerror(errno));
+out:
+    return rc;
+}
+
+/* The folder part of `path`, "." when there is none. */
+static void folder_of(char *out, size_t capacity, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    size_t      length = slash == NULL ? 0 : slash == path ? 1 : (size_t)(slash - path);
+
+    must(length + 2 <= capacity);
+    if (length == 0) {
+        memcpy(out, ".", 2);
+        return;
+    }
+    memcpy(out, path, length);
+    out[length] = '\0';
+}
+
+static int sync_folder(const char *path, struct err *err)
+{
+    int  rc = ERR_OK, fd = -1;
+    char folder[4096];
+
+    if (strlen(path) + 2 > sizeof folder)
+        RAISE(err, ERR_USAGE, 0, "the path '%.64s...' is longer than %zu bytes", path,
+              sizeof folder - 2);
+    folder_of(folder, sizeof folder, path);
+    TRY(os_open_read(&fd, folder, err));
+    TRY(os_sync(fd, folder, err));
+out:
+    if (fd >= 0) (void)os.close(fd);
+    return rc;
+}
+
+int os_rename(const char *source, const char *target, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.rename(source, target) != 0)
+        RAISE(err, ERR_IO, errno, "cannot rename '%s' to '%s': %s", source, target,
+              strerror(errno));
+    TRY(sync_folder(target, err));
+out:
+    return rc;
+}
+
+int os_remove(const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.unlink(path) != 0 && errno != ENOENT)
+        RAISE(err, ERR_IO, errno, "cannot remove '%s': %s", path, strerror(errno));
+out:
+    return rc;
+}
+
+int os_make_dir(const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.mkdir(path, 0777) != 0 && !(errno == EEXIST && os_is_dir(path)))
+        RAISE(err, ERR_IO, errno, "cannot make the folder '%s': %s", path, strerror(errno));
+out:
+    return rc;
+}
+
+bool os_is_dir(const char *path)
+{
+    struct stat about;
+    return stat(path, &about) == 0 && S_ISDIR(about.st_mode);
+}
+
+bool os_is_file(const char *path)
+{
+    struct stat about;
+    return stat(path, &about) == 0 && S_ISREG(about.st_mode);
+}
+
+int os_free_bytes(uint64_t *bytes_out, const char *folder, struct err *err)
+{
+    int            rc = ERR_OK;
+    struct statvfs about;
+
+    if (statvfs(folder, &about) != 0)
+        RAISE(err, ERR_IO, errno, "cannot ask how much room '%s' has: %s", folder, strerror(errno));
+    *bytes_out = (uint64_t)about.f_bavail * about.f_frsize;
+out:
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------- whole files */
+
+static int file_size(uint64_t *bytes_out, int fd, const char *path, struct err *err)
+{
+    int         rc = ERR_OK;
+    struct stat about;
+
+    if (fstat(fd, &about) != 0) RAISE(err, ERR_IO, errno, "cannot look at '%s': %s", path, strerror(errno));
+    if (!S_ISREG(about.st_mode)) RAISE(err, ERR_IO, 0, "'%s' is not a file", path);
+    *bytes_out = (uint64_t)about.st_size;
+out:
+    return rc;
+}
+
+int os_map_open(struct os_map *out, const char *path, struct err *err)
+{
+    int      rc = ERR_OK, fd = -1;
+    uint64_t bytes = 0;
+    void    *data = NULL;
+
+    TRY(os_open_read(&fd, path, err));
+    TRY(file_size(&bytes, fd, path, err));
+    if (bytes > 0) {
+        data = os.mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (data == MAP_FAILED) RAISE(err, ERR_IO, errno, "cannot map '%s': %s", path, strerror(errno));
+    }
+    out->data = data;
+    out->bytes = bytes;
+out:
+    if (fd >= 0) (void)os.close(fd); /* the mapping stays */
+    return rc;
+}
+
+void os_map_close(struct os_map *map)
+{
+    if (map->data != NULL) (void)os.munmap((void *)(uintptr_t)map->data, (size_t)map->bytes);
+    map->data = NULL;
+    map->bytes = 0;
+}
+
+int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t limit_bytes,
+                 struct err *err)
+{
+    int      rc = ERR_OK, fd = -1;
+    uint64_t bytes = 0;
+    void    *text = NULL;
+    char     words[32];
+
+    TRY(os_open_read(&fd, path, err));
+    TRY(file_size(&bytes, fd, path, err));
+    if (bytes > limit_bytes)
+        RAISE(err, ERR_FORMAT, 0, "'%s' has %llu bytes; such a file has at most %s", path,
+              (unsigned long long)bytes, text_bytes(words, sizeof words, limit_bytes));
+    TRY(os_alloc(&text, bytes + 1, 1, path, err));
+    TRY(os_read_at(fd, 0, text, bytes, path, err));
+    *text_out = text;
+    *bytes_out = (size_t)bytes;
+    text = NULL;
+out:
+    os_free(text);
+    if (fd >= 0) (void)os.close(fd);
+    return rc;
+}
+
+bool os_join(char *out, size_t capacity, const char *folder, const char *name)
+{
+    int wrote = snprintf(out, capacity, "%s/%s", folder, name);
+    return wrote >= 0 && (size_t)wrote < capacity;
+}
+
+/* ------------------------------------------------------------------------------ the machine */
+
+double os_seconds(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+uint32_t os_cpu_count(void)
+{
+    cpu_set_t mine;
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) return (uint32_t)CPU_COUNT(&mine);
+    return 1;
+}
+
+/* The number after `key` in a small file of the kernel's, or UINT64_MAX. */
+static uint64_t kernel_number(const char *path, const char *key)
+{
+    char     line[256];
+    uint64_t value = UINT64_MAX;
+    size_t   length = strlen(key);
+    FILE    *file = fopen(path, "re");
+
+    if (file == NULL) return UINT64_MAX;
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, key, length) != 0) continue;
+        char              *end;
+        unsigned long long number = strtoull(line + length, &end, 10);
+        if (end != line + length) value = number;
+        break;
+    }
+    (void)fclose(file);
+    return value;
+}
+
+uint64_t os_host_bytes_free(void)
+{
+    uint64_t free_kib = kernel_number("/proc/meminfo", "MemAvailable:");
+    uint64_t limit = kernel_number("/sys/fs/cgroup/memory.max", "");
+    uint64_t used = kernel_number("/sys/fs/cgroup/memory.current", "");
+    uint64_t bytes = free_kib > UINT64_MAX / 1024 ? UINT64_MAX : free_kib * 1024;
+
+    if (limit != UINT64_MAX && used != UINT64_MAX) {
+        uint64_t room = used < limit ? limit - used : 0;
+        if (room < bytes) bytes = room;
+    }
+    return bytes;
+}

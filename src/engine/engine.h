@@ -1,0 +1,139 @@
+/*
+ * engine.h - FLUX.1: a prompt and a rectangle in, pixels out.
+ *
+ * Rank 4.  Never includes tiling, image or config: it paints one rectangle, or a group of them at one
+ * noise level, and does not know which canvas they belong to.  Floats in, floats out.
+ *
+ * Life of a picture: engine_open, engine_reserve (all scratch is committed here, nothing allocates
+ * after it), prompt_open, then per tile engine_encode, engine_noise, engine_predict + scheduler_step
+ * for each sigma, engine_decode.  An engine belongs to one thread.
+ */
+#ifndef MURAL_ENGINE_H
+#define MURAL_ENGINE_H
+
+#include "base/base.h"
+
+struct engine;
+struct prompt;
+
+enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
+
+struct engine_options {
+    const char    *model_folder;
+    const char    *transformer; /* overriding file or folder, or NULL */
+    const char    *vae;
+    enum precision precision;   /* AUTO: bf16 where the CPU multiplies bf16 in hardware */
+    uint32_t       threads;     /* 0: all */
+    uint32_t       text_tokens; /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+};
+
+/* Facts for plans and for callers' buffers; reading them touches no weights. */
+struct engine_facts {
+    uint64_t weight_bytes;      /* on disk, all four parts */
+    int64_t  hidden, heads, doubles, singles;
+    int32_t  latent_channels;   /* 16 */
+    int32_t  px_per_lat;        /* 8: 2^(VAE levels - 1) */
+    int32_t  px_per_token;      /* 16: sides must be multiples of it */
+    uint32_t text_tokens;
+    bool     guidance;          /* false: the guidance value is ignored (schnell) */
+    bool     bf16;
+};
+
+/* What one rectangle costs, measured by a dry run of the very code that paints it. */
+struct engine_cost {
+    uint64_t scratch_bytes;  /* arena peak over encode, predict, decode and prompt   */
+    uint64_t fixed_bytes;    /* workspace and per-prompt tables                        */
+    double   flop_prompt, flop_encode, flop_predict, flop_decode;
+};
+
+struct engine_size {
+    int32_t  w_px, h_px;
+    uint32_t tiles;      /* rectangles predicted together */
+    uint32_t steps;      /* length of the sigma list      */
+};
+
+/* Reads configurations only: no weights. */
+int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
+                    const struct engine_options *options, const struct engine_size *sizes,
+                    size_t size_count, struct err *err);
+
+/* Maps the weights and checks every tensor that will be used. */
+int  engine_open(struct engine **out, const struct engine_options *options, struct err *err);
+void engine_close(struct engine *engine);
+struct engine_facts engine_facts(const struct engine *engine);
+uint64_t            engine_model_identity(const struct engine *engine);
+
+/* Commit scratch for the largest of these sizes.  Afterwards nothing allocates. */
+int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
+                   struct err *err);
+
+/* --------------------------------------------------------------------------------- schedule */
+
+enum { SCHEDULE_STEPS_MAX = 1000 };
+
+/* sigma[0] is where sampling starts, sigma[steps] is 0. */
+struct schedule {
+    uint32_t steps;
+    float    sigma[SCHEDULE_STEPS_MAX + 1];
+};
+
+struct schedule_request {
+    uint32_t steps;       /* of the whole schedule from pure noise when strength is used, else run */
+    int64_t  tokens;      /* image tokens of the picture that is denoised */
+    double   sigma_start; /* in (0, 1]: first sigma; `steps` steps from there */
+    double   strength;    /* > 0: image-to-image by the reference pipeline's rule instead: drop
+                             int(max(steps - min(steps * strength, steps), 0)) first steps */
+    double   mu;          /* > 0: fixed shift exponent; 0: by the model's rule from `tokens` */
+    double   mu_max;      /* > 0: upper bound on the rule's exponent */
+};
+int schedule_make(struct schedule *out, const struct engine *engine,
+                  const struct schedule_request *request, struct err *err);
+/* latent += (sigma[step + 1] - sigma[step]) * velocity */
+void scheduler_step(const struct schedule *schedule, uint32_t step, float *latent,
+                    const float *velocity, int64_t count);
+
+/* ----------------------------------------------------------------------------------- prompt */
+
+/* Text states, pooled vector, and every modulation vector of every step: computed once.
+ * The text is UTF-8; invalid UTF-8 is ERR_USAGE. */
+struct prompt_request {
+    const char            *text;
+    double                 guidance;
+    const struct schedule *schedule;
+};
+int  prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
+                 struct err *err);
+void prompt_close(struct prompt *prompt);
+
+/* ------------------------------------------------------------------------------- primitives */
+
+/* Latents are [h_px / 8, w_px / 8, latent_channels] f32, scaled and shifted as the transformer sees
+ * them.  Pixels are [h_px, w_px, 3] f32, 0..1. */
+int engine_encode(struct engine *engine, const float *rgb, int32_t w_px, int32_t h_px,
+                  float *latent_out, struct err *err);
+int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int32_t h_px,
+                  float *rgb_out, struct err *err);
+
+struct engine_tile {
+    const struct prompt *prompt;
+    int32_t              w_px, h_px;
+    const float         *latent;
+    float               *velocity; /* out, same shape */
+};
+/* Velocity of several tiles at one noise level, layer by layer, so that weights pass once.  All
+ * values are checked: NaN or infinity is ERR_NUMERIC. */
+int engine_predict(struct engine *engine, const struct engine_tile *tiles, uint32_t count,
+                   uint32_t step, struct err *err);
+
+/* Noise of the cells [x, x + w) x [y, y + h) of the canvas, [h, w, channels]. */
+struct engine_noise_request {
+    uint64_t seed;
+    uint32_t purpose; /* 0 draft, 1 tile */
+    int32_t  x_lat, y_lat, w_lat, h_lat;
+};
+void engine_noise(const struct engine *engine, const struct engine_noise_request *request,
+                  float *noise_out);
+/* latent = (1 - sigma) * latent + sigma * noise */
+void engine_mix_noise(float *latent, const float *noise, float sigma, int64_t count);
+
+#endif

@@ -1,0 +1,136 @@
+/*
+ * engine_int.h - what the files of engine/ share: layer views, tokenizers, the four networks.
+ *
+ * The only private header of this folder.  All matrices of weights are views of mapped files; all
+ * vectors (biases, norm weights) are fp32 copies made once at open.
+ */
+#ifndef MURAL_ENGINE_INT_H
+#define MURAL_ENGINE_INT_H
+
+#include "backend/backend.h"
+#include "engine/engine.h"
+#include "weights/weights.h"
+
+/* ------------------------------------------------------------------------------- tokenizers */
+
+struct clip_tokenizer;
+/* `folder` holds merges.txt, and optionally vocab.json, special_tokens_map.json and
+ * tokenizer_config.json (model_max_length; 77 when absent). */
+int  clip_tokenizer_open(struct clip_tokenizer **out, const char *folder, struct err *err);
+void clip_tokenizer_close(struct clip_tokenizer *tokenizer);
+/* Ids of `text`: start, at most max - 2 tokens, end.  No padding is written: every id after the first
+ * end is irrelevant to the pooled vector.  ids_out has room for clip_tokenizer_max ids. */
+int      clip_tokenizer_encode(const struct clip_tokenizer *tokenizer, const char *text,
+                               int32_t *ids_out, uint32_t *count_out, struct err *err);
+uint32_t clip_tokenizer_max(const struct clip_tokenizer *tokenizer);   /* 77 */
+int32_t  clip_tokenizer_id_limit(const struct clip_tokenizer *tokenizer); /* every id is below this */
+
+struct t5_tokenizer;
+/* `folder` holds tokenizer.json or spiece.model, and optionally tokenizer_config.json
+ * (model_max_length; 512 when absent). */
+int  t5_tokenizer_open(struct t5_tokenizer **out, const char *folder, struct err *err);
+void t5_tokenizer_close(struct t5_tokenizer *tokenizer);
+/* Ids of `text` cut to `length` with the end token, padded to exactly `length`.
+ * *used_out (may be NULL): ids before the padding. */
+int      t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text, uint32_t length,
+                             int32_t *ids_out, uint32_t *used_out, struct err *err);
+uint32_t t5_tokenizer_max(const struct t5_tokenizer *tokenizer);       /* model_max_length */
+int32_t  t5_tokenizer_id_limit(const struct t5_tokenizer *tokenizer);
+
+/* ----------------------------------------------------------------------------------- layers */
+
+/* y = x w^T + bias */
+struct linear {
+    struct matrix w;    /* [out, in] */
+    const float  *bias; /* [out] or NULL */
+};
+
+/* Gathers weights into layer structs.  In a dry run (plans) no file is mapped: views have the right
+ * shapes and no data. */
+struct layer_loader {
+    struct model   *model;
+    enum model_part part;
+    struct arena   *vectors;   /* where fp32 copies of vectors go */
+    bool            dry;
+};
+int layer_linear(struct linear *out, struct layer_loader *loader, const char *prefix, int64_t rows,
+                 int64_t cols, bool bias, struct err *err);
+/* Rows [first, first + rows) of a linear layer of rows_all rows. */
+struct layer_slice {
+    int64_t rows_all, first, rows, cols;
+};
+int layer_linear_slice(struct linear *out, struct layer_loader *loader, const char *prefix,
+                       const struct layer_slice *slice, struct err *err);
+int layer_vector(const float **out, struct layer_loader *loader, const char *name, int64_t count,
+                 struct err *err);
+int layer_matrix(struct matrix *out, struct layer_loader *loader, const char *name, int64_t rows,
+                 int64_t cols, struct err *err);
+
+/* --------------------------------------------------------------------------------- networks */
+
+/* Each network: *_load gathers views once; the forward functions run on a backend with scratch from
+ * its arena, and rewind it before they return. */
+
+struct clip;
+int  clip_load(struct clip **out, struct layer_loader *loader, struct err *err);
+void clip_free(struct clip *clip);
+/* pooled_out [1, hidden] f32, from the row of the last id. */
+void clip_forward(const struct clip *clip, struct backend *backend, const int32_t *ids,
+                  uint32_t count, struct matrix pooled_out);
+
+struct t5;
+int  t5_load(struct t5 **out, struct layer_loader *loader, struct err *err);
+void t5_free(struct t5 *t5);
+/* states_out [count, hidden] */
+void t5_forward(const struct t5 *t5, struct backend *backend, const int32_t *ids, uint32_t count,
+                struct matrix states_out);
+
+struct vae;
+int  vae_load(struct vae **out, struct layer_loader *loader, struct err *err);
+void vae_free(struct vae *vae);
+/* rgb [h * w, 3] f32 0..1 -> latent [h / f * w / f, latent_channels] f32 (posterior mean, shifted and
+ * scaled), f = 2^(levels - 1) */
+void vae_encode(const struct vae *vae, struct backend *backend, struct matrix rgb, int32_t w_px,
+                int32_t h_px, struct matrix latent_out);
+void vae_decode(const struct vae *vae, struct backend *backend, struct matrix latent, int32_t w_px,
+                int32_t h_px, struct matrix rgb_out);
+
+struct transformer;
+int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
+void transformer_free(struct transformer *transformer);
+
+/* Everything that depends on prompt and schedule only. */
+struct conditioning {
+    struct matrix text;        /* [text_tokens, hidden]: context_embedder applied, f32        */
+    const float  *modulation;  /* [steps, transformer_modulation_count]                        */
+    uint32_t      steps;
+};
+int64_t transformer_modulation_count(const struct transformer *transformer);
+struct modulation_request {
+    const float *sigmas; /* [steps] */
+    uint32_t     steps;
+    double       guidance;
+    struct matrix pooled; /* [1, pooled_width] */
+};
+void transformer_modulate(const struct transformer *transformer, struct backend *backend,
+                          const struct modulation_request *request, struct matrix modulation_out);
+/* text_out = context_embedder(states) */
+void transformer_embed_text(const struct transformer *transformer, struct backend *backend,
+                            struct matrix states, struct matrix text_out);
+
+struct transformer_tile {
+    const struct conditioning *conditioning;
+    int32_t                    h_tokens, w_tokens;
+    struct matrix              tokens;   /* [h * w, in_channels] f32  */
+    struct matrix              velocity; /* [h * w, out_channels] f32 */
+};
+void transformer_forward(const struct transformer *transformer, struct backend *backend,
+                         const struct transformer_tile *tiles, uint32_t count, uint32_t step);
+
+/* -------------------------------------------------------------------------------- scheduler */
+
+/* The model's rule for the shift exponent; see scheduler.c. */
+int scheduler_make(struct schedule *out, const struct scheduler_config *config,
+                   const struct schedule_request *request, struct err *err);
+
+#endif

@@ -1,0 +1,106 @@
+/*
+ * image.h - pixels and files of pixels.
+ *
+ * Rank 1.  Knows nothing of tiles or models.  Samples are sRGB-encoded RGB, interleaved, top row
+ * first; only png.c, tiff_read.c and bigtiff.c may know another order.
+ */
+#ifndef MURAL_IMAGE_H
+#define MURAL_IMAGE_H
+
+#include "base/base.h"
+
+/* A whole small picture in memory: a draft. */
+struct image {
+    int32_t   w, h;
+    uint16_t *rgb; /* [h, w, 3], 0..65535 */
+};
+
+enum { IMAGE_SIDE_MAX_PX = 16384, IMAGE_PIXELS_MAX = 64 * 1000 * 1000 };
+
+void image_close(struct image *image); /* frees rgb; safe on a zeroed struct */
+
+/* Read a PNG or TIFF draft: RGB, RGBA, grey or palette (PNG), 8 or 16 bits.  Everything else, and
+ * anything above the limits above, is refused with one sentence.  Alpha is composited on white.
+ * An embedded ICC profile is converted to sRGB. */
+int image_read(struct image *out, const char *path, struct err *err);
+
+/* One line of text stored with a picture. */
+struct image_text {
+    const char *key;   /* ASCII, 1..79 characters */
+    const char *value; /* UTF-8 */
+};
+
+/* Write `path` through path.part and a rename. bits: 8 or 16.  8 bits are rounded, not dithered. */
+struct png_request {
+    const char              *path;
+    int                      bits;
+    const struct image_text *texts; /* iTXt; may be NULL */
+    size_t                   text_count;
+};
+int png_write(const struct image *image, const struct png_request *request, struct err *err);
+
+/* ---------------------------------------------------------------------------------- upscale */
+
+/* The picture enlarged to (canvas_w, canvas_h) by separable Lanczos-3, as a function from rectangle
+ * to pixels: the enlarged picture is never stored, and a pixel's value does not depend on the
+ * rectangle that it was asked through.  Outside the canvas the edge is mirrored. */
+struct upscale;
+int  upscale_open(struct upscale **out, const struct image *source, int32_t canvas_w_px,
+                  int32_t canvas_h_px, struct err *err);
+void upscale_close(struct upscale *upscale);
+/* Fill rgb_out [h, w, 3] with values 0..1 (clamped).  Works rows in parallel; takes heap only for
+ * rows of its own which upscale_open sized for rectangles up to rect_w_max wide. */
+void upscale_rect(const struct upscale *upscale, int32_t x, int32_t y, int32_t w, int32_t h,
+                  float *rgb_out);
+
+/* ---------------------------------------------------------------------------------- bigtiff */
+
+enum tiff_codec { TIFF_NONE, TIFF_LZW, TIFF_DEFLATE, TIFF_ZSTD };
+
+struct bigtiff_request {
+    const char     *path;          /* final name; bytes go to path.part until finished    */
+    int32_t         w, h;
+    int             bits;          /* 8 or 16                                             */
+    enum tiff_codec codec;
+    int             level;         /* of deflate (1..12) or zstd (1..19); 0: default      */
+    double          dpi;           /* resolution tags, pixels per inch                    */
+    bool            pyramid;       /* halved levels as SubIFDs                            */
+    const char     *prompt;        /* UTF-8 or NULL                                       */
+    const char     *settings_json; /* what made the picture, or NULL: no metadata         */
+    const char     *software;      /* "mural 0.1.0"                                       */
+};
+
+/* A tiled BigTIFF, written top to bottom in bands.  Memory grows with the width and the band, never
+ * with the height. */
+struct bigtiff;
+enum { BIGTIFF_TILE_PX = 512 };
+
+int bigtiff_open(struct bigtiff **out, const struct bigtiff_request *request, struct err *err);
+/* Hand over the next `rows` rows: BIGTIFF_TILE_PX, or what is left at the bottom.
+ * `samples`: [rows, w, 3], uint8_t or uint16_t as `bits` says. Tiles are compressed in parallel. */
+int bigtiff_write_band(struct bigtiff *tiff, const void *samples, int32_t rows, struct err *err);
+/* Write directory and pyramid, fsync, read back and check every tile's place, rename to the final
+ * name. */
+int bigtiff_finish(struct bigtiff *tiff, struct err *err);
+/* Without a successful finish: removes the .part file.  NULL is fine. */
+void bigtiff_close(struct bigtiff *tiff);
+
+/* Bytes on disk that the file may need at worst. */
+uint64_t bigtiff_bytes_worst(const struct bigtiff_request *request);
+
+/* What is written in a poster or draft of ours. Strings are heap, freed by picture_info_close. */
+struct picture_info {
+    int32_t  w, h;
+    int      bits;
+    char     format[16];  /* "BigTIFF", "TIFF", "PNG" */
+    char     codec[16];
+    double   dpi;
+    bool     has_icc;
+    uint32_t levels;      /* 1 without a pyramid */
+    char    *settings_json; /* NULL when absent */
+    char    *prompt;        /* NULL when absent */
+};
+int  picture_info_read(struct picture_info *out, const char *path, struct err *err);
+void picture_info_close(struct picture_info *info);
+
+#endif
