@@ -1,8 +1,8 @@
 /*
  * backend.c - the one place where an operation is counted, performed and its failure kept.
  *
- * Owns nothing but the bookkeeping of struct backend; the arithmetic is behind its ops table.  The dry
- * backend lives here too: it is the absence of an ops table.
+ * Owns nothing but the bookkeeping of struct backend; the arithmetic is behind its ops table.  The
+ * dry backend lives here too: it is the absence of an ops table.
  *
  * Read next: backend_cpu.c.
  */
@@ -73,9 +73,13 @@ struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t ro
     uint64_t bytes = 0;
 
     must(rows >= 0 && cols >= 0);
-    must(mul_u64((uint64_t)rows, (uint64_t)cols, &bytes) && mul_u64(bytes, dtype_bytes(dtype), &bytes));
+    must(mul_u64((uint64_t)rows, (uint64_t)cols, &bytes) &&
+         mul_u64(bytes, dtype_bytes(dtype), &bytes));
     return (struct matrix){.data = arena_take(backend->arena, bytes, label),
-                           .dtype = dtype, .rows = rows, .cols = cols, .ld = cols};
+                           .dtype = dtype,
+                           .rows = rows,
+                           .cols = cols,
+                           .ld = cols};
 }
 
 /* Runs one operation unless this backend is dry or an earlier operation failed. */
@@ -93,15 +97,21 @@ static bool same_shape(struct matrix a, struct matrix b)
 
 void backend_upload(struct backend *backend, struct matrix target, const float *source)
 {
-    struct matrix from = {.data = (void *)(uintptr_t)source, .dtype = DTYPE_F32,
-                          .rows = target.rows, .cols = target.cols, .ld = target.cols};
+    struct matrix from = {.data = (void *)(uintptr_t)source,
+                          .dtype = DTYPE_F32,
+                          .rows = target.rows,
+                          .cols = target.cols,
+                          .ld = target.cols};
     PERFORM(copy, target, from);
 }
 
 void backend_download(struct backend *backend, float *target, struct matrix source)
 {
-    struct matrix to = {.data = target, .dtype = DTYPE_F32,
-                        .rows = source.rows, .cols = source.cols, .ld = source.cols};
+    struct matrix to = {.data = target,
+                        .dtype = DTYPE_F32,
+                        .rows = source.rows,
+                        .cols = source.cols,
+                        .ld = source.cols};
     PERFORM(copy, to, source);
 }
 
@@ -118,7 +128,8 @@ void backend_attention(struct backend *backend, const struct attention_request *
     must(request->q.cols == (int64_t)request->heads * request->dim);
     must(same_shape(request->q, request->out) && same_shape(request->k, request->v));
     must(request->k.cols == request->q.cols);
-    backend->flops += 4.0 * (double)request->q.rows * (double)request->k.rows * (double)request->q.cols;
+    backend->flops +=
+        4.0 * (double)request->q.rows * (double)request->k.rows * (double)request->q.cols;
     PERFORM(attention, request);
 }
 
@@ -143,7 +154,8 @@ void backend_rms_norm(struct backend *backend, struct matrix y, struct matrix x,
 }
 
 void backend_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                        const float *weight, const float *bias, int32_t groups, float eps, bool silu)
+                        const float *weight, const float *bias, int32_t groups, float eps,
+                        bool silu)
 {
     must(same_shape(y, x) && groups > 0 && x.cols % groups == 0);
     PERFORM(group_norm, y, x, weight, bias, groups, eps, silu);
@@ -197,11 +209,13 @@ void backend_conv2d(struct backend *backend, const struct conv_request *request)
     must(request->x.rows == (int64_t)request->in_h * request->in_w);
     must(request->w.rows == request->y.cols);
     must(request->w.cols == request->x.cols * request->size * request->size);
-    backend->flops += 2.0 * (double)request->y.rows * (double)request->w.rows * (double)request->w.cols;
+    backend->flops +=
+        2.0 * (double)request->y.rows * (double)request->w.rows * (double)request->w.cols;
     PERFORM(conv2d, request);
 }
 
-void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h, int32_t w)
+void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
+                       int32_t w)
 {
     must(y.rows == 4 * x.rows && y.cols == x.cols && x.rows == (int64_t)h * w);
     PERFORM(upsample2, y, x, h, w);

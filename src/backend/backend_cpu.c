@@ -43,7 +43,8 @@ static int cpu_rms_norm(struct backend *backend, struct matrix y, struct matrix 
 }
 
 static int cpu_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                          const float *weight, const float *bias, int32_t groups, float eps, bool silu)
+                          const float *weight, const float *bias, int32_t groups, float eps,
+                          bool silu)
 {
     k_group_norm_cpu(y, x, weight, bias, groups, eps, silu, backend->workspace);
     return 0;
@@ -56,7 +57,8 @@ static int cpu_add(struct backend *backend, struct matrix x, struct matrix y)
     return 0;
 }
 
-static int cpu_gate_add(struct backend *backend, struct matrix x, struct matrix y, const float *gate)
+static int cpu_gate_add(struct backend *backend, struct matrix x, struct matrix y,
+                        const float *gate)
 {
     (void)backend;
     k_gate_add_cpu(x, y, gate);
@@ -85,7 +87,8 @@ static int cpu_gather_rows(struct backend *backend, struct matrix y, struct matr
     return 0;
 }
 
-static int cpu_affine(struct backend *backend, struct matrix y, struct matrix x, float mul, float add)
+static int cpu_affine(struct backend *backend, struct matrix y, struct matrix x, float mul,
+                      float add)
 {
     (void)backend;
     k_affine_cpu(y, x, mul, add);
@@ -104,7 +107,8 @@ static int cpu_conv2d(struct backend *backend, const struct conv_request *reques
     return k_conv2d_cpu(request, backend->compute, backend->workspace);
 }
 
-static int cpu_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h, int32_t w)
+static int cpu_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
+                         int32_t w)
 {
     (void)backend;
     k_upsample2_cpu(y, x, h, w);
@@ -119,8 +123,8 @@ static int cpu_pack_latent(struct backend *backend, struct matrix tokens, const 
     return 0;
 }
 
-static int cpu_unpack_latent(struct backend *backend, float *latent, struct matrix tokens, int32_t h,
-                             int32_t w, int32_t channels)
+static int cpu_unpack_latent(struct backend *backend, float *latent, struct matrix tokens,
+                             int32_t h, int32_t w, int32_t channels)
 {
     (void)backend;
     k_unpack_latent_cpu(latent, tokens, h, w, channels);

@@ -1,8 +1,8 @@
 /*
  * err.c - one sentence per failure, written where it is detected.
  *
- * Owns the text of struct err and the stop on broken promises.  Never prints anything else and never
- * decides what happens next: that is the caller's.
+ * Owns the text of struct err and the stop on broken promises.  Never prints anything else and
+ * never decides what happens next: that is the caller's.
  *
  * Read next: os.c, the first user.
  */
@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-int err_set(struct err *err, enum err_code code, int sys, const char *where, const char *format, ...)
+int err_set(struct err *err, enum err_code code, int sys, const char *where, const char *format,
+            ...)
 {
     va_list args;
 
@@ -47,10 +48,17 @@ void err_context(struct err *err, const char *format, ...)
 const char *err_name(enum err_code code)
 {
     static const char *const names[] = {
-        [ERR_OK] = "ok",         [ERR_USAGE] = "usage",           [ERR_CONFIG] = "config",
-        [ERR_FORMAT] = "format", [ERR_IO] = "io",                 [ERR_HOST_MEM] = "host memory",
-        [ERR_DEVICE] = "device", [ERR_DEVICE_MEM] = "device memory", [ERR_NUMERIC] = "numeric",
-        [ERR_PEER] = "peer",     [ERR_CANCELLED] = "cancelled",
+        [ERR_OK] = "ok",
+        [ERR_USAGE] = "usage",
+        [ERR_CONFIG] = "config",
+        [ERR_FORMAT] = "format",
+        [ERR_IO] = "io",
+        [ERR_HOST_MEM] = "host memory",
+        [ERR_DEVICE] = "device",
+        [ERR_DEVICE_MEM] = "device memory",
+        [ERR_NUMERIC] = "numeric",
+        [ERR_PEER] = "peer",
+        [ERR_CANCELLED] = "cancelled",
     };
     if ((size_t)code >= ARRAY_COUNT(names)) return "unknown";
     return names[code];

@@ -29,7 +29,7 @@ out:
 
 static const char *kind_name(const json_t *value)
 {
-    static const char *const names[] = {"an object", "a list",  "a string", "a whole number",
+    static const char *const names[] = {"an object", "a list", "a string", "a whole number",
                                         "a number",  "a bool", "a bool",   "null"};
     return names[json_typeof(value)];
 }

@@ -34,7 +34,8 @@ static int call_ftruncate(int fd, int64_t bytes)
 {
     return ftruncate(fd, (off_t)bytes);
 }
-static void *call_mmap(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset)
+static void *call_mmap(void *address, size_t bytes, int protection, int flags, int fd,
+                       int64_t offset)
 {
     return mmap(address, bytes, protection, flags, fd, (off_t)offset);
 }
@@ -68,11 +69,13 @@ int os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, 
     char     words[32];
 
     if (!mul_u64(count, bytes_each, &bytes) || bytes > SIZE_MAX / 2)
-        RAISE(err, ERR_HOST_MEM, 0, "memory: %s needs %llu x %llu bytes, more than can be addressed",
-              what, (unsigned long long)count, (unsigned long long)bytes_each);
+        RAISE(err, ERR_HOST_MEM, 0,
+              "memory: %s needs %llu x %llu bytes, more than can be addressed", what,
+              (unsigned long long)count, (unsigned long long)bytes_each);
     memory = os.calloc(1, bytes == 0 ? 1 : (size_t)bytes);
     if (memory == NULL)
-        RAISE(err, ERR_HOST_MEM, errno, "memory: no %s for %s; close other programs or ask for less",
+        RAISE(err, ERR_HOST_MEM, errno,
+              "memory: no %s for %s; close other programs or ask for less",
               text_bytes(words, sizeof words, bytes), what);
     *out = memory;
 out:
@@ -112,19 +115,21 @@ int os_close(int fd, const char *path, struct err *err)
 {
     int rc = ERR_OK;
 
-    if (os.close(fd) != 0) RAISE(err, ERR_IO, errno, "cannot close '%s': %s", path, strerror(errno));
+    if (os.close(fd) != 0)
+        RAISE(err, ERR_IO, errno, "cannot close '%s': %s", path, strerror(errno));
 out:
     return rc;
 }
 
-int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path, struct err *err)
+int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path,
+               struct err *err)
 {
     int      rc = ERR_OK;
     uint64_t done = 0;
 
     while (done < bytes) {
-        int64_t got = os.pread(fd, (char *)x_out + done, (size_t)(bytes - done),
-                               (int64_t)(offset + done));
+        int64_t got =
+            os.pread(fd, (char *)x_out + done, (size_t)(bytes - done), (int64_t)(offset + done));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0)
             RAISE(err, ERR_IO, errno, "cannot read '%s' at byte %llu: %s", path,
@@ -145,8 +150,8 @@ int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const ch
     uint64_t done = 0;
 
     while (done < bytes) {
-        int64_t put = os.pwrite(fd, (const char *)x + done, (size_t)(bytes - done),
-                                (int64_t)(offset + done));
+        int64_t put =
+            os.pwrite(fd, (const char *)x + done, (size_t)(bytes - done), (int64_t)(offset + done));
         if (put < 0 && errno == EINTR) continue;
         if (put < 0)
             RAISE(err, ERR_IO, errno, "cannot write '%s' at byte %llu: %s", path,
@@ -264,7 +269,8 @@ static int file_size(uint64_t *bytes_out, int fd, const char *path, struct err *
     int         rc = ERR_OK;
     struct stat about;
 
-    if (fstat(fd, &about) != 0) RAISE(err, ERR_IO, errno, "cannot look at '%s': %s", path, strerror(errno));
+    if (fstat(fd, &about) != 0)
+        RAISE(err, ERR_IO, errno, "cannot look at '%s': %s", path, strerror(errno));
     if (!S_ISREG(about.st_mode)) RAISE(err, ERR_IO, 0, "'%s' is not a file", path);
     *bytes_out = (uint64_t)about.st_size;
 out:
@@ -281,7 +287,8 @@ int os_map_open(struct os_map *out, const char *path, struct err *err)
     TRY(file_size(&bytes, fd, path, err));
     if (bytes > 0) {
         data = os.mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED) RAISE(err, ERR_IO, errno, "cannot map '%s': %s", path, strerror(errno));
+        if (data == MAP_FAILED)
+            RAISE(err, ERR_IO, errno, "cannot map '%s': %s", path, strerror(errno));
     }
     out->data = data;
     out->bytes = bytes;

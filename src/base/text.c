@@ -55,7 +55,8 @@ uint32_t text_distance(const char *a, const char *b)
     size_t   a_length = strlen(a), b_length = strlen(b);
 
     if (a_length > LONGEST || b_length > LONGEST) return UINT32_MAX;
-    for (size_t j = 0; j <= b_length; j++) row[j] = (uint32_t)j;
+    for (size_t j = 0; j <= b_length; j++)
+        row[j] = (uint32_t)j;
     for (size_t i = 1; i <= a_length; i++) {
         uint32_t diagonal = row[0];
         row[0] = (uint32_t)i;

@@ -1,12 +1,12 @@
 /*
  * arena.c - a stack of bytes in one reserved range of addresses.
  *
- * Owns the range: reserved once, committed in pieces as the stack grows, given back at close.  Knows
- * nothing of what is stored.  Invariants: taken <= peak; in a real arena taken <= committed <= limit;
- * after the seal, committed never changes again.
+ * Owns the range: reserved once, committed in pieces as the stack grows, given back at close. Knows
+ * nothing of what is stored.  Invariants: taken <= peak; in a real arena taken <= committed <=
+ * limit; after the seal, committed never changes again.
  *
- * A dry arena is the same arithmetic over addresses that belong to nobody: its base lies outside what
- * a process can map, so that a read or write by mistake stops at once.
+ * A dry arena is the same arithmetic over addresses that belong to nobody: its base lies outside
+ * what a process can map, so that a read or write by mistake stops at once.
  */
 #include "memory/memory.h"
 
@@ -16,8 +16,9 @@
 
 enum { ALIGNMENT = 64 };
 
-static const uint64_t  COMMIT_STEP = 2u << 20;           /* a huge page */
-static const uintptr_t DRY_BASE = (uintptr_t)1 << 60; /* no canonical address on any 64-bit CPU of today */
+static const uint64_t  COMMIT_STEP = 2u << 20; /* a huge page */
+static const uintptr_t DRY_BASE = (uintptr_t)1
+                                  << 60; /* no canonical address on any 64-bit CPU of today */
 
 struct arena {
     char    *base;
@@ -35,8 +36,8 @@ int arena_open(struct arena **out, uint64_t limit_bytes, struct err *err)
     must(limit_bytes > 0 && limit_bytes < UINT64_MAX / 4);
     TRY(os_alloc((void **)&arena, 1, sizeof *arena, "an arena", err));
     arena->limit = (uint64_t)round_up_i64((int64_t)limit_bytes, (int64_t)COMMIT_STEP);
-    base = os.mmap(NULL, (size_t)arena->limit, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
+    base = os.mmap(NULL, (size_t)arena->limit, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
         RAISE(err, ERR_HOST_MEM, errno, "memory: cannot reserve %s of addresses: %s",
               text_bytes(words, sizeof words, arena->limit), strerror(errno));
@@ -78,7 +79,8 @@ static int commit(struct arena *arena, uint64_t bytes, struct err *err)
     if (target <= arena->committed) goto out;
     if (target > arena->limit)
         RAISE(err, ERR_HOST_MEM, 0, "memory: %s are needed, but the limit is %s",
-              text_bytes(words, sizeof words, target), text_bytes(limit, sizeof limit, arena->limit));
+              text_bytes(words, sizeof words, target),
+              text_bytes(limit, sizeof limit, arena->limit));
     if (os.mprotect(arena->base + arena->committed, (size_t)(target - arena->committed),
                     PROT_READ | PROT_WRITE) != 0)
         RAISE(err, ERR_HOST_MEM, errno, "memory: cannot commit %s: %s",

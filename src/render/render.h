@@ -1,0 +1,107 @@
+/*
+ * render.h - the life of one picture: draft, tiles, file.
+ *
+ * Rank 5.  Sees geometry, pixels and settings, and paints through struct painter: it knows neither
+ * the engine nor devices.
+ */
+#ifndef MURAL_RENDER_H
+#define MURAL_RENDER_H
+
+#include "base/base.h"
+#include "config/config.h"
+#include "image/image.h"
+#include "tiling/tiling.h"
+
+/* What is the same for all rectangles of one stage (a draft, or the tiles of a poster). */
+struct painter_stage {
+    const char *prompt;
+    double      guidance;
+    uint32_t    steps;
+    int64_t     tokens;      /* of one rectangle of this stage                                 */
+    double      sigma_start; /* 1: from pure noise; below: from an encoded picture             */
+    double      strength;    /* > 0: the reference image-to-image rule instead of sigma_start  */
+    double      mu, mu_max;  /* shift exponent: fixed, or bounded; 0: the model's rule         */
+};
+
+struct painter_tile {
+    int32_t      w_px, h_px;
+    const float *latent;   /* [h / 8, w / 8, channels] */
+    float       *velocity; /* out, same shape */
+};
+
+struct painter_noise {
+    uint64_t        seed;
+    uint32_t        purpose; /* 0 draft, 1 tile */
+    struct lat_rect rect;    /* on the canvas of this stage */
+};
+
+/* Who can paint?  The primitives that every way of rendering is made of: a loop over tiles now, all
+ * tiles of a canvas together per step later.  One stage is in use at a time. */
+struct painter {
+    void   *self;
+    int32_t channels; /* of a latent cell */
+
+    /* Encode the prompt and fix the noise levels; how many steps will be run. */
+    int (*begin)(void *self, const struct painter_stage *stage, uint32_t *steps_out, struct err *err);
+    void (*end)(void *self);
+
+    void (*noise)(void *self, const struct painter_noise *request, float *noise_out);
+    /* [h, w, 3] 0..1 -> latent */
+    int (*encode)(void *self, const float *rgb, int32_t w_px, int32_t h_px, float *latent_out,
+                  struct err *err);
+    /* Latent at the first noise level of the stage; without a picture its content counts for nothing. */
+    void (*start)(void *self, float *latent, const float *noise, int64_t count);
+    int (*predict)(void *self, const struct painter_tile *tiles, uint32_t count, uint32_t step,
+                   struct err *err);
+    /* latent moves from noise level `step` to the next along the velocity */
+    void (*advance)(void *self, uint32_t step, float *latent, const float *velocity, int64_t count);
+    /* latent -> [h, w, 3], about 0..1 */
+    int (*decode)(void *self, const float *latent, int32_t w_px, int32_t h_px, float *rgb_out,
+                  struct err *err);
+};
+
+/* Sizes and settings of one job, fixed before anything is painted. */
+struct render_plan {
+    struct grid  grid;
+    int32_t      draft_w_px, draft_h_px;
+    uint64_t     spool_bytes, output_bytes_worst;
+    uint64_t     host_bytes;   /* of render's own buffers, blend and file included */
+};
+int render_plan_make(struct render_plan *out, const struct config *config, struct err *err);
+/* Room on the disk that `output` goes to. */
+int render_disk_free(uint64_t *bytes_out, const char *output, struct err *err);
+/* Noise levels and sizes of the two stages, as the painter will get them. */
+struct painter_stage render_draft_stage(const struct config *config, const struct render_plan *plan);
+struct painter_stage render_tile_stage(const struct config *config, const struct render_plan *plan);
+
+struct render_progress {
+    const char *phase;          /* "draft", "tiles", "file" */
+    uint32_t    tiles_done, tiles_total;
+    uint32_t    step, steps;    /* of the rectangle in work */
+    double      fraction;       /* of the job's arithmetic, 0..1 */
+};
+/* Non-zero: stop cleanly. */
+typedef int (*render_progress_fn)(const struct render_progress *progress, void *user);
+
+/* Relative cost of the primitives, so that progress means time. */
+struct render_costs {
+    double draft_predict, draft_decode, encode, predict, decode, prompt;
+};
+
+struct render_request {
+    const struct config      *config;
+    const struct render_plan *plan;
+    const struct painter     *painter;
+    struct render_costs       costs;
+    const char               *settings_json; /* for the file's metadata */
+    const char               *software;
+    render_progress_fn        progress;      /* may be NULL */
+    void                     *user;
+};
+
+/* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster. */
+int render_poster(const struct render_request *request, struct err *err);
+/* config.count drafts as PNG, and a contact sheet of them when there are several. */
+int render_drafts(const struct render_request *request, struct err *err);
+
+#endif

@@ -1,0 +1,98 @@
+#!/bin/bash
+# run.sh - everything that `make test` promises, in order; ends with one line of counts.
+#
+# use: run.sh MAKE.  Each stage builds what it needs, so a stage that does not compile counts as one
+# failure and the others still run.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+make=${1:-make}
+jobs=$(nproc)
+passed=0 failed=0 skipped=0
+log=build/test-logs
+mkdir -p "$log"
+
+stage() { echo; echo "== $1"; }
+
+fail() { failed=$((failed + 1)); echo "FAIL $1"; }
+
+# One cmocka program in TAP; its cases are counted one by one.
+run_cases() { # program, environment...
+    local program=$1 out ok bad skip code
+    out=$log/$(echo "$program" | tr / _).log
+    shift
+    env CMOCKA_MESSAGE_OUTPUT=TAP "$@" timeout 600 "$program" >"$out" 2>&1
+    code=$?
+    skip=$(grep -cE '^ok .*# SKIP' "$out")
+    ok=$(($(grep -cE '^ok ' "$out") - skip))
+    bad=$(grep -cE '^not ok ' "$out")
+    if [ "$code" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+    if [ "$code" = 0 ] && [ $((ok + skip + bad)) = 0 ]; then bad=1; fi
+    passed=$((passed + ok)) skipped=$((skipped + skip)) failed=$((failed + bad))
+    if [ "$bad" != 0 ]; then
+        echo "FAIL $program ($bad), exit $code"
+        grep -vE '^ok ' "$out" | tail -30
+    else
+        echo "ok   ${program#build/} ($ok$([ "$skip" = 0 ] || echo ", $skip skipped"))"
+    fi
+}
+
+# A script that ends with "N passed, N failed, N skipped".
+run_script() { # name, command...
+    local name=$1 line
+    shift
+    timeout 1200 "$@" >"$log/$name.log" 2>&1
+    line=$(grep -E '[0-9]+ passed, [0-9]+ failed' "$log/$name.log" | tail -1)
+    if [[ $line =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed(,\ ([0-9]+)\ skipped)? ]]; then
+        passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+        skipped=$((skipped + ${BASH_REMATCH[4]:-0}))
+        [ "${BASH_REMATCH[2]}" = 0 ] && echo "ok   $name ($line)" || { echo "FAIL $name"; tail -40 "$log/$name.log"; }
+    else
+        fail "$name: no result"
+        tail -40 "$log/$name.log"
+    fi
+}
+
+build() { # variant, goal...
+    local variant=$1
+    shift
+    "$make" --no-print-directory -k -j"$jobs" SAN="$variant" "$@" >"$log/build-${variant:-release}.log" 2>&1 ||
+        { fail "build ${variant:-release}"; grep -E 'error|Error' "$log/build-${variant:-release}.log" | head -20; }
+}
+
+programs() { # variant folder
+    find "build/$1/tests/unit" "build/$1/tests/kernels" "build/$1/tests/parity" -maxdepth 1 \
+        -type f -executable 2>/dev/null | sort
+}
+
+stage "lint"
+run_script layers tests/lint/layers.sh
+run_script tidy tests/lint/tidy.sh
+
+stage "unit, kernels, parity"
+build "" checks
+for program in $(programs release); do run_cases "$program"; done
+
+stage "command line"
+run_script cli env MURAL="$PWD/build/release/mural" tests/cli/run.sh
+
+stage "the same with AddressSanitizer and UndefinedBehaviorSanitizer"
+build address checks fuzz
+for program in $(programs address); do
+    run_cases "$program" ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=tests/lsan.supp
+done
+run_script cli-sanitized env MURAL="$PWD/build/address/mural" LSAN_OPTIONS=suppressions="$PWD/tests/lsan.supp" tests/cli/run.sh
+
+stage "short fuzzing"
+for target in build/address/tests/fuzz/fuzz_*; do
+    [ -x "$target" ] && [[ $target != *.* ]] || continue
+    name=$(basename "$target")
+    if LSAN_OPTIONS=suppressions=tests/lsan.supp timeout 120 "$target" "tests/fuzz/corpus/${name#fuzz_}" 20000 >"$log/$name.log" 2>&1; then
+        passed=$((passed + 1)); echo "ok   $(tail -1 "$log/$name.log")"
+    else
+        fail "$name"; tail -30 "$log/$name.log"
+    fi
+done
+
+echo
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
