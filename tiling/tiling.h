@@ -32,7 +32,7 @@ struct lat_rect lat_rect_from_px(struct px_rect px); /* px must lie on whole lat
 /* ------------------------------------------------------------------------------------ grid */
 
 enum grid_fit {
-    GRID_EVEN, /* equal tiles, none above the limit, as small as the overlap allows      */
+    GRID_EVEN, /* equal tiles of 64 px to the limit, as small as the overlap allows      */
     GRID_EXACT /* tiles of exactly the limit; stride = limit - overlap; last ones flush  */
 };
 
@@ -61,7 +61,7 @@ static inline uint64_t grid_count(const struct grid *grid)
 {
     return (uint64_t)grid->cols * grid->rows;
 }
-int32_t        grid_col_x(const struct grid *grid, uint32_t col); /* left edge of a column of tiles */
+int32_t        grid_col_x(const struct grid *grid, uint32_t col); /* left edge of its tiles */
 int32_t        grid_row_y(const struct grid *grid, uint32_t row);
 struct px_rect grid_tile(const struct grid *grid, uint32_t col, uint32_t row);
 /* Rows of tiles that touch picture rows [y, y + h): first in *first_out, returns how many. */
@@ -72,10 +72,11 @@ uint32_t grid_rows_touching(const struct grid *grid, int32_t y, int32_t h, uint3
 enum { FEATHER_TOTAL = 4096 }; /* what the windows of one axis sum to at every pixel */
 
 /* Fill window[0..length) with the weight of tile `index` along one axis at its own pixels.
- * Whole numbers in 0..FEATHER_TOTAL.  At every pixel of the axis the weights of all tiles that cover
- * it sum to exactly FEATHER_TOTAL, and at most two of them are not zero.  The ramp (smootherstep) is
- * as wide as the requested overlap and stands in the middle of the real one, so that what lies close
- * to a tile's edge does not count. */
+ * Whole numbers in 0..FEATHER_TOTAL.  At every pixel of the axis the weights of all tiles that
+ * cover it sum to exactly FEATHER_TOTAL, and at most two of them are not zero.  The ramp
+ * (smootherstep) is as wide as the requested overlap, or narrower where it would meet the next one,
+ * and stands in the middle of the real overlap, so that what lies close to a tile's edge does not
+ * count. */
 void feather_cols(uint16_t *window_out, const struct grid *grid, uint32_t col);
 void feather_rows(uint16_t *window_out, const struct grid *grid, uint32_t row);
 
@@ -86,7 +87,8 @@ void feather_rows(uint16_t *window_out, const struct grid *grid, uint32_t row);
 struct blend_band;
 
 /* `rows_max`: the most rows that a band will ever hold. */
-int  blend_open(struct blend_band **out, const struct grid *grid, int32_t rows_max, struct err *err);
+int  blend_open(struct blend_band **out, const struct grid *grid, int32_t rows_max,
+                struct err *err);
 void blend_close(struct blend_band *band);
 
 /* Empty the band and move it to canvas rows [top_px, top_px + rows). */
@@ -99,7 +101,8 @@ void blend_add(struct blend_band *band, uint32_t col, uint32_t row, const uint16
 
 /* Read finished rows, once every tile that touches the band was added.
  * x_out is [rows, canvas_w_px, 3].  16-bit: rounded to nearest.  8-bit: from the full precision of
- * the sums with a fixed triangular dither keyed by the pixel's place on the canvas. */
+ * the sums with a fixed triangular dither keyed by the pixel's place on the canvas; a value that is
+ * an 8-bit level exactly (a multiple of 257) comes out as that level everywhere. */
 void blend_read_u16(const struct blend_band *band, uint16_t *x_out);
 void blend_read_u8(const struct blend_band *band, uint8_t *x_out);
 

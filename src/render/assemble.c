@@ -1,20 +1,23 @@
 /*
  * assemble.c - from finished tiles to the poster's file, one band of rows at a time.
  *
- * Owns the order of reading; memory is one band, whatever the height of the canvas.  A band is as
- * high as a row of the file's own tiles, so every band is handed over once and never revisited.
+ * Owns the order of reading.  The file takes bands as high as a row of its own tiles; sums of 24
+ * bytes a pixel are kept for a few of those rows at a time only, so memory is small and the same
+ * for every height of the canvas.
  */
 #include "render/render_int.h"
 
+enum { SUM_ROWS = 64 };
+
 struct bench {
-    struct blend_band *band;
-    uint16_t          *tile_rows; /* [BIGTIFF_TILE_PX, tile_w, 3] */
-    void              *samples;   /* [BIGTIFF_TILE_PX, canvas_w, 3] of 8 or 16 bits */
+    struct blend_band *band;      /* SUM_ROWS rows of sums */
+    uint16_t          *tile_rows; /* [SUM_ROWS, tile_w, 3] */
+    char              *samples;   /* [BIGTIFF_TILE_PX, canvas_w, 3] of 8 or 16 bits */
 };
 
 static uint64_t tile_row_samples(const struct grid *grid)
 {
-    return (uint64_t)BIGTIFF_TILE_PX * (uint64_t)grid->tile_w_px * 3;
+    return (uint64_t)SUM_ROWS * (uint64_t)grid->tile_w_px * 3;
 }
 
 static uint64_t band_samples(const struct grid *grid)
@@ -24,7 +27,7 @@ static uint64_t band_samples(const struct grid *grid)
 
 uint64_t assemble_bytes(const struct grid *grid, int bits)
 {
-    return blend_bytes(grid, BIGTIFF_TILE_PX) + tile_row_samples(grid) * sizeof(uint16_t) +
+    return blend_bytes(grid, SUM_ROWS) + tile_row_samples(grid) * sizeof(uint16_t) +
            band_samples(grid) * (uint64_t)(bits / 8);
 }
 
@@ -32,11 +35,11 @@ static int bench_init(struct bench *bench, const struct grid *grid, int bits, st
 {
     int rc = ERR_OK;
 
-    TRY(blend_open(&bench->band, grid, BIGTIFF_TILE_PX, err));
+    TRY(blend_open(&bench->band, grid, SUM_ROWS, err));
     TRY(os_alloc((void **)&bench->tile_rows, tile_row_samples(grid), sizeof(uint16_t), "tile rows",
                  err));
-    TRY(os_alloc(&bench->samples, band_samples(grid), (uint64_t)(bits / 8), "a band of the poster",
-                 err));
+    TRY(os_alloc((void **)&bench->samples, band_samples(grid), (uint64_t)(bits / 8),
+                 "a band of the poster", err));
 out:
     return rc;
 }
@@ -65,12 +68,33 @@ out:
     return rc;
 }
 
+/* Blend canvas rows [top, top + rows) into samples_out, at most SUM_ROWS of them. */
+static int blend_rows(struct bench *bench, struct spool *spool,
+                      const struct render_request *request, int32_t top, int32_t rows,
+                      char *samples_out, struct err *err)
+{
+    int                rc = ERR_OK;
+    const struct grid *grid = &request->plan->grid;
+    uint32_t           first_row, row_count = grid_rows_touching(grid, top, rows, &first_row);
+
+    blend_begin(bench->band, top, rows);
+    for (uint32_t row = first_row; row < first_row + row_count; row++)
+        TRY(add_tile_row(bench, spool, grid, row, top, rows, err));
+    if (request->config->bits == 16)
+        blend_read_u16(bench->band, (uint16_t *)(void *)samples_out);
+    else
+        blend_read_u8(bench->band, (uint8_t *)samples_out);
+out:
+    return rc;
+}
+
 int assemble_poster(const struct render_request *request, struct spool *spool, struct meter *meter,
                     struct err *err)
 {
     int                    rc = ERR_OK;
     const struct config   *config = request->config;
     const struct grid     *grid = &request->plan->grid;
+    size_t                 row_bytes = (size_t)grid->canvas_w_px * 3 * (size_t)(config->bits / 8);
     struct bench           bench = {0};
     struct bigtiff        *file = NULL;
     struct bigtiff_request file_request;
@@ -84,17 +108,14 @@ int assemble_poster(const struct render_request *request, struct spool *spool, s
 
     meter->now.phase = "file";
     for (int32_t top = 0; top < grid->canvas_h_px; top += BIGTIFF_TILE_PX) {
-        int32_t  rows = (int32_t)min_i64(BIGTIFF_TILE_PX, grid->canvas_h_px - top);
-        uint32_t first_row, row_count = grid_rows_touching(grid, top, rows, &first_row);
+        int32_t band = (int32_t)min_i64(BIGTIFF_TILE_PX, grid->canvas_h_px - top);
 
-        blend_begin(bench.band, top, rows);
-        for (uint32_t row = first_row; row < first_row + row_count; row++)
-            TRY(add_tile_row(&bench, spool, grid, row, top, rows, err));
-        if (config->bits == 16)
-            blend_read_u16(bench.band, bench.samples);
-        else
-            blend_read_u8(bench.band, bench.samples);
-        TRY(bigtiff_write_band(file, bench.samples, rows, err));
+        for (int32_t done = 0; done < band; done += SUM_ROWS) {
+            int32_t rows = (int32_t)min_i64(SUM_ROWS, band - done);
+            TRY(blend_rows(&bench, spool, request, top + done, rows,
+                           bench.samples + (size_t)done * row_bytes, err));
+        }
+        TRY(bigtiff_write_band(file, bench.samples, band, err));
         TRY(meter_advance(meter, 0, err));
     }
     TRY(bigtiff_finish(file, err));

@@ -1,0 +1,417 @@
+/*
+ * test_render.c - the whole path from draft to file with a painter that loses nothing.
+ *
+ * The fake painter's latent holds all 192 samples of an 8 x 8 px cell, so a poster must come out as
+ * the enlarged draft, to the bit: anything else is a mistake of tiles, blend, store or file.
+ */
+#include "../test.h"
+
+#include "render/render.h"
+
+#include <errno.h>
+#include <math.h>
+#include <tiffio.h>
+
+enum { CHANNELS = 192 };
+
+struct fake {
+    int begun, ended, noises, predictions;
+    int fail_at; /* the n-th prediction fails; 0: none */
+};
+
+static int fake_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out, struct err *err)
+{
+    (void)err;
+    ((struct fake *)self)->begun++;
+    *steps_out = stage->steps;
+    return ERR_OK;
+}
+static void fake_end(void *self)
+{
+    ((struct fake *)self)->ended++;
+}
+/* Noise that is a picture, by its place on the canvas, so that drafts are smooth and known. */
+static void fake_noise(void *self, const struct painter_noise *request, float *out)
+{
+    const struct lat_rect *r = &request->rect;
+
+    ((struct fake *)self)->noises++;
+    for (int32_t y = 0; y < r->h; y++)
+        for (int32_t x = 0; x < r->w; x++)
+            for (int32_t k = 0; k < CHANNELS; k++) {
+                int32_t px = (r->x + x) * 8 + k % 24 / 3, py = (r->y + y) * 8 + k / 24;
+                out[((size_t)y * (size_t)r->w + (size_t)x) * CHANNELS + (size_t)k] =
+                    0.5f + 0.4f * sinf(0.05f * (float)px + 0.03f * (float)py * (float)(1 + k % 3) +
+                                       (float)request->seed);
+            }
+}
+static void to_latent(const float *rgb, int32_t w, int32_t h, float *latent, bool back)
+{
+    for (int32_t y = 0; y < h; y++)
+        for (int32_t x = 0; x < w; x++)
+            for (int32_t c = 0; c < 3; c++) {
+                size_t cell = (size_t)(y / 8) * (size_t)(w / 8) + (size_t)(x / 8);
+                size_t at = cell * CHANNELS + (size_t)(y % 8 * 24 + x % 8 * 3 + c);
+                size_t pixel = ((size_t)y * (size_t)w + (size_t)x) * 3 + (size_t)c;
+                if (back)
+                    ((float *)(uintptr_t)rgb)[pixel] = latent[at];
+                else
+                    latent[at] = rgb[pixel];
+            }
+}
+static int fake_encode(void *self, const float *rgb, int32_t w, int32_t h, float *latent, struct err *err)
+{
+    (void)self, (void)err;
+    to_latent(rgb, w, h, latent, false);
+    return ERR_OK;
+}
+static int fake_decode(void *self, const float *latent, int32_t w, int32_t h, float *rgb, struct err *err)
+{
+    (void)self, (void)err;
+    to_latent(rgb, w, h, (float *)(uintptr_t)latent, true);
+    return ERR_OK;
+}
+/* A draft starts from its noise; a tile keeps its picture. */
+static void fake_start(void *self, float *latent, const float *noise, int64_t count)
+{
+    if (((struct fake *)self)->begun == 1)
+        memcpy(latent, noise, (size_t)count * sizeof *latent);
+}
+static int fake_predict(void *self, const struct painter_tile *tiles, uint32_t count, uint32_t step,
+                        struct err *err)
+{
+    struct fake *fake = self;
+    int          rc = ERR_OK;
+
+    (void)step;
+    assert_int_equal(count, 1);
+    if (++fake->predictions == fake->fail_at) RAISE(err, ERR_NUMERIC, 0, "3 values are NaN");
+    memset(tiles->velocity, 0, (size_t)(tiles->w_px / 8) * (size_t)(tiles->h_px / 8) * CHANNELS * 4);
+out:
+    return rc;
+}
+static void fake_advance(void *self, uint32_t step, float *latent, const float *velocity, int64_t count)
+{
+    (void)self, (void)step;
+    for (int64_t i = 0; i < count; i++) latent[i] += velocity[i];
+}
+
+static struct painter painter_of(struct fake *fake)
+{
+    return (struct painter){.self = fake, .channels = CHANNELS, .begin = fake_begin, .end = fake_end,
+                            .noise = fake_noise, .encode = fake_encode, .start = fake_start,
+                            .predict = fake_predict, .advance = fake_advance, .decode = fake_decode};
+}
+
+struct story {
+    char                  folder[200];
+    struct config         config;
+    struct render_plan    plan;
+    struct fake           fake;
+    struct painter        painter;
+    struct render_request request;
+};
+
+static int stop_after;
+static int count_down(const struct render_progress *progress, void *user)
+{
+    (void)user;
+    assert_true(progress->fraction >= 0 && progress->fraction <= 1);
+    return stop_after > 0 && --stop_after == 0;
+}
+
+static void story_open(struct story *story, const char *fit, int bits)
+{
+    struct err err = {0};
+
+    memset(story, 0, sizeof *story);
+    config_defaults(&story->config);
+    scratch_make(story->folder, sizeof story->folder);
+    (void)snprintf(story->config.output, sizeof story->config.output, "%s/poster.tif", story->folder);
+    (void)snprintf(story->config.prompt, sizeof story->config.prompt, "a test");
+    (void)snprintf(story->config.fit, sizeof story->config.fit, "%s", fit);
+    story->config.width_px = 713;
+    story->config.height_px = 1100;
+    story->config.tile_px = 256;
+    story->config.overlap_px = 48;
+    story->config.draft_px = 128;
+    story->config.draft_steps = 2;
+    story->config.steps = 3;
+    story->config.bits = bits;
+    ASSERT_OK(render_plan_make(&story->plan, &story->config, &err));
+    story->painter = painter_of(&story->fake);
+    story->request = (struct render_request){
+        .config = &story->config, .plan = &story->plan, .painter = &story->painter,
+        .costs = {1, 1, 1, 1, 1, 1}, .settings_json = "{\"seed\":42}", .software = "mural test",
+        .progress = count_down};
+}
+
+static void story_close(struct story *story)
+{
+    scratch_remove(story->folder);
+}
+
+/* All samples of the poster, [h, w, 3], widened to 16 bits. */
+static uint16_t *read_poster(const char *path, int32_t w, int32_t h, int bits)
+{
+    TIFF     *file = TIFFOpen(path, "r");
+    uint32_t  tile = BIGTIFF_TILE_PX, file_w = 0, file_h = 0;
+    uint16_t *out = malloc((size_t)w * (size_t)h * 6);
+    void     *buffer;
+
+    assert_non_null(file);
+    assert_non_null(out);
+    (void)TIFFGetField(file, TIFFTAG_IMAGEWIDTH, &file_w);
+    (void)TIFFGetField(file, TIFFTAG_IMAGELENGTH, &file_h);
+    assert_int_equal(file_w, w);
+    assert_int_equal(file_h, h);
+    buffer = malloc((size_t)TIFFTileSize(file));
+    for (uint32_t ty = 0; ty < file_h; ty += tile)
+        for (uint32_t tx = 0; tx < file_w; tx += tile) {
+            assert_true(TIFFReadTile(file, buffer, tx, ty, 0, 0) > 0);
+            for (uint32_t y = ty; y < ty + tile && y < file_h; y++)
+                for (uint32_t k = 0; k < 3 * tile && 3 * tx + k < 3 * file_w; k++) {
+                    size_t at = (size_t)(y - ty) * 3 * tile + k;
+                    out[(size_t)y * 3 * file_w + 3 * tx + k] =
+                        bits == 16 ? ((uint16_t *)buffer)[at] : (uint16_t)(257 * ((uint8_t *)buffer)[at]);
+                }
+        }
+    free(buffer);
+    TIFFClose(file);
+    return out;
+}
+
+/* What the poster must be: the draft enlarged, rounded. */
+static uint16_t *expected_poster(const struct image *draft, int32_t w, int32_t h)
+{
+    struct err      err = {0};
+    struct upscale *guide = NULL;
+    float          *rgb = malloc((size_t)w * (size_t)h * 12);
+    uint16_t       *out = malloc((size_t)w * (size_t)h * 6);
+
+    ASSERT_OK(upscale_open(&guide, draft, w, h, &err));
+    upscale_rect(guide, 0, 0, w, h, rgb);
+    for (size_t i = 0; i < (size_t)w * (size_t)h * 3; i++) out[i] = (uint16_t)(rgb[i] * 65535.0f + 0.5f);
+    upscale_close(guide);
+    free(rgb);
+    return out;
+}
+
+static void lossless_painter_gives_back_the_enlarged_draft(const char *fit)
+{
+    struct story story;
+    struct err   err = {0};
+    struct image draft = {0};
+    char         draft_path[256];
+
+    story_open(&story, fit, 16);
+    (void)snprintf(draft_path, sizeof draft_path, "%s/draft.png", story.folder);
+    (void)snprintf(story.config.draft, sizeof story.config.draft, "%s", draft_path);
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_int_equal(story.fake.begun, 2);
+    assert_int_equal(story.fake.predictions, 2 + 3 * (int)grid_count(&story.plan.grid));
+
+    /* The poster again, from the draft's own painter noise at full precision. */
+    struct image known = {.w = story.plan.draft_w_px, .h = story.plan.draft_h_px};
+    size_t       samples = (size_t)known.w * (size_t)known.h * 3;
+    float       *latent = malloc(samples * 4), *rgb = malloc(samples * 4);
+    struct painter_noise noise = {.seed = 42, .rect = {0, 0, known.w / 8, known.h / 8}};
+    fake_noise(&story.fake, &noise, latent);
+    to_latent(rgb, known.w, known.h, latent, true);
+    known.rgb = malloc(samples * 2);
+    for (size_t i = 0; i < samples; i++) known.rgb[i] = (uint16_t)(rgb[i] * 65535.0f + 0.5f);
+    ASSERT_OK(image_read(&draft, draft_path, &err));
+    for (size_t i = 0; i < samples; i++)
+        if (abs(draft.rgb[i] - known.rgb[i]) > 129) fail_msg("the kept draft differs at sample %zu", i);
+
+    uint16_t *want = expected_poster(&known, 713, 1100), *got = read_poster(story.config.output, 713, 1100, 16);
+    for (size_t i = 0; i < (size_t)713 * 1100 * 3; i++)
+        if (want[i] != got[i])
+            fail_msg("sample %zu is %u, not %u", i, got[i], want[i]);
+    assert_int_equal(scratch_count(story.folder), 2); /* poster and draft, nothing else */
+    free(want);
+    free(got);
+    free(latent);
+    free(rgb);
+    image_close(&known);
+    image_close(&draft);
+    story_close(&story);
+}
+
+static void even_tiles_give_back_the_enlarged_draft(void **state)
+{
+    (void)state;
+    lossless_painter_gives_back_the_enlarged_draft("even");
+}
+static void exact_tiles_give_back_the_enlarged_draft(void **state)
+{
+    (void)state;
+    lossless_painter_gives_back_the_enlarged_draft("exact");
+}
+
+static void eight_bits_stay_within_the_dither(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+
+    (void)state;
+    story_open(&story, "even", 16);
+    ASSERT_OK(render_poster(&story.request, &err));
+    uint16_t *fine = read_poster(story.config.output, 713, 1100, 16);
+    story_close(&story);
+    story_open(&story, "even", 8);
+    ASSERT_OK(render_poster(&story.request, &err));
+    uint16_t *coarse = read_poster(story.config.output, 713, 1100, 8);
+    double    sum = 0;
+    for (size_t i = 0; i < (size_t)713 * 1100 * 3; i++) {
+        int difference = (int)coarse[i] - (int)fine[i];
+        if (abs(difference) > 2 * 257) fail_msg("sample %zu is off by %d", i, difference);
+        sum += difference;
+    }
+    assert_true(fabs(sum / (713.0 * 1100 * 3)) < 2); /* dither adds no light */
+    free(fine);
+    free(coarse);
+    story_close(&story);
+}
+
+static void a_given_picture_is_enlarged_without_a_draft(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+    uint16_t     pixels[64 * 96 * 3];
+    struct image picture = {.w = 64, .h = 96, .rgb = pixels};
+
+    (void)state;
+    story_open(&story, "even", 16);
+    for (size_t i = 0; i < ARRAY_COUNT(pixels); i++) pixels[i] = (uint16_t)(i * 37);
+    (void)snprintf(story.config.input, sizeof story.config.input, "%s/in.png", story.folder);
+    struct png_request png = {.path = story.config.input, .bits = 16};
+    ASSERT_OK(png_write(&picture, &png, &err));
+    story.fake.begun = 1; /* so that the tiles' stage keeps its pictures */
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_int_equal(story.fake.predictions, 3 * (int)grid_count(&story.plan.grid));
+    uint16_t *want = expected_poster(&picture, 713, 1100), *got = read_poster(story.config.output, 713, 1100, 16);
+    assert_memory_equal(want, got, (size_t)713 * 1100 * 6);
+    free(want);
+    free(got);
+    story_close(&story);
+}
+
+static void stopping_or_failing_leaves_nothing_behind(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+
+    (void)state;
+    for (int n = 1; n < 12; n += 2) {
+        story_open(&story, "even", 16);
+        stop_after = n;
+        ASSERT_REFUSED(ERR_CANCELLED, "stopped on request", render_poster(&story.request, &err));
+        assert_int_equal(scratch_count(story.folder), 0);
+        story_close(&story);
+    }
+    stop_after = 0;
+    for (int n = 1; n <= 7; n += 3) {
+        story_open(&story, "even", 16);
+        story.fake.fail_at = n;
+        ASSERT_REFUSED(ERR_NUMERIC, n <= 2 ? "draft: 3 values" : n <= 5 ? "tile 0,0: 3" : "tile 1,0: 3",
+                       render_poster(&story.request, &err));
+        assert_int_equal(scratch_count(story.folder), 0);
+        story_close(&story);
+    }
+}
+
+static int     calls_left;
+static int64_t (*real_pwrite)(int, const void *, size_t, int64_t);
+static int64_t failing_pwrite(int fd, const void *buffer, size_t bytes, int64_t offset)
+{
+    if (calls_left > 0 && --calls_left == 0) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return real_pwrite(fd, buffer, bytes, offset);
+}
+
+static void every_failing_write_is_told_and_leaves_nothing(void **state)
+{
+    int failures = 0;
+
+    (void)state;
+    real_pwrite = os.pwrite;
+    for (int n = 1; n < 500; n++) {
+        struct story story;
+        struct err   err = {0};
+
+        story_open(&story, "even", 8);
+        os.pwrite = failing_pwrite;
+        calls_left = n;
+        int rc = render_poster(&story.request, &err);
+        os.pwrite = real_pwrite;
+        if (rc == ERR_OK) {
+            story_close(&story);
+            break;
+        }
+        failures++;
+        assert_int_equal(rc, ERR_IO);
+        assert_non_null(strstr(err.text, "No space left"));
+        assert_int_equal(scratch_count(story.folder), 0);
+        story_close(&story);
+    }
+    assert_true(failures >= 16); /* at least one write a tile */
+}
+
+static void drafts_are_numbered_and_laid_on_a_sheet(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+    struct image sheet = {0}, one = {0};
+    char         name[256];
+
+    (void)state;
+    story_open(&story, "even", 16);
+    (void)snprintf(story.config.output, sizeof story.config.output, "%s/d.png", story.folder);
+    story.config.count = 3;
+    ASSERT_OK(render_drafts(&story.request, &err));
+    assert_int_equal(scratch_count(story.folder), 4);
+    (void)snprintf(name, sizeof name, "%s/d-43.png", story.folder);
+    ASSERT_OK(image_read(&one, name, &err));
+    ASSERT_OK(image_read(&sheet, story.config.output, &err));
+    assert_int_equal(sheet.w, 2 * one.w + 48);
+    assert_int_equal(sheet.h, 2 * one.h + 48);
+    size_t second = (size_t)16 * (size_t)sheet.w * 3 + (size_t)(one.w + 32) * 3;
+    assert_memory_equal(sheet.rgb + second, one.rgb, (size_t)one.w * 6);
+    image_close(&sheet);
+    image_close(&one);
+    story_close(&story);
+}
+
+static void noise_files_must_fit(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+
+    (void)state;
+    story_open(&story, "even", 16);
+    (void)snprintf(story.config.noise_file, sizeof story.config.noise_file, "%s/noise", story.folder);
+    FILE *file = fopen(story.config.noise_file, "wb");
+    (void)fwrite("1234", 1, 4, file);
+    (void)fclose(file);
+    ASSERT_REFUSED(ERR_FORMAT, "has 4 bytes; raw f32 of", render_poster(&story.request, &err));
+    assert_int_equal(scratch_count(story.folder), 1);
+    story_close(&story);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(even_tiles_give_back_the_enlarged_draft),
+        cmocka_unit_test(exact_tiles_give_back_the_enlarged_draft),
+        cmocka_unit_test(eight_bits_stay_within_the_dither),
+        cmocka_unit_test(a_given_picture_is_enlarged_without_a_draft),
+        cmocka_unit_test(stopping_or_failing_leaves_nothing_behind),
+        cmocka_unit_test(every_failing_write_is_told_and_leaves_nothing),
+        cmocka_unit_test(drafts_are_numbered_and_laid_on_a_sheet),
+        cmocka_unit_test(noise_files_must_fit),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

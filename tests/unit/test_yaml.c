@@ -1,0 +1,230 @@
+/* test_yaml.c - settings files: what is taken, what is refused, and where the sentence points. */
+#include "../test.h"
+
+#include "config/config_int.h"
+
+static struct config *new_config(void)
+{
+    struct config *config = calloc(1, sizeof *config);
+
+    assert_non_null(config);
+    config_defaults(config);
+    return config;
+}
+
+static int read_bytes(struct config *config, const char *text, size_t bytes, struct err *err)
+{
+    struct yaml_source source = {.name = "p.yaml", .text = text, .bytes = bytes};
+    return yaml_read(config, &source, err);
+}
+
+static void ordinary_files_are_read(void **state)
+{
+    struct err     err = {0};
+    struct config *config = new_config();
+    const char    *text = "# a poster\n"
+                          "prompt: >\n"
+                          "  A harbour in fog,\n"
+                          "  at dawn\n"
+                          "width: 1920\n"
+                          "\"height\": '1080'\n"
+                          "pyramid: yes\n"
+                          "shard_bytes: 2GB # for synth\n"
+                          "size: 4k\n";
+
+    (void)state;
+    ASSERT_OK(read_bytes(config, text, strlen(text), &err));
+    assert_string_equal(config->prompt, "A harbour in fog, at dawn\n");
+    assert_int_equal(config->width_px, 3840);
+    assert_int_equal(config->height_px, 2160);
+    assert_true(config->pyramid);
+    ASSERT_OK(read_bytes(config, "{steps: 3, seed: 9}", 19, &err));
+    assert_int_equal(config->steps, 3);
+    ASSERT_OK(read_bytes(config, "--- \nsteps: 4\n...\n", 18, &err));
+    assert_int_equal(config->steps, 4);
+    free(config);
+}
+
+static void empty_files_change_nothing(void **state)
+{
+    struct err     err = {0};
+    struct config *before = new_config(), *config = new_config();
+    const char    *texts[] = {"", "\n\n", "# only words\n", "{}"};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(texts); i++)
+        ASSERT_OK(read_bytes(config, texts[i], strlen(texts[i]), &err));
+    assert_memory_equal(config, before, sizeof *config);
+    free(config);
+    free(before);
+}
+
+static void sentences_point_at_line_and_column(void **state)
+{
+    static const struct {
+        const char *text, *sentence;
+    } cases[] = {
+        {"steps: 3\npromt: x\n", "config: p.yaml:2:1: unknown key 'promt'; did you mean 'prompt'?"},
+        {"zebra: 1\n",
+         "config: p.yaml:1:1: unknown key 'zebra'; 'mural sample-config' lists the keys"},
+        {"steps: 3\n\ntile_px:   1000\n",
+         "config: p.yaml:3:12: tile_px is 1000 px but must be 64..4096 and a multiple of 16; "
+         "nearest is 1008"},
+        {"pyramid: 3\n", "config: p.yaml:1:10: pyramid is '3' but must be true or false"},
+        {"steps: many\n",
+         "config: p.yaml:1:8: steps is 'many' but must be a whole number, 1..1000"},
+        {"steps: 3\nseed: 1\nsteps: 4\n", "config: p.yaml:3:1: 'steps' was already set in line 1"},
+        {"steps:\n", "config: p.yaml:1:7: steps has no value; give one or remove the line"},
+        {"steps: ~\n", "config: p.yaml:1:8: steps has no value; give one or remove the line"},
+        {"config: other.yaml\n",
+         "config: p.yaml:1:1: 'config' can only be given on the command line"},
+        {"- steps\n", "config: p.yaml:1:1: a settings file has lines of the form 'key: value'"},
+        {"steps\n", "config: p.yaml:1:1: a settings file has lines of the form 'key: value'"},
+        {"steps: [1, 2]\n", "config: p.yaml:1:8: steps must be a single value, not a list"},
+        {"tile_px:\n  size: 3\n",
+         "config: p.yaml:2:3: tile_px must be a single value, not a group of keys"},
+        {"? [a]\n: 1\n", "config: p.yaml:1:3: a key must be a single value, not a list"},
+        {"steps: !!int 3\n", "config: p.yaml:1:8: steps has a tag (!name); remove it"},
+        {"steps: &a 3\n", "config: p.yaml:1:8: steps has an anchor (&name); remove it"},
+        {"&a steps: 3\n", "config: p.yaml:1:1: a key has an anchor (&name); remove it"},
+        {"--- &a\nsteps: 3\n",
+         "config: p.yaml:1:5: the settings have an anchor or a tag; remove it"},
+        {"steps: *a\n", "config: p.yaml:1:8: steps must be a single value, not an alias (*name)"},
+        {"steps: 3\n---\nsteps: 4\n",
+         "config: p.yaml:2:1: a second document starts here; a settings file has one"},
+        {"steps: 3\n\tseed: 4\n", "config: p.yaml:2:1: there is a tab; YAML indents with spaces"},
+        {"prompt: \"a\\0b\"\n", "config: p.yaml:1:9: prompt holds a NUL character"},
+        {"prompt: \"open\n",
+         "config: p.yaml:2:1: this is not YAML: found unexpected end of stream"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct err     err = {0};
+        struct config *config = new_config();
+        assert_int_equal(read_bytes(config, cases[i].text, strlen(cases[i].text), &err),
+                         ERR_CONFIG);
+        assert_string_equal(err.text, cases[i].sentence);
+        free(config);
+    }
+}
+
+static void bytes_that_are_not_text_are_refused(void **state)
+{
+    struct err     err;
+    struct config *config = new_config();
+
+    (void)state;
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:2:9: this is not YAML",
+                   read_bytes(config, "steps: 3\nprompt: \xFFx\n", 21, &err));
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:1:", read_bytes(config, "steps: \0003\n", 10, &err));
+    free(config);
+}
+
+/* Ten levels of ten aliases each would be ten thousand million values. */
+static void alias_bombs_do_not_go_off(void **state)
+{
+    struct err     err;
+    struct config *config = new_config();
+    char           text[4096] = "a: &a [x,x,x,x,x,x,x,x,x,x]\n";
+
+    (void)state;
+    for (char level = 'b'; level <= 'j'; level++) {
+        size_t used = strlen(text);
+        (void)snprintf(text + used, sizeof text - used, "%c: &%c [*%c,*%c,*%c,*%c,*%c]\n", level,
+                       level, level - 1, level - 1, level - 1, level - 1, level - 1);
+    }
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:1:1: unknown key 'a'",
+                   read_bytes(config, text, strlen(text), &err));
+    memmove(text + 6, text + 1, strlen(text));
+    memcpy(text, "prompt", 6);
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:1:9: prompt must be a single value, not a list",
+                   read_bytes(config, text, strlen(text), &err));
+    free(config);
+}
+
+static void deep_and_huge_files_end_early(void **state)
+{
+    enum { HUGE_BYTES = 300 * 1024, DEEP_BYTES = 200 * 1024 };
+    struct err     err;
+    struct config *config = new_config();
+    char          *text = malloc(HUGE_BYTES);
+
+    (void)state;
+    assert_non_null(text);
+    memset(text, '[', HUGE_BYTES);
+    memcpy(text, "prompt: ", 8);
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:1:9", read_bytes(config, text, DEEP_BYTES, &err));
+    ASSERT_REFUSED(ERR_CONFIG, "a settings file has at most 262144",
+                   read_bytes(config, text, HUGE_BYTES, &err));
+    memset(text, 'a', HUGE_BYTES);
+    memcpy(text, "prompt: ", 8);
+    ASSERT_REFUSED(ERR_CONFIG, "prompt has", read_bytes(config, text, DEEP_BYTES, &err));
+    memset(text, '{', HUGE_BYTES);
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:1:", read_bytes(config, text, DEEP_BYTES, &err));
+    for (size_t i = 0; i + 2 <= DEEP_BYTES; i += 2)
+        memcpy(text + i, "? ", 2);
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:1:", read_bytes(config, text, DEEP_BYTES, &err));
+    free(text);
+    free(config);
+}
+
+static void models_may_set_only_what_is_theirs(void **state)
+{
+    static const char *const theirs[] = {"tile_px", "overlap_px", "steps",   "draft_steps",
+                                         "sigma",   "guidance",   "draft_px"};
+    struct config           *config = new_config();
+    size_t                   count, allowed = 0;
+    const struct setting    *rows = config_rows(&count);
+
+    (void)state;
+    for (size_t i = 0; i < count; i++) {
+        struct err         err = {0};
+        char               text[80];
+        struct yaml_source source = {.name = "mural.yaml", .text = text, .from_model = true};
+        source.bytes =
+            (size_t)snprintf(text, sizeof text, "%s: \"%s\"\n", rows[i].key, rows[i].absent);
+        if (yaml_read(config, &source, &err) == ERR_OK) allowed++;
+    }
+    assert_int_equal(allowed, ARRAY_COUNT(theirs));
+    for (size_t i = 0; i < ARRAY_COUNT(theirs); i++)
+        assert_true((config_find_key(theirs[i])->marks & MARK_MODEL) != 0);
+    free(config);
+}
+
+static void files_are_read_from_disk(void **state)
+{
+    struct err     err;
+    struct config *config = new_config();
+    char           folder[64], path[96];
+    FILE          *file;
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(path, sizeof path, "%s/p.yaml", folder);
+    ASSERT_REFUSED(ERR_CONFIG, path, config_read_file(config, path, &err));
+    ASSERT_REFUSED(ERR_CONFIG, folder, config_read_file(config, folder, &err));
+    file = fopen(path, "w");
+    assert_non_null(file);
+    assert_true(fputs("steps: 9\n", file) >= 0);
+    assert_int_equal(fclose(file), 0);
+    ASSERT_OK(config_read_file(config, path, &err));
+    assert_int_equal(config->steps, 9);
+    scratch_remove(folder);
+    free(config);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ordinary_files_are_read),
+        cmocka_unit_test(empty_files_change_nothing),
+        cmocka_unit_test(sentences_point_at_line_and_column),
+        cmocka_unit_test(bytes_that_are_not_text_are_refused),
+        cmocka_unit_test(alias_bombs_do_not_go_off),
+        cmocka_unit_test(deep_and_huge_files_end_early),
+        cmocka_unit_test(models_may_set_only_what_is_theirs),
+        cmocka_unit_test(files_are_read_from_disk),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
