@@ -14,9 +14,9 @@ VARIANT := $(if $(SAN),$(SAN),release)
 B       := build/$(VARIANT)
 
 PACKAGES := gcc libc6-dev make libtiff-dev libpng-dev zlib1g-dev libdnnl-dev libjansson-dev \
-            libcyaml-dev libyaml-dev libdeflate-dev libzstd-dev liblcms2-dev libutf8proc-dev \
+            libyaml-dev libdeflate-dev libzstd-dev liblcms2-dev libutf8proc-dev \
             libxxhash-dev libcmocka-dev
-LIBS     := -ltiff -lpng -lz -ldnnl -ljansson -lcyaml -lyaml -ldeflate -lzstd -llcms2 -lutf8proc \
+LIBS     := -ltiff -lpng -lz -ldnnl -ljansson -lyaml -ldeflate -lzstd -llcms2 -lutf8proc \
             -lxxhash -lm -lpthread
 
 CFLAGS  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion \

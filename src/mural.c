@@ -40,7 +40,10 @@ struct mural_job {
     double                 begin_seconds;
     mural_progress_fn      on_progress;
     void                  *user;
-    double                 step_seconds; /* when progress was told last */
+    /* For the rate: what was seen of the phase so far. */
+    const char *phase;
+    double      phase_seconds;
+    uint32_t    phase_steps, last_step;
 };
 
 const char *mural_version(void)
@@ -420,16 +423,20 @@ static int on_render_progress(const struct render_progress *now, void *user)
 
     if (now->fraction > 0.02 && elapsed > 2)
         progress.seconds_left = elapsed * (1 - now->fraction) / now->fraction;
-    if (now->step > 0 && job->step_seconds > 0) {
-        double step = os_seconds() - job->step_seconds;
-        if (step > 0) progress.steps_per_second = 1 / step;
+    if (job->phase != now->phase) { /* rates of one phase say nothing of the next */
+        job->phase = now->phase;
+        job->phase_seconds = os_seconds();
+        job->phase_steps = 0;
     }
-    job->step_seconds = os_seconds();
+    if (now->step > 0 && now->step != job->last_step) job->phase_steps++;
+    job->last_step = now->step;
+    if (job->phase_steps > 0)
+        progress.steps_per_second = job->phase_steps / (os_seconds() - job->phase_seconds);
     return job->on_progress(&progress, job->user);
 }
 
-/* What goes into the file: what was asked for, with "auto" replaced by what was used. */
-static int settings_text(char **text_out, const struct mural_job *job, struct err *err)
+/* What goes into files: what was asked for, with "auto" replaced by what was used. */
+static int used_settings(struct config **out, const struct mural_job *job, struct err *err)
 {
     int            rc = ERR_OK;
     struct config *used = NULL;
@@ -438,9 +445,8 @@ static int settings_text(char **text_out, const struct mural_job *job, struct er
     *used = job->config;
     used->text_tokens = (int32_t)job->facts.text_tokens;
     (void)snprintf(used->precision, sizeof used->precision, "%s", job->info.precision);
-    TRY(config_to_json(text_out, used, err));
+    *out = used;
 out:
-    os_free(used);
     return rc;
 }
 
@@ -450,7 +456,7 @@ static int run(struct mural_job *job, struct err *err)
     struct engine_size    sizes[2];
     size_t                count = sizes_of(job, sizes);
     struct painter        painter = studio_painter(&job->studio, job->facts.latent_channels);
-    char                 *settings = NULL;
+    struct config        *used = NULL;
     struct render_request request = {.config = &job->config,
                                      .plan = &job->plan,
                                      .painter = &painter,
@@ -461,8 +467,8 @@ static int run(struct mural_job *job, struct err *err)
                                      .user = job};
 
     TRY(check_memory(job, err));
-    TRY(settings_text(&settings, job, err));
-    request.settings_json = settings;
+    TRY(used_settings(&used, job, err));
+    request.used = used;
     TRY(engine_open(&job->studio.engine, &job->options, err));
     TRY(engine_reserve(job->studio.engine, sizes, count, err));
     if (job->task == MURAL_DRAFT)
@@ -472,7 +478,7 @@ static int run(struct mural_job *job, struct err *err)
 out:
     engine_close(job->studio.engine);
     job->studio.engine = NULL;
-    os_free(settings);
+    os_free(used);
     return rc;
 }
 

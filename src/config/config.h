@@ -2,7 +2,11 @@
  * config.h - words into numbers: one table of settings behind flags, YAML keys, --help and samples.
  *
  * Rank 1.  A setting exists once, as a row of the table in config.c: name, type, range, default,
- * sentence.  Precedence: flags > the file given by --config > the model's own mural.yaml > defaults.
+ * sentence.  Precedence: words, then the file named by "config", then the model's own mural.yaml,
+ * then defaults.
+ *
+ * A word is "key=value" with the key of the YAML files.  The command line becomes words
+ * (config_read_flags), and mural.h is spoken to in words, so that both know the same settings.
  */
 #ifndef MURAL_CONFIG_H
 #define MURAL_CONFIG_H
@@ -15,72 +19,103 @@ enum config_command {
     COMMAND_UPSCALE = 1 << 2,
     COMMAND_PLAN = 1 << 3,
     COMMAND_INFO = 1 << 4,
-    COMMAND_SYNTH = 1 << 5
+    COMMAND_SYNTH = 1 << 5,
+    COMMAND_SAMPLE = 1 << 6, /* sample-config */
+    COMMAND_HELP = 1 << 7
 };
 
 struct config {
     /* what */
     char     prompt[16384];
-    char     model[1024];        /* folder; empty: the sample model        */
+    char     settings_file[1024]; /* the YAML file given by "config"; empty: none */
+    char     model[1024];         /* folder */
     char     transformer[1024], vae[1024];
-    uint64_t seed;
-    char     output[1024];
+    uint64_t seed;         /* at most INT64_MAX */
+    char     output[1024]; /* never empty after config_load */
     /* canvas and tiles */
-    int32_t  width_px, height_px;
-    int32_t  tile_px, overlap_px;
-    char     fit[16];            /* even | exact */
+    int32_t width_px, height_px;
+    int32_t tile_px, overlap_px;
+    char    fit[16]; /* even | exact */
     /* draft */
-    int32_t  draft_px;           /* longest side of the draft              */
-    int32_t  draft_steps;
-    int32_t  count;              /* drafts to make, seeds seed..seed+n-1   */
-    char     draft[1024];        /* where render keeps its draft; empty: not kept */
+    int32_t draft_px; /* longest side of the draft */
+    int32_t draft_steps;
+    int32_t count;       /* drafts to make, seeds seed..seed+n-1 */
+    char    draft[1024]; /* where render keeps its draft; empty: not kept */
     /* tiles */
-    int32_t  steps;
-    double   sigma;              /* noise level where a tile starts        */
-    double   strength;           /* > 0: reference img2img rule instead    */
-    double   mu;                 /* > 0: fixed shift exponent              */
-    double   guidance;
-    int32_t  text_tokens;        /* 0: the model's                         */
-    char     noise_file[1024];   /* raw f32 noise [h/8, w/8, 16] instead of the seed's */
+    int32_t steps;
+    double  sigma;    /* noise level where a tile starts */
+    double  strength; /* > 0: reference img2img rule instead */
+    double  mu;       /* > 0: fixed shift exponent */
+    double  guidance;
+    int32_t text_tokens;      /* 0: the model's */
+    char    noise_file[1024]; /* raw f32 noise [h/8, w/8, 16] instead of the seed's */
     /* machine */
-    int32_t  threads;
-    char     precision[16];      /* auto | f32 | bf16 */
+    int32_t threads;
+    char    precision[16]; /* auto | f32 | bf16 */
     /* file */
-    int32_t  bits;               /* 8 | 16 */
-    char     compression[16];    /* none | lzw | deflate | zstd */
-    int32_t  level;
-    double   dpi;
-    bool     pyramid, metadata, overwrite;
+    int32_t bits;            /* 8 | 16 */
+    char    compression[16]; /* none | lzw | deflate | zstd */
+    int32_t level;
+    double  dpi;
+    bool    pyramid, metadata, overwrite;
     /* talking */
-    bool     json, quiet, verbose;
+    bool json, quiet, verbose;
     /* synth */
-    char     spec[1024];         /* tiny | flux1-dev | flux1-schnell | file.json */
+    char     spec[1024]; /* tiny | flux1-dev | flux1-schnell | file.json */
     char     dtype[16];
     bool     bfl;
     uint64_t shard_bytes;
     /* positional argument of upscale, info, synth; prompt is positional for render, draft, plan */
-    char     input[1024];
+    char input[1024];
 };
 
 void config_defaults(struct config *out);
-/* Settings from a YAML file, over what `config` holds.  Unknown key, wrong type, value out of range:
- * one sentence with file, line and column. */
+
+/* One setting by its YAML key.  ERR_USAGE: unknown key (with the nearest one), or a value that is
+ * not what the row allows; `config` is then unchanged. */
+int config_set(struct config *config, const char *key, const char *value, struct err *err);
+
+/* Settings from a YAML file, over what `config` holds.  Unknown key, wrong type, value out of
+ * range: ERR_CONFIG, one sentence with file, line and column. */
 int config_read_file(struct config *config, const char *path, struct err *err);
-/* Flags of one command; argv[0] is the first word after the command. */
-int config_read_flags(struct config *config, enum config_command command, int argc, char **argv,
-                      struct err *err);
-/* --config FILE and --model DIR among the arguments, found before anything else is read; NULL when
- * absent. */
-const char *config_find_flag(int argc, char **argv, const char *name);
-/* Relations between settings (overlap below tile, sizes, names of files); after all layers. */
+
+/* All layers in their order: defaults, the model's mural.yaml when there is one, the file named by
+ * a "config" word, the words.  An empty output then gets the usual name for `command`.  Relations
+ * between settings are left to config_check. */
+int config_load(struct config *out, enum config_command command, const char *const *words,
+                size_t word_count, struct err *err);
+
+/* Relations between settings: overlap below tile, needed settings present, files that must exist or
+ * must not, an output folder that can be written. */
 int config_check(const struct config *config, enum config_command command, struct err *err);
 
-/* Text of `mural help COMMAND`, into a heap string freed by os_free. */
+/* ------------------------------------------------------------------------------ command line */
+
+/* Words made of flags; each is a heap string.  Closing a zeroed struct is fine. */
+struct config_words {
+    char **word;
+    size_t count;
+};
+
+/* Flags of one command into words; argv[0] is the first argument after the command.  The positional
+ * argument becomes "prompt=" or "input=".  Values are judged here, so that sentences name flags. */
+int  config_read_flags(struct config_words *out, enum config_command command, int argc, char **argv,
+                       struct err *err);
+void config_words_close(struct config_words *words);
+
+/* "render" -> COMMAND_RENDER; ERR_USAGE with the nearest command otherwise. */
+int         config_find_command(enum config_command *out, const char *name, struct err *err);
+const char *config_command_name(enum config_command command);
+
+/* --------------------------------------------------------------------- text, freed by os_free */
+
+/* Text of `mural help COMMAND`; COMMAND_HELP gives the overview of all commands. */
 int config_help(char **text_out, enum config_command command, struct err *err);
 /* A complete, annotated sample file with the defaults. */
 int config_sample(char **text_out, struct err *err);
-/* The settings that make a picture (not where it goes), as one JSON object; for the poster's
- * metadata. */
+/* The settings that make a picture (not where it goes), as one JSON object with YAML keys; for the
+ * poster's metadata.  Folders are left out of names.  "auto", and 0 for "the model's", are written
+ * as they stand: fill in the values that were used first. */
 int config_to_json(char **text_out, const struct config *config, struct err *err);
 
 #endif

@@ -1,12 +1,12 @@
 /*
  * engine.h - FLUX.1: a prompt and a rectangle in, pixels out.
  *
- * Rank 4.  Never includes tiling, image or config: it paints one rectangle, or a group of them at one
- * noise level, and does not know which canvas they belong to.  Floats in, floats out.
+ * Rank 4.  Never includes tiling, image or config: it paints one rectangle, or a group of them at
+ * one noise level, and does not know which canvas they belong to.  Floats in, floats out.
  *
  * Life of a picture: engine_open, engine_reserve (all scratch is committed here, nothing allocates
- * after it), prompt_open, then per tile engine_encode, engine_noise, engine_predict + scheduler_step
- * for each sigma, engine_decode.  An engine belongs to one thread.
+ * after it but prompt_open), prompt_open, then per tile engine_encode, engine_noise,
+ * engine_predict + scheduler_step for each sigma, engine_decode.  An engine belongs to one thread.
  */
 #ifndef MURAL_ENGINE_H
 #define MURAL_ENGINE_H
@@ -43,7 +43,7 @@ struct engine_facts {
 struct engine_cost {
     uint64_t scratch_bytes;  /* arena peak over encode, predict, decode and prompt   */
     uint64_t fixed_bytes;    /* workspace and per-prompt tables                        */
-    double   flop_prompt, flop_encode, flop_predict, flop_decode;
+    double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
 struct engine_size {
@@ -56,6 +56,10 @@ struct engine_size {
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
+
+/* FLOPs per second of this machine in a short trial at the model's widths; reads no weights. */
+int engine_speed(double *flops_per_second_out, const struct engine_options *options,
+                 struct err *err);
 
 /* Maps the weights and checks every tensor that will be used. */
 int  engine_open(struct engine **out, const struct engine_options *options, struct err *err);
@@ -78,13 +82,14 @@ struct schedule {
 };
 
 struct schedule_request {
-    uint32_t steps;       /* of the whole schedule from pure noise when strength is used, else run */
-    int64_t  tokens;      /* image tokens of the picture that is denoised */
-    double   sigma_start; /* in (0, 1]: first sigma; `steps` steps from there */
-    double   strength;    /* > 0: image-to-image by the reference pipeline's rule instead: drop
-                             int(max(steps - min(steps * strength, steps), 0)) first steps */
-    double   mu;          /* > 0: fixed shift exponent; 0: by the model's rule from `tokens` */
-    double   mu_max;      /* > 0: upper bound on the rule's exponent */
+    uint32_t steps;       /* to run; with strength: of the whole schedule from pure noise      */
+    int64_t  tokens;      /* image tokens of the picture that is denoised                      */
+    double   sigma_start; /* in (0, 1]: first sigma; unused with strength                      */
+    double   strength;    /* (0, 1]: image-to-image by the reference pipeline's rule instead:
+                             the first int(max(steps - min(steps * strength, steps), 0)) of
+                             the steps are dropped; 0: not used                                */
+    double   mu;          /* > 0: fixed shift exponent; 0: by the model's rule from `tokens`   */
+    double   mu_max;      /* > 0: upper bound on the rule's exponent                           */
 };
 int schedule_make(struct schedule *out, const struct engine *engine,
                   const struct schedule_request *request, struct err *err);

@@ -18,12 +18,13 @@ struct clip_tokenizer;
  * tokenizer_config.json (model_max_length; 77 when absent). */
 int  clip_tokenizer_open(struct clip_tokenizer **out, const char *folder, struct err *err);
 void clip_tokenizer_close(struct clip_tokenizer *tokenizer);
-/* Ids of `text`: start, at most max - 2 tokens, end.  No padding is written: every id after the first
- * end is irrelevant to the pooled vector.  ids_out has room for clip_tokenizer_max ids. */
+/* Ids of `text`: start, at most max - 2 tokens, end.  No padding is written: every id after the
+ * first end is irrelevant to the pooled vector.  ids_out has room for clip_tokenizer_max ids. */
 int      clip_tokenizer_encode(const struct clip_tokenizer *tokenizer, const char *text,
                                int32_t *ids_out, uint32_t *count_out, struct err *err);
-uint32_t clip_tokenizer_max(const struct clip_tokenizer *tokenizer);   /* 77 */
-int32_t  clip_tokenizer_id_limit(const struct clip_tokenizer *tokenizer); /* every id is below this */
+uint32_t clip_tokenizer_max(const struct clip_tokenizer *tokenizer); /* 77 */
+/* Every id is below this. */
+int32_t clip_tokenizer_id_limit(const struct clip_tokenizer *tokenizer);
 
 struct t5_tokenizer;
 /* `folder` holds tokenizer.json or spiece.model, and optionally tokenizer_config.json
@@ -32,8 +33,9 @@ int  t5_tokenizer_open(struct t5_tokenizer **out, const char *folder, struct err
 void t5_tokenizer_close(struct t5_tokenizer *tokenizer);
 /* Ids of `text` cut to `length` with the end token, padded to exactly `length`.
  * *used_out (may be NULL): ids before the padding. */
-int      t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text, uint32_t length,
-                             int32_t *ids_out, uint32_t *used_out, struct err *err);
+int      t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text,
+                             uint32_t length, int32_t *ids_out, uint32_t *used_out,
+                             struct err *err);
 uint32_t t5_tokenizer_max(const struct t5_tokenizer *tokenizer);       /* model_max_length */
 int32_t  t5_tokenizer_id_limit(const struct t5_tokenizer *tokenizer);
 
@@ -46,13 +48,17 @@ struct linear {
 };
 
 /* Gathers weights into layer structs.  In a dry run (plans) no file is mapped: views have the right
- * shapes and no data. */
+ * shapes and an address that is never read. */
 struct layer_loader {
-    struct model   *model;
-    enum model_part part;
-    struct arena   *vectors;   /* where fp32 copies of vectors go */
-    bool            dry;
+    const struct model *model;
+    enum model_part     part;
+    struct arena       *vectors;    /* where fp32 copies of vectors go                          */
+    bool                dry;
+    char                scope[128]; /* put before every name asked for; empty at first          */
 };
+/* All names that follow are relative to this one, for example "encoder.block.%lld.". */
+void layer_scope(struct layer_loader *loader, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 int layer_linear(struct linear *out, struct layer_loader *loader, const char *prefix, int64_t rows,
                  int64_t cols, bool bias, struct err *err);
 /* Rows [first, first + rows) of a linear layer of rows_all rows. */
@@ -61,6 +67,7 @@ struct layer_slice {
 };
 int layer_linear_slice(struct linear *out, struct layer_loader *loader, const char *prefix,
                        const struct layer_slice *slice, struct err *err);
+/* A vector as fp32, in loader->vectors. */
 int layer_vector(const float **out, struct layer_loader *loader, const char *name, int64_t count,
                  struct err *err);
 int layer_matrix(struct matrix *out, struct layer_loader *loader, const char *name, int64_t rows,
@@ -79,17 +86,20 @@ void clip_forward(const struct clip *clip, struct backend *backend, const int32_
                   uint32_t count, struct matrix pooled_out);
 
 struct t5;
-int  t5_load(struct t5 **out, struct layer_loader *loader, struct err *err);
+/* `tokens` is the one length that forward runs at: the table of position biases is made for it. */
+int  t5_load(struct t5 **out, struct layer_loader *loader, uint32_t tokens, struct err *err);
 void t5_free(struct t5 *t5);
-/* states_out [count, hidden] */
-void t5_forward(const struct t5 *t5, struct backend *backend, const int32_t *ids, uint32_t count,
+/* ids [tokens], padding included and not masked; states_out [tokens, hidden] */
+void t5_forward(const struct t5 *t5, struct backend *backend, const int32_t *ids,
                 struct matrix states_out);
+/* Bucket of a relative position key - query, as T5 was trained. */
+int64_t t5_bucket(const struct t5_config *config, int64_t relative);
 
 struct vae;
 int  vae_load(struct vae **out, struct layer_loader *loader, struct err *err);
 void vae_free(struct vae *vae);
-/* rgb [h * w, 3] f32 0..1 -> latent [h / f * w / f, latent_channels] f32 (posterior mean, shifted and
- * scaled), f = 2^(levels - 1) */
+/* rgb [h * w, 3] f32 0..1 -> latent [h / f * w / f, latent_channels] f32 (posterior mean, shifted
+ * and scaled), f = 2^(levels - 1) */
 void vae_encode(const struct vae *vae, struct backend *backend, struct matrix rgb, int32_t w_px,
                 int32_t h_px, struct matrix latent_out);
 void vae_decode(const struct vae *vae, struct backend *backend, struct matrix latent, int32_t w_px,
@@ -99,38 +109,91 @@ struct transformer;
 int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
 void transformer_free(struct transformer *transformer);
 
-/* Everything that depends on prompt and schedule only. */
+/* Everything that depends on prompt and schedule only, in host memory. */
 struct conditioning {
-    struct matrix text;        /* [text_tokens, hidden]: context_embedder applied, f32        */
-    const float  *modulation;  /* [steps, transformer_modulation_count]                        */
-    uint32_t      steps;
-};
-int64_t transformer_modulation_count(const struct transformer *transformer);
-struct modulation_request {
-    const float *sigmas; /* [steps] */
+    const float *text;       /* [text_tokens, hidden]: context_embedder applied */
+    const float *modulation; /* [steps, modulation_count]                       */
+    int64_t      text_tokens;
     uint32_t     steps;
-    double       guidance;
-    struct matrix pooled; /* [1, pooled_width] */
 };
-void transformer_modulate(const struct transformer *transformer, struct backend *backend,
-                          const struct modulation_request *request, struct matrix modulation_out);
 /* text_out = context_embedder(states) */
 void transformer_embed_text(const struct transformer *transformer, struct backend *backend,
                             struct matrix states, struct matrix text_out);
+int64_t modulation_count(const struct transformer *transformer);
+struct modulation_request {
+    const float  *sigmas; /* [steps]; read also in a dry run */
+    uint32_t      steps;
+    double        guidance;
+    struct matrix pooled; /* [1, pooled_width] f32 */
+};
+/* modulation_out [steps, modulation_count], host memory. */
+void modulation_make(const struct transformer *transformer, struct backend *backend,
+                     const struct modulation_request *request, float *modulation_out);
+
+/* Token grids have at most this many rows and columns: the length of the RoPE tables. */
+enum { TRANSFORMER_SIDE_TOKENS_MAX = 4096 };
 
 struct transformer_tile {
     const struct conditioning *conditioning;
     int32_t                    h_tokens, w_tokens;
     struct matrix              tokens;   /* [h * w, in_channels] f32  */
     struct matrix              velocity; /* [h * w, out_channels] f32 */
+    /* set by transformer_forward, dead after it */
+    struct matrix stream;     /* [text + h * w, hidden] f32 */
+    struct matrix cos, sin;   /* [h * w, head_dim / 2] f32  */
+    struct matrix modulation; /* [1, modulation_count] f32  */
 };
 void transformer_forward(const struct transformer *transformer, struct backend *backend,
-                         const struct transformer_tile *tiles, uint32_t count, uint32_t step);
+                         struct transformer_tile *tiles, uint32_t count, uint32_t step);
 
 /* -------------------------------------------------------------------------------- scheduler */
 
-/* The model's rule for the shift exponent; see scheduler.c. */
+/* See scheduler.c. */
 int scheduler_make(struct schedule *out, const struct scheduler_config *config,
                    const struct schedule_request *request, struct err *err);
+
+/* ----------------------------------------------------------------------------------- engine */
+
+struct networks {
+    struct clip        *clip;
+    struct t5          *t5;
+    struct vae         *vae;
+    struct transformer *transformer;
+};
+
+/* What products are formed in on this machine. */
+enum dtype engine_compute(enum precision precision);
+
+/* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
+struct engine {
+    struct model            *model;
+    struct networks          networks;
+    struct arena            *vectors; /* fp32 copies of biases and norm weights                  */
+    struct clip_tokenizer   *clip_tokenizer;
+    struct t5_tokenizer     *t5_tokenizer;
+    struct engine_facts      facts;
+    struct backend_options   machine;
+    struct backend          *backend; /* NULL until engine_reserve                               */
+    struct transformer_tile *tiles;   /* [tiles_max]                                             */
+    uint32_t                 tiles_max, steps_max;
+};
+
+struct prompt {
+    float              *text, *modulation; /* owned; see struct conditioning */
+    struct conditioning conditioning;
+};
+
+/* Ids to conditioning, on any backend: what prompt_open does and engine_estimate measures. */
+struct prompt_input {
+    const int32_t *clip_ids, *t5_ids; /* [clip_count], [text_tokens] */
+    uint32_t       clip_count;
+    const float   *sigmas;            /* [steps] */
+    uint32_t       steps;
+    double         guidance;
+};
+void prompt_compute(const struct engine *engine, struct backend *backend,
+                    const struct prompt_input *input, float *text_out, float *modulation_out);
+/* Bytes of a prompt's own tables. */
+uint64_t prompt_bytes(const struct engine *engine, uint32_t steps);
 
 #endif

@@ -24,11 +24,15 @@ void image_close(struct image *image); /* frees rgb; safe on a zeroed struct */
  * An embedded ICC profile is converted to sRGB. */
 int image_read(struct image *out, const char *path, struct err *err);
 
-/* One line of text stored with a picture. */
+/* One text stored with a picture. */
 struct image_text {
     const char *key;   /* ASCII, 1..79 characters */
     const char *value; /* UTF-8 */
 };
+/* The keys under which picture_info_read finds the words of a PNG of ours. */
+#define IMAGE_TEXT_PROMPT   "Description"
+#define IMAGE_TEXT_SETTINGS "mural:settings" /* JSON */
+#define IMAGE_TEXT_SOFTWARE "Software"
 
 /* Write `path` through path.part and a rename. bits: 8 or 16.  8 bits are rounded, not dithered. */
 struct png_request {
@@ -41,15 +45,17 @@ int png_write(const struct image *image, const struct png_request *request, stru
 
 /* ---------------------------------------------------------------------------------- upscale */
 
-/* The picture enlarged to (canvas_w, canvas_h) by separable Lanczos-3, as a function from rectangle
- * to pixels: the enlarged picture is never stored, and a pixel's value does not depend on the
- * rectangle that it was asked through.  Outside the canvas the edge is mirrored. */
+/* The picture resampled to (canvas_w, canvas_h) by separable Lanczos-3, as a function from rectangle
+ * to pixels: the enlarged picture is never stored, and a pixel is the same bits through whatever
+ * rectangle it is asked for.  Outside the canvas the edge is mirrored.  A canvas smaller than the
+ * draft (at most 256 times a side) is averaged, not aliased.  The pixels of `source` are borrowed
+ * until upscale_close. */
 struct upscale;
 int  upscale_open(struct upscale **out, const struct image *source, int32_t canvas_w_px,
                   int32_t canvas_h_px, struct err *err);
 void upscale_close(struct upscale *upscale);
-/* Fill rgb_out [h, w, 3] with values 0..1 (clamped).  Works rows in parallel; takes heap only for
- * rows of its own which upscale_open sized for rectangles up to rect_w_max wide. */
+/* Fill rgb_out [h, w, 3] with values 0..1 (clamped).  Works in parallel, allocates nothing (each
+ * thread takes 100 KiB of stack) and may be called from several threads at once. */
 void upscale_rect(const struct upscale *upscale, int32_t x, int32_t y, int32_t w, int32_t h,
                   float *rgb_out);
 
@@ -66,21 +72,23 @@ struct bigtiff_request {
     double          dpi;           /* resolution tags, pixels per inch                    */
     bool            pyramid;       /* halved levels as SubIFDs                            */
     const char     *prompt;        /* UTF-8 or NULL                                       */
-    const char     *settings_json; /* what made the picture, or NULL: no metadata         */
+    const char     *settings_json; /* what made the picture, or NULL: no metadata at all  */
     const char     *software;      /* "mural 0.1.0"                                       */
 };
 
-/* A tiled BigTIFF, written top to bottom in bands.  Memory grows with the width and the band, never
- * with the height. */
+/* A tiled BigTIFF, written top to bottom in bands.  The same request and samples give the same bytes,
+ * whatever the day and the number of threads.  Its own memory is three tiles a thread (at most eight
+ * threads), all taken at open, and 40 bytes per tile of the file.  One thread at a time. */
 struct bigtiff;
 enum { BIGTIFF_TILE_PX = 512 };
 
 int bigtiff_open(struct bigtiff **out, const struct bigtiff_request *request, struct err *err);
 /* Hand over the next `rows` rows: BIGTIFF_TILE_PX, or what is left at the bottom.
- * `samples`: [rows, w, 3], uint8_t or uint16_t as `bits` says. Tiles are compressed in parallel. */
+ * `samples`: [rows, w, 3], uint8_t or uint16_t as `bits` says.  Tiles are compressed in parallel.
+ * After a failure only bigtiff_close is left to call. */
 int bigtiff_write_band(struct bigtiff *tiff, const void *samples, int32_t rows, struct err *err);
-/* Write directory and pyramid, fsync, read back and check every tile's place, rename to the final
- * name. */
+/* Write directory and pyramid, fsync, read back: directories, every tile's place, the pixels of a
+ * sample of tiles; then rename to the final name and fsync its folder. */
 int bigtiff_finish(struct bigtiff *tiff, struct err *err);
 /* Without a successful finish: removes the .part file.  NULL is fine. */
 void bigtiff_close(struct bigtiff *tiff);
@@ -88,14 +96,15 @@ void bigtiff_close(struct bigtiff *tiff);
 /* Bytes on disk that the file may need at worst. */
 uint64_t bigtiff_bytes_worst(const struct bigtiff_request *request);
 
-/* What is written in a poster or draft of ours. Strings are heap, freed by picture_info_close. */
+/* What is written in a poster or draft of ours: TIFF or PNG.  A picture of others has size and depth
+ * but no words.  Strings are heap, freed by picture_info_close. */
 struct picture_info {
     int32_t  w, h;
     int      bits;
     char     format[16];  /* "BigTIFF", "TIFF", "PNG" */
     char     codec[16];
-    double   dpi;
-    bool     has_icc;
+    double   dpi;         /* 0 when the file does not say */
+    bool     has_icc;     /* an embedded profile; PNG's sRGB mark is none */
     uint32_t levels;      /* 1 without a pyramid */
     char    *settings_json; /* NULL when absent */
     char    *prompt;        /* NULL when absent */

@@ -96,12 +96,16 @@ int assemble_poster(const struct render_request *request, struct spool *spool, s
     const struct grid     *grid = &request->plan->grid;
     size_t                 row_bytes = (size_t)grid->canvas_w_px * 3 * (size_t)(config->bits / 8);
     struct bench           bench = {0};
+    char                  *settings = NULL;
     struct bigtiff        *file = NULL;
     struct bigtiff_request file_request;
 
     TRY(render_file_request(&file_request, config, err));
-    file_request.prompt = config->metadata ? config->prompt : NULL;
-    file_request.settings_json = config->metadata ? request->settings_json : NULL;
+    if (config->metadata) {
+        TRY(config_to_json(&settings, request->used, err));
+        file_request.prompt = config->prompt;
+        file_request.settings_json = settings;
+    }
     file_request.software = request->software;
     TRY(bench_init(&bench, grid, config->bits, err));
     TRY(bigtiff_open(&file, &file_request, err));
@@ -122,5 +126,6 @@ int assemble_poster(const struct render_request *request, struct spool *spool, s
 out:
     bigtiff_close(file);
     bench_fini(&bench);
+    os_free(settings);
     return rc;
 }

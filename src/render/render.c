@@ -147,17 +147,31 @@ out:
 
 /* --------------------------------------------------------------------------------- drafts */
 
+/* A draft carries the seed that made it, which with several drafts is not the one asked for. */
 static int save_png(const struct render_request *request, const struct image *image,
-                    const char *path, struct err *err)
+                    const char *path, uint64_t seed, struct err *err)
 {
-    const struct image_text texts[] = {{"Description", request->config->prompt},
-                                       {"Software", request->software},
-                                       {"mural", request->settings_json}};
-    struct png_request      png = {.path = path,
-                                   .bits = 8,
-                                   .texts = texts,
-                                   .text_count = request->config->metadata ? ARRAY_COUNT(texts) : 0};
-    return png_write(image, &png, err);
+    int                rc = ERR_OK;
+    struct config     *used = NULL;
+    char              *settings = NULL;
+    struct image_text  texts[] = {{IMAGE_TEXT_PROMPT, request->config->prompt},
+                                  {IMAGE_TEXT_SOFTWARE, request->software},
+                                  {IMAGE_TEXT_SETTINGS, NULL}};
+    struct png_request png = {.path = path,
+                              .bits = 8,
+                              .texts = texts,
+                              .text_count = request->config->metadata ? ARRAY_COUNT(texts) : 0};
+
+    TRY(os_alloc((void **)&used, 1, sizeof *used, "settings", err));
+    *used = *request->used;
+    used->seed = seed;
+    TRY(config_to_json(&settings, used, err));
+    texts[2].value = settings;
+    TRY(png_write(image, &png, err));
+out:
+    os_free(settings);
+    os_free(used);
+    return rc;
 }
 
 int render_drafts(const struct render_request *request, struct err *err)
@@ -180,10 +194,10 @@ int render_drafts(const struct render_request *request, struct err *err)
         TRY(draft_paint(&drafts[i], &meter, config->seed + i, steps, err));
         if (count == 1) continue;
         TRY(draft_name(name, sizeof name, config->output, config->seed + i, err));
-        TRY(save_png(request, &drafts[i], name, err));
+        TRY(save_png(request, &drafts[i], name, config->seed + i, err));
     }
     if (count > 1) TRY(sheet_make(&sheet, drafts, count, err));
-    TRY(save_png(request, count > 1 ? &sheet : &drafts[0], config->output, err));
+    TRY(save_png(request, count > 1 ? &sheet : &drafts[0], config->output, config->seed, err));
 out:
     painter->end(painter->self);
     for (uint32_t i = 0; drafts != NULL && i < count; i++)
@@ -194,6 +208,17 @@ out:
 }
 
 /* --------------------------------------------------------------------------------- poster */
+
+static void warn_of_stretch(const struct image *draft, const struct config *config)
+{
+    double stretch = ((double)config->width_px / config->height_px) / ((double)draft->w / draft->h);
+
+    if (stretch > 1.02 || stretch < 1 / 1.02)
+        log_line(LOG_WARN,
+                 "'%s' is %d x %d px and the poster %d x %d: it is stretched by %.2f to fit",
+                 config->input, draft->w, draft->h, config->width_px, config->height_px,
+                 stretch > 1 ? stretch : 1 / stretch);
+}
 
 /* The guide: the picture that was given, or a draft of our own. */
 static int take_guide(struct image *out, const struct render_request *request, struct meter *meter,
@@ -207,13 +232,14 @@ static int take_guide(struct image *out, const struct render_request *request, s
 
     if (config->input[0] != '\0') {
         TRY(image_read(out, config->input, err));
+        warn_of_stretch(out, config);
         goto out;
     }
     TRY(painter->begin(painter->self, &stage, &steps, err));
     rc = draft_paint(out, meter, config->seed, steps, err);
     painter->end(painter->self);
     TRY(rc);
-    if (config->draft[0] != '\0') TRY(save_png(request, out, config->draft, err));
+    if (config->draft[0] != '\0') TRY(save_png(request, out, config->draft, config->seed, err));
 out:
     return rc;
 }

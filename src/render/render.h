@@ -93,7 +93,7 @@ struct render_request {
     const struct render_plan *plan;
     const struct painter     *painter;
     struct render_costs       costs;
-    const char               *settings_json; /* for the file's metadata */
+    const struct config      *used;          /* for metadata: config with "auto" replaced by facts */
     const char               *software;
     render_progress_fn        progress;      /* may be NULL */
     void                     *user;

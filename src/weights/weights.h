@@ -17,6 +17,8 @@ struct safetensors;
 
 struct safetensors_entry {
     const char *name;
+    const char *file;       /* path of the file, or shard, that holds it                      */
+    const char *dtype_name; /* as the file spells it: "BF16", "I64", ...                      */
     enum dtype  dtype;      /* only the types of enum dtype can be used as weights            */
     bool        usable;     /* false: another type (integers...), kept so that checks see it  */
     uint32_t    rank;       /* 0..8 */
@@ -25,9 +27,9 @@ struct safetensors_entry {
     uint64_t    bytes;
 };
 
-/* `path`: a .safetensors file, or a .safetensors.index.json whose shards lie beside it.  Every header
- * is checked completely before this returns: length, UTF-8, JSON, depth, dtype, shape product, offsets
- * without overlap or hole, file length; and the index against the shards. */
+/* `path`: a .safetensors file, or a .safetensors.index.json whose shards lie beside it.  Every
+ * header is checked completely before this returns: length, UTF-8, JSON, depth, dtype, shape
+ * product, offsets without overlap or hole, file length; and the index against the shards. */
 int  safetensors_open(struct safetensors **out, const char *path, struct err *err);
 void safetensors_close(struct safetensors *file);
 const struct safetensors_entry *safetensors_find(const struct safetensors *file, const char *name);
@@ -76,7 +78,7 @@ struct model_paths {
 };
 
 /* Configurations and the places of files; no weights are touched by opening.  Sizes and the
- * relations between them are checked (heads * head_dim = hidden, axes, widths against groups...). */
+ * relations between them are checked (heads * head_dim = hidden, axes, widths against groups). */
 struct model {
     char                      folder[1024];
     struct transformer_config transformer;
@@ -86,6 +88,7 @@ struct model {
     struct scheduler_config   scheduler;
     char                      file[PART_COUNT][1024]; /* what safetensors_open gets            */
     bool                      bfl[PART_COUNT];        /* names of that layout                  */
+    const char               *prefix[PART_COUNT];     /* before every name; set by model_map   */
     struct safetensors       *tensors[PART_COUNT];    /* NULL until model_map                  */
     uint64_t                  bytes[PART_COUNT];      /* of the files, for the plan            */
 };
@@ -93,18 +96,20 @@ int  model_open(struct model **out, const struct model_paths *paths, struct err 
 int  model_map(struct model *model, struct err *err); /* map every part's files */
 void model_close(struct model *model);
 
-/* A weight by its diffusers name, whatever the layout on disk: rows [first_row, first_row + rows) of
- * a tensor that is `rows_all` x `cols` in diffusers' naming (convolutions count as
- * [out, in * kh * kw], vectors as rows x 1).  Fused and half-swapped tensors of the other layout come
- * out as views, never copies.  A missing tensor, or one of another shape or type, is one sentence:
- * file, name as it stands in the file, got, needed. */
+/* A weight by its diffusers name, whatever the layout on disk: rows [first_row, first_row + rows)
+ * of a tensor that is `rows_all` x `cols` in diffusers' naming (convolutions count as
+ * [out, in * kh * kw], vectors as rows x 1).  Fused and half-swapped tensors of the other layout
+ * come out as views, never copies; hence `norm_out.linear` must be asked for by halves (rows
+ * [0, hidden) are the scale, [hidden, 2 * hidden) the shift), in either layout.  A missing tensor,
+ * or one of another shape or type, is one sentence: file, name as it stands in the file, got,
+ * needed. */
 struct weight_request {
     enum model_part part;
     const char     *name;
     int64_t         rows_all, cols, first_row, rows;
 };
-int model_weight(struct matrix *out, const struct model *model, const struct weight_request *request,
-                 struct err *err);
+int model_weight(struct matrix *out, const struct model *model,
+                 const struct weight_request *request, struct err *err);
 
 /* 64-bit identity of the weights: every tensor's name, type, shape and a sample of its bytes. */
 uint64_t model_identity(const struct model *model);
@@ -113,7 +118,9 @@ uint64_t model_identity(const struct model *model);
 
 /* Write a model folder with random weights that depend only on (seed, tensor name, index).
  * `spec`: "tiny", "flux1-dev", "flux1-schnell", or a JSON file with the objects transformer, vae,
- * text_encoder, text_encoder_2, scheduler as they stand in the folders' config.json. */
+ * text_encoder, text_encoder_2, scheduler as they stand in the folders' config.json, and
+ * optionally tokenizer_2 with model_max_length (512 when absent).  The folder must be absent or
+ * empty; after an error it is as it was. */
 struct synth_request {
     const char *folder;
     const char *spec;

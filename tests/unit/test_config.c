@@ -358,7 +358,7 @@ static void bad_flags_get_their_sentence(void **state)
          "--model needs a value but '--tile' follows; join them with = if that is the value"},
         {COMMAND_RENDER, {"--overlap", "-5"}, "--overlap is -5 px but must be 0..4080"},
         {COMMAND_RENDER, {"--no-pyramid=yes"}, "--no-pyramid takes no value"},
-        {COMMAND_RENDER, {"-o", ""}, "--output is empty; give a name or leave the flag out"},
+        {COMMAND_RENDER, {"-o", ""}, "-o is empty; give a name or leave the flag out"},
         {COMMAND_RENDER,
          {"two", "words"},
          "'words' is one word too many; put the whole prompt in quotes"},
@@ -482,7 +482,7 @@ static void relations_are_checked(void **state)
          {"prompt=x", "output=/nowhere/a.tif"},
          "output folder '/nowhere' does not exist"},
         {COMMAND_RENDER, ERR_USAGE, {"prompt=x", "keep_draft=a.tif"}, "must end in .png"},
-        {COMMAND_SYNTH, ERR_USAGE, {"input=/"}, "folder '/' exists"},
+        {COMMAND_SYNTH, ERR_USAGE, {"input=/etc/passwd"}, "'/etc/passwd' is a file"},
     };
 
     (void)state;
@@ -631,6 +631,62 @@ static void commands_are_found_or_suggested(void **state)
                    config_find_command(&command, "x", &err));
 }
 
+/* -------------------------------------------------------------------------------- no memory */
+
+static int calls_left;
+
+static void *scarce_calloc(size_t count, size_t bytes)
+{
+    return calls_left-- > 0 ? calloc(count, bytes) : NULL;
+}
+
+static int use_everything(const struct config *config, const char *path, struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct config_words words = {.count = 0};
+    struct config      *copy = NULL;
+    char               *argv[] = {(char[]){"a fox"}, (char[]){"-oa.tif"}, (char[]){"--pyramid"}};
+    char               *help = NULL, *sample = NULL, *json = NULL;
+
+    TRY(config_read_flags(&words, COMMAND_RENDER, 3, argv, err));
+    TRY(config_help(&help, COMMAND_RENDER, err));
+    TRY(config_sample(&sample, err));
+    TRY(config_to_json(&json, config, err));
+    copy = new_config();
+    TRY(config_read_file(copy, path, err));
+out:
+    config_words_close(&words);
+    os_free(help);
+    os_free(sample);
+    os_free(json);
+    free(copy);
+    return rc;
+}
+
+static void every_short_allocation_is_one_sentence(void **state)
+{
+    struct config *config = new_config();
+    char           folder[64], path[96];
+    int            rc = ERR_HOST_MEM, refused = 0;
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(path, sizeof path, "%s/p.yaml", folder);
+    write_text(path, "steps: 3\n");
+    for (; rc != ERR_OK; refused++) {
+        struct err err = {0};
+        calls_left = refused;
+        os.calloc = scarce_calloc;
+        rc = use_everything(config, path, &err);
+        os.calloc = calloc;
+        assert_true(rc == ERR_OK || (rc == ERR_HOST_MEM && err.text[0] != '\0'));
+        assert_in_range(refused, 0, 100);
+    }
+    assert_in_range(refused, 8, 100);
+    scratch_remove(folder);
+    free(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -651,6 +707,7 @@ int main(void)
         cmocka_unit_test(sample_file_gives_the_defaults),
         cmocka_unit_test(metadata_tells_the_picture_not_the_place),
         cmocka_unit_test(commands_are_found_or_suggested),
+        cmocka_unit_test(every_short_allocation_is_one_sentence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -142,7 +142,7 @@ static void story_open(struct story *story, const char *fit, int bits)
     story->painter = painter_of(&story->fake);
     story->request = (struct render_request){
         .config = &story->config, .plan = &story->plan, .painter = &story->painter,
-        .costs = {1, 1, 1, 1, 1, 1}, .settings_json = "{\"seed\":42}", .software = "mural test",
+        .costs = {1, 1, 1, 1, 1, 1}, .used = &story->config, .software = "mural test",
         .progress = count_down};
 }
 
@@ -343,6 +343,10 @@ static void every_failing_write_is_told_and_leaves_nothing(void **state)
         struct err   err = {0};
 
         story_open(&story, "even", 8);
+        story.config.width_px = 200;
+        story.config.height_px = 150;
+        story.config.tile_px = 128;
+        ASSERT_OK(render_plan_make(&story.plan, &story.config, &err));
         os.pwrite = failing_pwrite;
         calls_left = n;
         int rc = render_poster(&story.request, &err);
@@ -357,7 +361,7 @@ static void every_failing_write_is_told_and_leaves_nothing(void **state)
         assert_int_equal(scratch_count(story.folder), 0);
         story_close(&story);
     }
-    assert_true(failures >= 16); /* at least one write a tile */
+    assert_true(failures > 4); /* at least one write a tile */
 }
 
 static void drafts_are_numbered_and_laid_on_a_sheet(void **state)

@@ -1,0 +1,274 @@
+/*
+ * conv.c - 3x3 and 1x1 convolutions of channels-last maps, and nearest-neighbour enlargement.
+ *
+ * A map is convolved in tiles.  The input of each tile is copied into the workspace with its halo:
+ * the copy adds the padding (so the library sees none, and only a few shapes), converts the type, and
+ * fills few channels up to a multiple of 16, because the library's fast code wants whole vectors of
+ * channels and falls back to loops a hundred times slower.  Against nine multiplications per value
+ * and output channel one copy is small (test_conv --bench).
+ *
+ *     tile of x, halo and padding included  -> workspace, dense, compute type
+ *     weights                               -> workspace, in the order the primitive asked for
+ *     convolution                           -> y directly when full rows of it are dense, else
+ *                                              workspace, then y
+ *
+ * 1x1 convolutions with stride 1 are linear layers and go to gemm.c.
+ *
+ * Read next: onednn.h.
+ */
+#include "kernels/kernels_int.h"
+#include "kernels/onednn.h"
+
+enum { CHANNEL_STEP = 16 };
+
+struct plan {
+    const struct conv_request *request;
+    enum dtype compute;
+    int64_t    in_channels, out_channels; /* padded */
+    int64_t    out_h, out_w;
+    int64_t    tile_h, tile_w;            /* of output */
+    bool       y_direct;
+    void      *x, *y, *w, *bias;          /* workspace */
+    int64_t    ready_h, ready_w;          /* tile size that w was ordered for */
+};
+
+static int64_t in_span(const struct plan *plan, int64_t out_span)
+{
+    return (out_span - 1) * plan->request->stride + plan->request->size;
+}
+
+static int64_t padded_channels(int64_t channels)
+{
+    return round_up_i64(channels, CHANNEL_STEP);
+}
+
+/* ------------------------------------------------------------------------------------ copies */
+
+/* One row of a tile's input: columns [first, first + cols) of map row `row`, zero outside. */
+static void stage_row(void *target, const struct plan *plan, int64_t row, int64_t first,
+                      int64_t cols)
+{
+    const struct conv_request *r = plan->request;
+    const size_t  cell = (size_t)plan->in_channels * dtype_bytes(plan->compute);
+    const size_t  used = (size_t)r->x.cols * dtype_bytes(plan->compute);
+    const int64_t left = min_i64(cols, max_i64(0, -first));
+    const int64_t end = row < 0 || row >= r->in_h ? left : max_i64(left, min_i64(cols, r->in_w - first));
+
+    memset(target, 0, (size_t)left * cell);
+    if (r->x.cols == plan->in_channels && r->x.ld == r->x.cols && end > left) {
+        cast_elements((char *)target + (size_t)left * cell, plan->compute,
+                      row_of(r->x, row * r->in_w + first + left), r->x.dtype,
+                      (end - left) * r->x.cols);
+    } else {
+        for (int64_t col = left; col < end; col++) {
+            char *at = (char *)target + (size_t)col * cell;
+            cast_elements(at, plan->compute, row_of(r->x, row * r->in_w + first + col), r->x.dtype,
+                          r->x.cols);
+            memset(at + used, 0, cell - used);
+        }
+    }
+    memset((char *)target + (size_t)end * cell, 0, (size_t)(cols - end) * cell);
+}
+
+static void stage_tile(const struct plan *plan, int64_t top, int64_t left, int64_t rows,
+                       int64_t cols)
+{
+    const size_t row_bytes =
+        (size_t)(cols * plan->in_channels) * dtype_bytes(plan->compute);
+
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        stage_row((char *)plan->x + (size_t)row * row_bytes, plan, top + row, left, cols);
+}
+
+/* Results of a tile from the workspace to their place in y. */
+static void unstage_tile(const struct plan *plan, int64_t top, int64_t left, int64_t rows,
+                         int64_t cols)
+{
+    const struct matrix y = plan->request->y;
+
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *source = (const float *)plan->y + row * cols * plan->out_channels;
+        for (int64_t col = 0; col < cols; col++)
+            cast_elements(row_of(y, (top + row) * plan->out_w + left + col), y.dtype,
+                          source + col * plan->out_channels, DTYPE_F32, y.cols);
+    }
+}
+
+/* Weights in the compute type with padded channels, [out, in, size, size]. */
+static void stage_weights(const struct plan *plan, void *target)
+{
+    const struct matrix w = plan->request->w;
+    const uint32_t      bytes = dtype_bytes(plan->compute);
+    const size_t        row_bytes = (size_t)(w.cols / plan->request->x.cols * plan->in_channels) * bytes;
+    const size_t        used = (size_t)w.cols * bytes;
+
+    for (int64_t row = 0; row < plan->out_channels; row++) {
+        char  *at = (char *)target + (size_t)row * row_bytes;
+        size_t filled = row < w.rows ? used : 0;
+        if (filled) cast_elements(at, plan->compute, row_of(w, row), w.dtype, w.cols);
+        memset(at + filled, 0, row_bytes - filled);
+    }
+}
+
+/* ------------------------------------------------------------------------------------- tiles */
+
+static struct onednn_shape map_shape(enum dtype dtype, int64_t channels, int64_t h, int64_t w,
+                                     int64_t ld)
+{
+    return (struct onednn_shape){4, {1, channels, h, w}, {h * w * ld, 1, w * ld, ld}, dtype, false};
+}
+
+static struct onednn_product tile_product(const struct plan *plan, int64_t h, int64_t w)
+{
+    const struct conv_request *r = plan->request;
+    const int64_t out = plan->out_channels, in = plan->in_channels, size = r->size;
+    const enum dtype y_dtype = plan->y_direct ? r->y.dtype : DTYPE_F32;
+    struct onednn_product job = {
+        .src = map_shape(plan->compute, in, in_span(plan, h), in_span(plan, w), in),
+        .weights = {4, {out, in, size, size}, {0}, plan->compute, true},
+        .dst = map_shape(y_dtype, out, h, w, out),
+        .bias = {1, {out}, {1}, DTYPE_F32, false},
+        .after = ONEDNN_PLAIN,
+        .strides = {r->stride, r->stride},
+    };
+    return job;
+}
+
+/* Put the weights in the order that `primitive` wants, unless they are. */
+static int order_weights(struct plan *plan, const struct onednn *onednn, dnnl_memory_t target,
+                         onednn_desc_view target_desc)
+{
+    const int64_t out = plan->out_channels, in = plan->in_channels, size = plan->request->size;
+    const struct onednn_shape plain = {4, {out, in, size, size},
+                                       {in * size * size, size * size, size, 1}, plan->compute, false};
+    dnnl_memory_t source = NULL;
+    onednn_desc   source_desc = {0};
+
+    int rc = onednn_desc_open(&source_desc, &plain);
+    if (!rc) rc = onednn_memory(&source, onednn, &plain, plan->w);
+    if (!rc) rc = onednn_reorder(onednn, target, target_desc, source, ONEDNN_VIEW(source_desc));
+    if (source) dnnl_memory_destroy(source);
+    onednn_desc_close(&source_desc);
+    return rc;
+}
+
+static int conv_tile(struct plan *plan, const struct onednn *onednn, void *ordered,
+                     uint64_t ordered_bytes, int64_t top, int64_t left, int64_t h, int64_t w)
+{
+    const struct conv_request  *r = plan->request;
+    const struct onednn_product job = tile_product(plan, h, w);
+    struct onednn_operands      operands = {0};
+    dnnl_primitive_t            primitive = NULL;
+    void *y = plan->y_direct ? row_of(r->y, top * plan->out_w) : plan->y;
+
+    stage_tile(plan, top * r->stride - r->pad_top, left * r->stride - r->pad_left, in_span(plan, h),
+               in_span(plan, w));
+    int rc = onednn_product_open(&primitive, onednn, &job);
+    if (rc) return rc;
+    onednn_desc_view wanted = onednn_weights_desc(primitive);
+    must(dnnl_memory_desc_get_size(wanted) <= ordered_bytes);
+    rc = (int)dnnl_memory_create(&operands.weights, wanted, onednn->engine, ordered);
+    if (!rc && (plan->ready_h != h || plan->ready_w != w)) {
+        rc = order_weights(plan, onednn, operands.weights, wanted);
+        plan->ready_h = h;
+        plan->ready_w = w;
+    }
+    if (!rc) rc = onednn_memory(&operands.src, onednn, &job.src, plan->x);
+    if (!rc) rc = onednn_memory(&operands.dst, onednn, &job.dst, y);
+    if (!rc) rc = onednn_memory(&operands.bias, onednn, &job.bias, plan->bias);
+    if (!rc) rc = onednn_execute(onednn, primitive, &operands);
+    if (!rc && !plan->y_direct) unstage_tile(plan, top, left, h, w);
+    onednn_operands_close(&operands);
+    dnnl_primitive_destroy(primitive);
+    return rc;
+}
+
+/* The largest tile whose input and output fit: full rows when at least one fits, else part of one. */
+static void plan_tiles(struct plan *plan, uint64_t bytes)
+{
+    const struct conv_request *r = plan->request;
+    const uint64_t x_cell = (uint64_t)plan->in_channels * dtype_bytes(plan->compute);
+    const uint64_t y_cell = (uint64_t)plan->out_channels * 4;
+
+    plan->y_direct = r->y.cols == plan->out_channels && r->y.ld == r->y.cols &&
+                     (r->y.dtype == plan->compute || r->y.dtype == DTYPE_F32);
+    plan->tile_h = plan->out_h;
+    plan->tile_w = plan->out_w;
+    for (;;) {
+        uint64_t x_bytes = (uint64_t)(in_span(plan, plan->tile_h) * in_span(plan, plan->tile_w)) * x_cell;
+        uint64_t y_bytes = plan->y_direct ? 0 : (uint64_t)(plan->tile_h * plan->tile_w) * y_cell;
+        if (x_bytes + y_bytes + 128 <= bytes) break;
+        must(plan->tile_h > 1 || plan->tile_w > 1);
+        if (plan->tile_h > 1) {
+            plan->tile_h = (plan->tile_h + 1) / 2;
+        } else {
+            plan->tile_w = (plan->tile_w + 1) / 2;
+            plan->y_direct = false;
+        }
+    }
+}
+
+int k_conv2d_cpu(const struct conv_request *request, enum dtype compute, struct workspace workspace)
+{
+    const struct conv_request *r = request;
+    struct plan plan = {.request = r, .compute = compute};
+
+    must(is_act(r->x) && is_act(r->y) && (r->size == 1 || r->size == 3) && r->stride >= 1);
+    must(r->x.rows == (int64_t)r->in_h * r->in_w && r->w.rows == r->y.cols);
+    must(r->w.cols == r->x.cols * r->size * r->size);
+    plan.out_h = (r->in_h + r->pad_top + r->pad_bottom - r->size) / r->stride + 1;
+    plan.out_w = (r->in_w + r->pad_left + r->pad_right - r->size) / r->stride + 1;
+    must(r->y.rows == plan.out_h * plan.out_w);
+    if (r->size == 1 && r->stride == 1 && r->y.rows == r->x.rows)
+        return k_linear_cpu(r->y, r->x, r->w, r->bias, ACT_NONE, compute, workspace);
+
+    plan.in_channels = padded_channels(r->x.cols);
+    plan.out_channels = padded_channels(r->y.cols);
+    const uint64_t w_bytes = (uint64_t)(plan.in_channels * plan.out_channels * r->size * r->size) *
+                             dtype_bytes(compute);
+    const size_t bias_bytes = (size_t)r->y.cols * sizeof(float);
+    plan.w = workspace_take(&workspace, w_bytes);
+    void *ordered = workspace_take(&workspace, w_bytes);
+    plan.bias = workspace_take(&workspace, (uint64_t)plan.out_channels * sizeof(float));
+    memset(plan.bias, 0, (size_t)plan.out_channels * sizeof(float));
+    if (r->bias) memcpy(plan.bias, r->bias, bias_bytes);
+    stage_weights(&plan, plan.w);
+    plan_tiles(&plan, workspace.bytes);
+    plan.x = workspace_take(&workspace, (uint64_t)(in_span(&plan, plan.tile_h) *
+                                                   in_span(&plan, plan.tile_w) * plan.in_channels) *
+                                            dtype_bytes(compute));
+    plan.y = workspace.data;
+
+    struct onednn onednn;
+    int rc = onednn_open(&onednn);
+    for (int64_t top = 0; top < plan.out_h && !rc; top += plan.tile_h)
+        for (int64_t left = 0; left < plan.out_w && !rc; left += plan.tile_w)
+            rc = conv_tile(&plan, &onednn, ordered, w_bytes, top, left,
+                           min_i64(plan.tile_h, plan.out_h - top),
+                           min_i64(plan.tile_w, plan.out_w - left));
+    onednn_close(&onednn);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------- enlargement */
+
+void k_upsample2_cpu(struct matrix y, struct matrix x, int32_t h, int32_t w)
+{
+    must(is_act(y) && is_act(x) && y.cols == x.cols);
+    must(x.rows == (int64_t)h * w && y.rows == 4 * x.rows);
+    const size_t cell = (size_t)y.cols * dtype_bytes(y.dtype);
+
+#pragma omp parallel for schedule(static) if (y.rows * y.cols > 16384)
+    for (int64_t row = 0; row < h; row++) {
+        for (int64_t col = 0; col < w; col++) {
+            int64_t at = row * 2 * (2 * w) + col * 2;
+            void   *first = row_of(y, at);
+            cast_elements(first, y.dtype, row_of(x, row * w + col), x.dtype, x.cols);
+            memcpy(row_of(y, at + 1), first, cell);
+            memcpy(row_of(y, at + 2 * w), first, cell);
+            memcpy(row_of(y, at + 2 * w + 1), first, cell);
+        }
+    }
+}

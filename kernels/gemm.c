@@ -1,0 +1,220 @@
+/*
+ * gemm.c - linear layers: y = act(x w^T + bias).
+ *
+ * Weights are views of mapped files in whatever type and at whatever address the file has.  They are
+ * converted a block of output columns at a time into the workspace, multiplied by oneDNN and
+ * forgotten: memory stays bounded by the workspace, not by the layer.
+ *
+ *     for each block of w's rows (= columns of y)     converted once
+ *         for each block of x's rows                  converted only when x has another type
+ *             y block = x block . w block^T           bias and activation fused
+ *
+ * A few rows of x (modulation, pooled vectors) are another matter: there the reading of w is all the
+ * work, so w is converted in registers and never written anywhere.
+ *
+ * Read next: onednn.h.
+ */
+#include "kernels/kernels_int.h"
+#include "kernels/onednn.h"
+
+/* --------------------------------------------------------------------------------- a few rows */
+
+/* Up to this many rows of x, reading w once per row pair still beats converting it first: measured
+ * in test_gemm --bench. */
+enum { FEW_ROWS = 8 };
+/* Weight rows are converted in pieces of this many columns, which stay in the first cache. */
+enum { PIECE_COLS = 1024 };
+
+KERNEL_CLONES static float dot(const float *a, const float *b, int64_t count)
+{
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+static float act_apply(float value, enum activation act)
+{
+    switch (act) {
+    case ACT_GELU_TANH:
+        return fast_gelu_tanh(value);
+    case ACT_QUICK_GELU:
+        return value * fast_sigmoid(1.702f * value);
+    case ACT_SILU:
+        return value * fast_sigmoid(value);
+    case ACT_NONE:
+        break;
+    }
+    return value;
+}
+
+/* Column `n` of y.  `x` is f32. */
+static void few_rows_column(struct matrix y, struct matrix x, struct matrix w, const float *bias,
+                            enum activation act, int64_t n)
+{
+    float piece[PIECE_COLS], sum[FEW_ROWS] = {0};
+
+    for (int64_t first = 0; first < w.cols; first += PIECE_COLS) {
+        int64_t count = min_i64(PIECE_COLS, w.cols - first);
+        char   *row = (char *)row_of(w, n) + (size_t)first * dtype_bytes(w.dtype);
+        cast_elements(piece, DTYPE_F32, row, w.dtype, count);
+        for (int64_t m = 0; m < x.rows; m++)
+            sum[m] += dot((const float *)row_of(x, m) + first, piece, count);
+    }
+    for (int64_t m = 0; m < x.rows; m++)
+        act_store(row_of(y, m), y.dtype, n, act_apply(sum[m] + (bias ? bias[n] : 0.0f), act));
+}
+
+static void few_rows(struct matrix y, struct matrix x, struct matrix w, const float *bias,
+                     enum activation act, struct workspace workspace)
+{
+    if (x.dtype != DTYPE_F32) {
+        struct matrix copy = {NULL, DTYPE_F32, x.rows, x.cols, x.cols};
+        copy.data = workspace_take(&workspace, (uint64_t)x.rows * (uint64_t)x.cols * 4);
+        k_cast_cpu(copy, x);
+        x = copy;
+    }
+#pragma omp parallel for schedule(static) if (w.rows * w.cols > 16384)
+    for (int64_t n = 0; n < w.rows; n++)
+        few_rows_column(y, x, w, bias, act, n);
+}
+
+/* ---------------------------------------------------------------------------------- many rows */
+
+/* One product with operands in the types and places that oneDNN takes. */
+static int product(const struct onednn *onednn, struct matrix y, struct matrix x, struct matrix w,
+                   const float *bias, enum activation act)
+{
+    struct onednn_product job = {
+        .src = onednn_plane(x.dtype, x.rows, x.cols, x.ld, 1),
+        .weights = onednn_plane(w.dtype, w.cols, w.rows, 1, w.ld),
+        .dst = onednn_plane(y.dtype, y.rows, y.cols, y.ld, 1),
+        .after = act == ACT_NONE ? ONEDNN_PLAIN : ONEDNN_ACT,
+        .act = act,
+    };
+    struct onednn_operands operands = {0};
+    dnnl_primitive_t       primitive = NULL;
+
+    if (bias) job.bias = onednn_plane(DTYPE_F32, 1, y.cols, y.cols, 1);
+    int rc = onednn_product_open(&primitive, onednn, &job);
+    if (!rc) rc = onednn_memory(&operands.src, onednn, &job.src, x.data);
+    if (!rc) rc = onednn_memory(&operands.weights, onednn, &job.weights, w.data);
+    if (!rc) rc = onednn_memory(&operands.dst, onednn, &job.dst, y.data);
+    if (!rc && bias) rc = onednn_memory(&operands.bias, onednn, &job.bias, (void *)(uintptr_t)bias);
+    if (!rc) rc = onednn_execute(onednn, primitive, &operands);
+    onednn_operands_close(&operands);
+    if (primitive) dnnl_primitive_destroy(primitive);
+    return rc;
+}
+
+/* `rows` rows of `m` from `first`. */
+static struct matrix slice_rows(struct matrix m, int64_t first, int64_t rows)
+{
+    m.data = row_of(m, first);
+    m.rows = rows;
+    return m;
+}
+
+/* Where blocks are converted.  A buffer that is not needed has capacity 0. */
+struct staging {
+    void    *w, *x, *y;
+    int64_t  w_rows, x_rows; /* block sizes */
+    enum dtype compute;
+    bool     stage_w, stage_x, stage_y;
+};
+
+static struct matrix staged(void *data, enum dtype dtype, struct matrix like)
+{
+    return (struct matrix){data, dtype, like.rows, like.cols, like.cols};
+}
+
+/* All rows of x against one block of w; `y` holds the block's columns. */
+static int linear_block(const struct onednn *onednn, const struct staging *staging, struct matrix y,
+                        struct matrix x, struct matrix w, const float *bias, enum activation act)
+{
+    int rc = 0;
+
+    if (staging->stage_w) {
+        struct matrix block = staged(staging->w, staging->compute, w);
+        k_cast_cpu(block, w);
+        w = block;
+    }
+    for (int64_t first = 0; first < x.rows && !rc; first += staging->x_rows) {
+        int64_t       rows = min_i64(staging->x_rows, x.rows - first);
+        struct matrix x_block = slice_rows(x, first, rows), y_block = slice_rows(y, first, rows);
+        struct matrix result = y_block;
+        if (staging->stage_x) {
+            struct matrix block = staged(staging->x, staging->compute, x_block);
+            k_cast_cpu(block, x_block);
+            x_block = block;
+        }
+        if (staging->stage_y) result = staged(staging->y, DTYPE_F32, y_block);
+        rc = product(onednn, result, x_block, w, bias, act);
+        if (!rc && staging->stage_y) k_cast_cpu(y_block, result);
+    }
+    return rc;
+}
+
+static int64_t rows_that_fit(uint64_t bytes, int64_t cols, uint32_t element_bytes, int64_t most)
+{
+    int64_t rows = (int64_t)(bytes / ((uint64_t)cols * element_bytes));
+    /* Whole multiples of 64 rows, so that only the last block has a ragged edge. */
+    if (rows > 64) rows -= rows % 64;
+    must(rows > 0);
+    return min_i64(rows, most);
+}
+
+/* Half of the workspace for w, a quarter each for x and y. */
+static struct staging plan_staging(struct matrix y, struct matrix x, struct matrix w,
+                                   enum dtype compute, struct workspace workspace)
+{
+    const uint32_t bytes = dtype_bytes(compute);
+    const uint64_t quarter = workspace.bytes / 4 & ~(uint64_t)63;
+    struct staging staging = {
+        .w_rows = w.rows,
+        .x_rows = x.rows,
+        .compute = compute,
+        .stage_w = w.dtype != compute || (uintptr_t)w.data % bytes != 0,
+        .stage_x = x.dtype != compute,
+        .stage_y = compute == DTYPE_F32 && y.dtype != DTYPE_F32,
+    };
+
+    staging.w = workspace_take(&workspace, 2 * quarter);
+    staging.x = workspace_take(&workspace, quarter);
+    staging.y = workspace.data;
+    if (staging.stage_w) staging.w_rows = rows_that_fit(2 * quarter, w.cols, bytes, w.rows);
+    if (staging.stage_x) staging.x_rows = rows_that_fit(quarter, x.cols, bytes, x.rows);
+    if (staging.stage_y) {
+        int64_t rows = rows_that_fit(quarter, staging.w_rows, 4, x.rows);
+        staging.x_rows = min_i64(staging.x_rows, rows);
+    }
+    return staging;
+}
+
+int k_linear_cpu(struct matrix y, struct matrix x, struct matrix w, const float *bias,
+                 enum activation act, enum dtype compute, struct workspace workspace)
+{
+    must(x.cols == w.cols && y.cols == w.rows && y.rows == x.rows && is_act(y) && is_act(x));
+    must(compute == DTYPE_F32 || compute == DTYPE_BF16);
+    must(x.cols > 0 && w.rows > 0);
+    struct onednn onednn;
+
+    if (x.rows == 0) return 0;
+    if (x.rows <= FEW_ROWS) {
+        few_rows(y, x, w, bias, act, workspace);
+        return 0;
+    }
+    const struct staging staging = plan_staging(y, x, w, compute, workspace);
+    int rc = onednn_open(&onednn);
+    for (int64_t first = 0; first < w.rows && !rc; first += staging.w_rows) {
+        int64_t       rows = min_i64(staging.w_rows, w.rows - first);
+        struct matrix block = y;
+        block.data = (char *)y.data + (size_t)first * dtype_bytes(y.dtype);
+        block.cols = rows;
+        rc = linear_block(&onednn, &staging, block, x, slice_rows(w, first, rows),
+                          bias ? bias + first : NULL, act);
+    }
+    onednn_close(&onednn);
+    return rc;
+}

@@ -1,0 +1,239 @@
+/*
+ * norm.c - layer, RMS and group norm.
+ *
+ * Rows are independent in the first two; each is read by one thread, twice: the second reading comes
+ * from cache.  Group norm spans the whole feature map and is the only reduction across threads here;
+ * its partial sums belong to fixed runs of rows, so the result does not depend on the thread count.
+ *
+ * Read next: pointwise.c.
+ */
+#include <math.h>
+
+#include "kernels/kernels_int.h"
+
+/* -------------------------------------------------------------------------------- row norms */
+
+struct row_norm {
+    const float *scale, *shift; /* [cols] */
+    float        one;           /* added to scale */
+    float        eps;
+};
+
+KERNEL_INLINE void layer_norm_body(enum dtype y_dtype, enum dtype x_dtype, void *y, const void *x,
+                                   int64_t cols, const struct row_norm *norm)
+{
+    const float *scale = norm->scale, *shift = norm->shift;
+    const float  one = norm->one;
+    float        sum = 0.0f, squares = 0.0f;
+
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < cols; i++)
+        sum += act_load(x, x_dtype, i);
+    const float mean = sum / (float)cols;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < cols; i++) {
+        float d = act_load(x, x_dtype, i) - mean;
+        squares += d * d;
+    }
+    const float inverse = 1.0f / sqrtf(squares / (float)cols + norm->eps);
+#pragma omp simd
+    for (int64_t i = 0; i < cols; i++) {
+        float unit = (act_load(x, x_dtype, i) - mean) * inverse;
+        act_store(y, y_dtype, i, unit * (one + scale[i]) + shift[i]);
+    }
+}
+
+KERNEL_CLONES static void layer_norm_row(enum dtype y_dtype, enum dtype x_dtype, void *y,
+                                         const void *x, int64_t cols, const struct row_norm *norm)
+{
+    BY_ACT_DTYPES(layer_norm_body, y_dtype, x_dtype, y, x, cols, norm);
+}
+
+void k_layer_norm_cpu(struct matrix y, struct matrix x, const float *scale, const float *shift,
+                      bool scale_plus_one, float eps)
+{
+    must(same_shape(y, x) && is_act(y) && is_act(x) && x.cols > 0);
+    const struct row_norm norm = {scale, shift, scale_plus_one ? 1.0f : 0.0f, eps};
+#pragma omp parallel for schedule(static) if (x.rows * x.cols > 16384)
+    for (int64_t row = 0; row < x.rows; row++)
+        layer_norm_row(y.dtype, x.dtype, row_of(y, row), row_of(x, row), x.cols, &norm);
+}
+
+KERNEL_INLINE void rms_norm_body(enum dtype y_dtype, enum dtype x_dtype, void *y, const void *x,
+                                 int64_t cols, const float *weight, float eps)
+{
+    float squares = 0.0f;
+
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < cols; i++) {
+        float value = act_load(x, x_dtype, i);
+        squares += value * value;
+    }
+    const float inverse = 1.0f / sqrtf(squares / (float)cols + eps);
+#pragma omp simd
+    for (int64_t i = 0; i < cols; i++)
+        act_store(y, y_dtype, i, act_load(x, x_dtype, i) * inverse * weight[i]);
+}
+
+KERNEL_CLONES static void rms_norm_row(enum dtype y_dtype, enum dtype x_dtype, void *y,
+                                       const void *x, int64_t cols, const float *weight, float eps)
+{
+    BY_ACT_DTYPES(rms_norm_body, y_dtype, x_dtype, y, x, cols, weight, eps);
+}
+
+void k_rms_norm_cpu(struct matrix y, struct matrix x, const float *weight, float eps)
+{
+    must(same_shape(y, x) && is_act(y) && is_act(x) && x.cols > 0);
+#pragma omp parallel for schedule(static) if (x.rows * x.cols > 16384)
+    for (int64_t row = 0; row < x.rows; row++)
+        rms_norm_row(y.dtype, x.dtype, row_of(y, row), row_of(x, row), x.cols, weight, eps);
+}
+
+/* ------------------------------------------------------------------------------- group norm */
+
+/* The map's rows are cut into at most RUNS_MAX runs, whatever the number of threads.  Each run
+ * leaves a mean and a sum of squared deviations per channel. */
+enum { RUNS_MAX = 256, RUN_ROWS_MIN = 64 };
+
+struct channel_stats {
+    float *mean, *squares; /* [cols] about the mean of the rows seen */
+    float *block_mean, *block_squares;
+};
+
+/* Statistics of `rows` rows in two passes over memory that is still in cache, merged into what the
+ * `seen` rows before them left.  Two passes, because a sum of squares minus a squared sum loses the
+ * variance of a channel that lies far from zero. */
+KERNEL_INLINE void stats_body(enum dtype dtype, enum dtype unused, struct channel_stats *stats,
+                              struct matrix x, int64_t first, int64_t rows, int64_t seen)
+{
+    float *mean = stats->block_mean, *squares = stats->block_squares;
+    const float weight = (float)rows / (float)(seen + rows);
+    const float between = (float)seen * weight;
+    (void)unused;
+
+    memset(mean, 0, (size_t)x.cols * sizeof *mean);
+    memset(squares, 0, (size_t)x.cols * sizeof *squares);
+    for (int64_t row = first; row < first + rows; row++) {
+        const void *line = row_of(x, row);
+#pragma omp simd
+        for (int64_t i = 0; i < x.cols; i++)
+            mean[i] += act_load(line, dtype, i);
+    }
+    for (int64_t i = 0; i < x.cols; i++)
+        mean[i] /= (float)rows;
+    for (int64_t row = first; row < first + rows; row++) {
+        const void *line = row_of(x, row);
+#pragma omp simd
+        for (int64_t i = 0; i < x.cols; i++) {
+            float d = act_load(line, dtype, i) - mean[i];
+            squares[i] += d * d;
+        }
+    }
+    for (int64_t i = 0; i < x.cols; i++) {
+        float d = mean[i] - stats->mean[i];
+        stats->mean[i] += d * weight;
+        stats->squares[i] += squares[i] + d * d * between;
+    }
+}
+
+KERNEL_CLONES static void stats_rows(struct channel_stats *stats, struct matrix x, int64_t first,
+                                     int64_t rows, int64_t seen)
+{
+    BY_ACT_DTYPES(stats_body, x.dtype, x.dtype, stats, x, first, rows, seen);
+}
+
+static void run_stats(struct channel_stats stats, struct matrix x, int64_t first, int64_t rows)
+{
+    /* 32 KiB of rows at a time: small enough to be read a second time from the first cache. */
+    int64_t block = max_i64(1, 32768 / (x.cols * dtype_bytes(x.dtype)));
+
+    memset(stats.mean, 0, (size_t)x.cols * sizeof *stats.mean);
+    memset(stats.squares, 0, (size_t)x.cols * sizeof *stats.squares);
+    for (int64_t done = 0; done < rows; done += block)
+        stats_rows(&stats, x, first + done, min_i64(block, rows - done), done);
+}
+
+/* What the last pass does to channel c: (x - center[c]) * factor[c] + bias[c].  The mean is not
+ * folded into the bias: far from zero the two would cancel badly. */
+struct normalizer {
+    float       *center, *factor; /* [cols] */
+    const float *bias;
+};
+
+/* Merge the runs' statistics of the channels [first, first + channels), in double precision and in
+ * the order of the runs. */
+static void merge_group(const struct normalizer *n, const float *runs, struct matrix x,
+                        int64_t run_rows, int64_t first, int64_t channels, double eps)
+{
+    const int64_t run_count = ceil_div_i64(x.rows, run_rows);
+    double mean = 0.0, squares = 0.0, seen = 0.0;
+
+    for (int64_t run = 0; run < run_count; run++) {
+        const float *run_mean = runs + run * 4 * x.cols;
+        double rows = (double)min_i64(run_rows, x.rows - run * run_rows);
+        for (int64_t i = first; i < first + channels; i++) {
+            double d = (double)run_mean[i] - mean;
+            squares += (double)run_mean[x.cols + i] + d * d * seen * rows / (seen + rows);
+            mean += d * rows / (seen + rows);
+            seen += rows;
+        }
+    }
+    double inverse = 1.0 / sqrt(squares / seen + eps);
+    for (int64_t i = first; i < first + channels; i++) {
+        n->center[i] = (float)mean;
+        n->factor[i] = (float)((double)n->factor[i] * inverse);
+    }
+}
+
+KERNEL_INLINE void normalize_body(enum dtype y_dtype, enum dtype x_dtype, void *y, const void *x,
+                                  int64_t cols, const struct normalizer *n, bool silu)
+{
+    const float *center = n->center, *factor = n->factor, *bias = n->bias;
+
+    if (silu) {
+#pragma omp simd
+        for (int64_t i = 0; i < cols; i++) {
+            float value = (act_load(x, x_dtype, i) - center[i]) * factor[i] + bias[i];
+            act_store(y, y_dtype, i, value * fast_sigmoid(value));
+        }
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < cols; i++)
+            act_store(y, y_dtype, i, (act_load(x, x_dtype, i) - center[i]) * factor[i] + bias[i]);
+    }
+}
+
+KERNEL_CLONES static void normalize_row(enum dtype y_dtype, enum dtype x_dtype, void *y,
+                                        const void *x, int64_t cols, const struct normalizer *n,
+                                        bool silu)
+{
+    BY_ACT_DTYPES(normalize_body, y_dtype, x_dtype, y, x, cols, n, silu);
+}
+
+void k_group_norm_cpu(struct matrix y, struct matrix x, const float *weight, const float *bias,
+                      int32_t groups, float eps, bool silu, struct workspace workspace)
+{
+    must(same_shape(y, x) && is_act(y) && is_act(x) && x.rows > 0);
+    must(groups > 0 && x.cols % groups == 0);
+    const int64_t cols = x.cols, channels = cols / groups;
+    const int64_t run_rows = max_i64(RUN_ROWS_MIN, ceil_div_i64(x.rows, RUNS_MAX));
+    const int64_t run_count = ceil_div_i64(x.rows, run_rows);
+    const size_t  cols_bytes = (size_t)cols * sizeof(float);
+    float        *runs = workspace_take(&workspace, (size_t)run_count * 4 * cols_bytes);
+    struct normalizer normalizer = {workspace_take(&workspace, cols_bytes),
+                                    workspace_take(&workspace, cols_bytes), bias};
+
+#pragma omp parallel for schedule(dynamic) if (x.rows * cols > 16384)
+    for (int64_t run = 0; run < run_count; run++) {
+        float *base = runs + run * 4 * cols;
+        struct channel_stats stats = {base, base + cols, base + 2 * cols, base + 3 * cols};
+        int64_t first = run * run_rows;
+        run_stats(stats, x, first, min_i64(run_rows, x.rows - first));
+    }
+    memcpy(normalizer.factor, weight, cols_bytes);
+    for (int64_t group = 0; group < groups; group++)
+        merge_group(&normalizer, runs, x, run_rows, group * channels, channels, (double)eps);
+#pragma omp parallel for schedule(static) if (x.rows * cols > 16384)
+    for (int64_t row = 0; row < x.rows; row++)
+        normalize_row(y.dtype, x.dtype, row_of(y, row), row_of(x, row), cols, &normalizer, silu);
+}

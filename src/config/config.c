@@ -1,0 +1,433 @@
+/*
+ * config.c - the table of settings, and the order in which words, files and defaults win.
+ *
+ * Owns every setting: one row each below.  The YAML key, the flag, `mural help`, the sample file
+ * and the metadata of a poster all come from that row; a new setting is a field of struct config, a
+ * row here, and its reader.
+ *
+ * Knows nothing of models, tiles or pixels: a relation between settings is checked here only when
+ * the settings alone decide it.
+ *
+ * Read next: values.c, which turns text into the field of a row.
+ */
+#include "config/config_int.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+enum {
+    PAINT = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_UPSCALE,
+    POSTER = COMMAND_RENDER | COMMAND_UPSCALE,
+    DRAFTED = COMMAND_RENDER | COMMAND_DRAFT, /* commands that paint a draft themselves */
+    PLANNED = COMMAND_PLAN,
+    RANDOM = COMMAND_SYNTH,
+    ALL = PAINT | COMMAND_PLAN | COMMAND_INFO | COMMAND_SYNTH
+};
+
+#define FIELD(name)                                                                                \
+    .offset = offsetof(struct config, name), .capacity = sizeof((struct config *)0)->name
+#define RANGE(low, high) .least = (low), .most = (high)
+
+/* clang-format off */
+static const struct setting rows[] = {
+    /* ---- the picture */
+    {.key = "prompt", .flag = "prompt", .letter = 'p', .type = SETTING_TEXT, FIELD(prompt),
+     .absent = "", .value = "TEXT", .group = GROUP_PICTURE, .commands = PAINT | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "what to paint; - reads it from standard input"},
+    {.key = "input", .flag = "input", .type = SETTING_PATH, FIELD(input),
+     .absent = "", .value = "PATH", .group = GROUP_TALK,
+     .commands = COMMAND_UPSCALE | COMMAND_INFO | RANDOM, .marks = MARK_FLAG_ONLY,
+     .sentence = "the word after the command, as a flag"},
+    {.key = "model", .flag = "model", .letter = 'm', .type = SETTING_PATH, FIELD(model),
+     .absent = "samples/model", .value = "DIR", .group = GROUP_PICTURE, .commands = PAINT | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "folder of a FLUX.1 model"},
+    {.key = "seed", .flag = "seed", .type = SETTING_SEED, FIELD(seed),
+     .absent = "42", .value = "N", .group = GROUP_PICTURE, .commands = PAINT | PLANNED | RANDOM,
+     .marks = MARK_PICTURE, .sentence = "another number, another picture"},
+    {.key = "guidance", .flag = "guidance", .type = SETTING_NUMBER, FIELD(guidance), RANGE(0, 100),
+     .absent = "3.5", .value = "X", .group = GROUP_PICTURE, .commands = PAINT | PLANNED,
+     .marks = MARK_PICTURE | MARK_MODEL, .sentence = "how closely to follow the prompt"},
+    /* ---- size of the poster */
+    {.key = "size", .flag = "size", .type = SETTING_SIZE, .absent = "8k",
+     .value = "SIZE", .group = GROUP_POSTER, .commands = PAINT | PLANNED, .marks = MARK_DERIVED,
+     .sentence = "8k, 7680x4320, A2@300dpi, A2-landscape@300dpi, 60x90cm@200dpi"},
+    {.key = "width", .flag = "width", .type = SETTING_INT, FIELD(width_px), RANGE(64, 1048576),
+     .unit = " px", .absent = "7680", .value = "PX", .group = GROUP_POSTER,
+     .commands = PAINT | PLANNED, .marks = MARK_PICTURE, .sentence = "width of the poster"},
+    {.key = "height", .flag = "height", .type = SETTING_INT, FIELD(height_px), RANGE(64, 1048576),
+     .unit = " px", .absent = "4320", .value = "PX", .group = GROUP_POSTER,
+     .commands = PAINT | PLANNED, .marks = MARK_PICTURE, .sentence = "height of the poster"},
+    {.key = "dpi", .flag = "dpi", .type = SETTING_NUMBER, FIELD(dpi), RANGE(1, 10000),
+     .absent = "300", .value = "N", .group = GROUP_POSTER, .commands = POSTER | PLANNED,
+     .sentence = "pixels per inch in print; changes no pixel"},
+    /* ---- the draft */
+    {.key = "draft_px", .flag = "draft-size", .type = SETTING_INT, FIELD(draft_px), RANGE(64, 4096),
+     .multiple = 16, .unit = " px", .absent = "512", .value = "PX", .group = GROUP_DRAFT,
+     .commands = DRAFTED | PLANNED, .marks = MARK_PICTURE | MARK_MODEL,
+     .sentence = "longest side of the draft"},
+    {.key = "draft_steps", .flag = "draft-steps", .type = SETTING_INT, FIELD(draft_steps),
+     RANGE(1, 1000), .absent = "28", .value = "N", .group = GROUP_DRAFT,
+     .commands = DRAFTED | PLANNED, .marks = MARK_PICTURE | MARK_MODEL,
+     .sentence = "steps for the draft"},
+    {.key = "count", .flag = "count", .type = SETTING_INT, FIELD(count), RANGE(1, 100),
+     .absent = "1", .value = "N", .group = GROUP_DRAFT, .commands = COMMAND_DRAFT,
+     .sentence = "drafts, seeds counting up, and a sheet of them all"},
+    {.key = "keep_draft", .flag = "keep-draft", .type = SETTING_PATH, FIELD(draft),
+     .absent = "", .value = "FILE", .group = GROUP_DRAFT, .commands = COMMAND_RENDER,
+     .sentence = "also write the draft, as a PNG"},
+    /* ---- tiles */
+    {.key = "steps", .flag = "steps", .type = SETTING_INT, FIELD(steps), RANGE(1, 1000),
+     .absent = "12", .value = "N", .group = GROUP_TILES, .commands = POSTER | PLANNED,
+     .marks = MARK_PICTURE | MARK_MODEL, .sentence = "steps for each tile"},
+    {.key = "sigma", .flag = "sigma", .type = SETTING_NUMBER, FIELD(sigma), RANGE(0, 1),
+     .absent = "0.4", .value = "X", .group = GROUP_TILES, .commands = POSTER | PLANNED,
+     .marks = MARK_PICTURE | MARK_MODEL | MARK_ABOVE,
+     .sentence = "how much a tile may invent"},
+    {.key = "tile_px", .flag = "tile", .type = SETTING_INT, FIELD(tile_px), RANGE(64, 4096),
+     .multiple = 16, .unit = " px", .absent = "2048", .value = "PX", .group = GROUP_TILES,
+     .commands = POSTER | PLANNED, .marks = MARK_PICTURE | MARK_MODEL,
+     .sentence = "largest side of a tile"},
+    {.key = "overlap_px", .flag = "overlap", .type = SETTING_INT, FIELD(overlap_px), RANGE(0, 4080),
+     .unit = " px", .absent = "128", .value = "PX", .group = GROUP_TILES,
+     .commands = POSTER | PLANNED, .marks = MARK_PICTURE | MARK_MODEL,
+     .sentence = "least overlap, 16 px or more below the tile"},
+    {.key = "fit", .flag = "fit", .type = SETTING_CHOICE, FIELD(fit), .choices = "even|exact",
+     .absent = "even", .value = "WAY", .group = GROUP_TILES, .commands = POSTER | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "equal tiles, or all of the largest side"},
+    {.key = "strength", .flag = "strength", .type = SETTING_NUMBER, FIELD(strength), RANGE(0, 1),
+     .absent = "0", .value = "X", .group = GROUP_TILES, .commands = POSTER | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "image-to-image strength in place of sigma, 0 for off"},
+    {.key = "mu", .flag = "mu", .type = SETTING_NUMBER, FIELD(mu), RANGE(0, 10),
+     .absent = "0", .value = "X", .group = GROUP_TILES, .commands = PAINT | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "fixed shift of the schedule, 0 for the model's"},
+    /* ---- the file */
+    {.key = "output", .flag = "output", .letter = 'o', .type = SETTING_PATH, FIELD(output),
+     .absent = "", .value = "FILE", .group = GROUP_FILE, .commands = PAINT | PLANNED,
+     .sentence = "where to write; poster.tif, or draft.png for a draft, unless given"},
+    {.key = "overwrite", .flag = "overwrite", .type = SETTING_SWITCH, FIELD(overwrite),
+     .absent = "false", .group = GROUP_FILE, .commands = PAINT,
+     .sentence = "replace an output that exists"},
+    {.key = "bits", .flag = "bits", .type = SETTING_INT, FIELD(bits), RANGE(8, 16),
+     .choices = "8|16", .absent = "16", .value = "N", .group = GROUP_FILE,
+     .commands = POSTER | PLANNED, .sentence = "bits per colour; many print shops ask for 8"},
+    {.key = "compression", .flag = "compression", .type = SETTING_CHOICE, FIELD(compression),
+     .choices = "none|lzw|deflate|zstd", .absent = "deflate", .value = "WAY", .group = GROUP_FILE,
+     .commands = POSTER | PLANNED, .sentence = "all lossless"},
+    {.key = "level", .flag = "level", .type = SETTING_INT, FIELD(level), RANGE(0, 19),
+     .absent = "0", .value = "N", .group = GROUP_FILE, .commands = POSTER,
+     .sentence = "effort: deflate to 12, zstd to 19, 0 for the usual"},
+    {.key = "pyramid", .flag = "pyramid", .type = SETTING_SWITCH, FIELD(pyramid),
+     .absent = "false", .group = GROUP_FILE, .commands = POSTER | PLANNED,
+     .sentence = "add halved copies for quick viewing"},
+    {.key = "metadata", .flag = "metadata", .type = SETTING_SWITCH, FIELD(metadata),
+     .absent = "true", .group = GROUP_FILE, .commands = PAINT,
+     .sentence = "store prompt and settings in the file"},
+    /* ---- a random model */
+    {.key = "spec", .flag = "spec", .type = SETTING_PATH, FIELD(spec),
+     .absent = "tiny", .value = "SPEC", .group = GROUP_SYNTH, .commands = RANDOM,
+     .sentence = "tiny, flux1-dev, flux1-schnell, or a JSON file of sizes"},
+    {.key = "dtype", .flag = "dtype", .type = SETTING_CHOICE, FIELD(dtype),
+     .choices = "bf16|f16|f32", .absent = "bf16", .value = "TYPE", .group = GROUP_SYNTH,
+     .commands = RANDOM, .sentence = "number type of the weights"},
+    {.key = "bfl", .flag = "bfl", .type = SETTING_SWITCH, FIELD(bfl),
+     .absent = "false", .group = GROUP_SYNTH, .commands = RANDOM,
+     .sentence = "single files as Black Forest Labs has them, not diffusers folders"},
+    {.key = "shard_bytes", .flag = "shard-size", .type = SETTING_BYTES, FIELD(shard_bytes),
+     RANGE(1e6, 1e12), .absent = "5GB", .value = "SIZE", .group = GROUP_SYNTH, .commands = RANDOM,
+     .sentence = "largest weight file"},
+    /* ---- the machine */
+    {.key = "threads", .flag = "threads", .type = SETTING_INT, FIELD(threads), RANGE(0, 1024),
+     .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
+     .sentence = "CPU threads, 0 for all"},
+    {.key = "precision", .flag = "precision", .type = SETTING_CHOICE, FIELD(precision),
+     .choices = "auto|f32|bf16", .absent = "auto", .value = "TYPE", .group = GROUP_MACHINE,
+     .commands = PAINT | PLANNED, .marks = MARK_PICTURE,
+     .sentence = "auto: bf16 where it is fast"},
+    {.key = "text_tokens", .flag = "text-tokens", .type = SETTING_INT, FIELD(text_tokens),
+     RANGE(0, 512), .absent = "0", .value = "N", .group = GROUP_MACHINE,
+     .commands = PAINT | PLANNED, .marks = MARK_PICTURE,
+     .sentence = "tokens of prompt, 0 for the model's"},
+    {.key = "transformer", .flag = "transformer", .type = SETTING_PATH, FIELD(transformer),
+     .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "another transformer than the model folder's"},
+    {.key = "vae", .flag = "vae", .type = SETTING_PATH, FIELD(vae),
+     .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
+     .marks = MARK_PICTURE, .sentence = "another VAE than the model folder's"},
+    {.key = "noise_file", .flag = "noise-file", .type = SETTING_PATH, FIELD(noise_file),
+     .absent = "", .value = "FILE", .group = GROUP_MACHINE, .commands = PAINT,
+     .marks = MARK_PICTURE,
+     .sentence = "raw noise instead of the seed's, to compare with other programs"},
+    /* ---- running */
+    {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
+     .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
+     .marks = MARK_FLAG_ONLY, .sentence = "settings from a YAML file; flags win over it"},
+    {.key = "json", .flag = "json", .type = SETTING_SWITCH, FIELD(json),
+     .absent = "false", .group = GROUP_TALK, .commands = ALL,
+     .sentence = "print the result as one JSON document"},
+    {.key = "quiet", .flag = "quiet", .letter = 'q', .type = SETTING_SWITCH, FIELD(quiet),
+     .absent = "false", .group = GROUP_TALK, .commands = ALL, .sentence = "say nothing but errors"},
+    {.key = "verbose", .flag = "verbose", .letter = 'v', .type = SETTING_SWITCH, FIELD(verbose),
+     .absent = "false", .group = GROUP_TALK, .commands = ALL,
+     .sentence = "tell what is being done"},
+};
+/* clang-format on */
+
+const struct setting *config_rows(size_t *count_out)
+{
+    *count_out = ARRAY_COUNT(rows);
+    return rows;
+}
+
+const struct setting *config_find_key(const char *key)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++)
+        if (strcmp(rows[i].key, key) == 0) return &rows[i];
+    return NULL;
+}
+
+/* "tiel" for "tile": two neighbours changed places. */
+static bool is_swapped(const char *name, const char *word)
+{
+    size_t at = 0;
+
+    while (name[at] != '\0' && name[at] == word[at])
+        at++;
+    return name[at] != '\0' && word[at] != '\0' && name[at] == word[at + 1] &&
+           name[at + 1] == word[at] && strcmp(name + at + 2, word + at + 2) == 0;
+}
+
+bool config_is_near(const char *name, const char *word, uint32_t *edits)
+{
+    /* One slip in a short word, up to one in three letters of a long one; or a start of it. */
+    uint32_t allowed = (uint32_t)strlen(word) / 3;
+    size_t   length = strlen(name);
+
+    if ((length >= 3 && strncmp(name, word, length) == 0) || is_swapped(name, word))
+        *edits = 1;
+    else
+        *edits = text_distance(name, word);
+    return *edits <= (allowed > 1 ? allowed : 1);
+}
+
+const struct setting *config_nearest(const char *name, unsigned commands, bool by_flag)
+{
+    const struct setting *best = NULL;
+    uint32_t              best_edits = UINT32_MAX;
+
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
+        uint32_t edits;
+        if ((rows[i].commands & commands) == 0) continue;
+        if (!by_flag && (rows[i].marks & MARK_FLAG_ONLY) != 0) continue;
+        if (!config_is_near(name, by_flag ? rows[i].flag : rows[i].key, &edits)) continue;
+        if (edits >= best_edits) continue;
+        best_edits = edits;
+        best = &rows[i];
+    }
+    return best;
+}
+
+/* ------------------------------------------------------------------------------------ layers */
+
+void config_defaults(struct config *out)
+{
+    struct err err = {.code = ERR_OK};
+
+    memset(out, 0, sizeof *out);
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++)
+        must(values_set(out, &rows[i], rows[i].key, rows[i].absent, &err) == ERR_OK);
+}
+
+int config_set(struct config *config, const char *key, const char *value, struct err *err)
+{
+    int                   rc = ERR_OK;
+    char                  shown[VALUES_QUOTE_BYTES];
+    const struct setting *row = config_find_key(key);
+
+    if (row == NULL) {
+        const struct setting *near = config_nearest(key, ALL, false);
+        RAISE(err, ERR_USAGE, 0, "unknown setting '%s'%s%s%s", values_quote(shown, key),
+              near != NULL ? "; did you mean '" : "", near != NULL ? near->key : "",
+              near != NULL ? "'?" : "; 'mural sample-config' lists them all");
+    }
+    TRY(values_set(config, row, row->key, value, err));
+out:
+    return rc;
+}
+
+static int set_word(struct config *config, const char *word, struct err *err)
+{
+    int         rc = ERR_OK;
+    char        key[32], shown[VALUES_QUOTE_BYTES];
+    const char *equals = strchr(word, '=');
+
+    if (equals == NULL || equals == word || (size_t)(equals - word) >= sizeof key)
+        RAISE(err, ERR_USAGE, 0, "setting '%s' must have the form key=value",
+              values_quote(shown, word));
+    memcpy(key, word, (size_t)(equals - word));
+    key[equals - word] = '\0';
+    TRY(config_set(config, key, equals + 1, err));
+out:
+    return rc;
+}
+
+int config_read_file(struct config *config, const char *path, struct err *err)
+{
+    return yaml_read_file(config, path, false, err);
+}
+
+/* What is known before and after files are found: file names may be "". */
+struct layers {
+    char               model_file[1088], settings_file[1024];
+    const char *const *words;
+    size_t             word_count;
+};
+
+static int apply(struct config *out, const struct layers *layers, struct err *err)
+{
+    int rc = ERR_OK;
+
+    config_defaults(out);
+    if (layers->model_file[0] != '\0') TRY(yaml_read_file(out, layers->model_file, true, err));
+    if (layers->settings_file[0] != '\0')
+        TRY(yaml_read_file(out, layers->settings_file, false, err));
+    for (size_t i = 0; i < layers->word_count; i++)
+        TRY(set_word(out, layers->words[i], err));
+out:
+    return rc;
+}
+
+/* The name of one layer's file is itself a setting of a higher layer, so the layers are laid again
+ * each time that one more file becomes known. */
+int config_load(struct config *out, enum config_command command, const char *const *words,
+                size_t word_count, struct err *err)
+{
+    int           rc = ERR_OK;
+    struct layers layers = {.words = words, .word_count = word_count};
+
+    TRY(apply(out, &layers, err));
+    if (out->settings_file[0] != '\0') {
+        (void)snprintf(layers.settings_file, sizeof layers.settings_file, "%s", out->settings_file);
+        TRY(apply(out, &layers, err));
+    }
+    must(os_join(layers.model_file, sizeof layers.model_file, out->model, "mural.yaml"));
+    if ((command & (PAINT | PLANNED)) != 0 && os_is_file(layers.model_file))
+        TRY(apply(out, &layers, err));
+    if (out->output[0] == '\0')
+        (void)snprintf(out->output, sizeof out->output, "%s",
+                       command == COMMAND_DRAFT ? "draft.png" : "poster.tif");
+out:
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------ checks */
+
+static int check_numbers(const struct config *config, struct err *err)
+{
+    int  rc = ERR_OK;
+    bool deflate = strcmp(config->compression, "deflate") == 0;
+    bool zstd = strcmp(config->compression, "zstd") == 0;
+
+    if (config->overlap_px > config->tile_px - 16)
+        RAISE(err, ERR_USAGE, 0, "overlap is %d px but must be 0..%d px with a tile of %d px",
+              config->overlap_px, config->tile_px - 16, config->tile_px);
+    if (config->level > 0 && !deflate && !zstd)
+        RAISE(err, ERR_USAGE, 0, "compression '%s' has no levels; leave the level out",
+              config->compression);
+    if (config->level > 12 && deflate)
+        RAISE(err, ERR_USAGE, 0, "level is %d but deflate has 1..12; only zstd goes to 19",
+              config->level);
+    if (config->seed > (uint64_t)INT64_MAX - (uint64_t)config->count + 1)
+        RAISE(err, ERR_USAGE, 0, "seed %llu leaves no room to count up to %d drafts",
+              (unsigned long long)config->seed, config->count);
+    if (config->quiet && config->verbose)
+        RAISE(err, ERR_USAGE, 0, "quiet and verbose exclude each other; choose one");
+out:
+    return rc;
+}
+
+static int check_inputs(const struct config *config, enum config_command command, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if ((command & DRAFTED) != 0 && config->prompt[0] == '\0')
+        RAISE(err, ERR_USAGE, 0, "no prompt; write what to paint in quotes after 'mural %s'",
+              config_command_name(command));
+    if ((command & (COMMAND_UPSCALE | COMMAND_INFO | COMMAND_SYNTH)) != 0 &&
+        config->input[0] == '\0')
+        RAISE(err, ERR_USAGE, 0, "no %s given; write its name after 'mural %s'",
+              command == COMMAND_SYNTH ? "folder" : "file", config_command_name(command));
+    if ((command & (COMMAND_UPSCALE | COMMAND_INFO)) != 0 && !os_is_file(config->input))
+        RAISE(err, ERR_FORMAT, 0, "'%s' %s", config->input,
+              os_is_dir(config->input) ? "is a folder, not a picture" : "does not exist");
+    if ((command & (PAINT | PLANNED)) != 0 && !os_is_dir(config->model))
+        RAISE(err, ERR_FORMAT, 0,
+              "model folder '%s' does not exist; name one with --model, or make a random one with "
+              "'mural synth'",
+              config->model);
+out:
+    return rc;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length > tail && strcasecmp(text + length - tail, end) == 0;
+}
+
+static int check_target(const char *path, bool png, bool overwrite, struct err *err)
+{
+    int         rc = ERR_OK;
+    char        folder[1024] = ".";
+    const char *slash = strrchr(path, '/');
+
+    if (slash != NULL)
+        (void)snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path),
+                       path);
+    if (png && !ends_with(path, ".png"))
+        RAISE(err, ERR_USAGE, 0, "'%s' must end in .png: drafts are PNG files", path);
+    if (!png && !ends_with(path, ".tif") && !ends_with(path, ".tiff"))
+        RAISE(err, ERR_USAGE, 0, "'%s' must end in .tif or .tiff: posters are BigTIFF files", path);
+    if (os_is_dir(path)) RAISE(err, ERR_USAGE, 0, "'%s' is a folder; name a file in it", path);
+    if (os_is_file(path) && !overwrite)
+        RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite, or name another file with -o",
+              path);
+    if (!os_is_dir(folder))
+        RAISE(err, ERR_IO, ENOENT, "output folder '%s' does not exist; make it first", folder);
+    if (access(folder, W_OK | X_OK) != 0)
+        RAISE(err, ERR_IO, errno, "output folder '%s' cannot be written: %s", folder,
+              strerror(errno));
+out:
+    return rc;
+}
+
+/* An output that cannot be written is found out now, not after hours of painting. */
+static int check_outputs(const struct config *config, enum config_command command, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if ((command & PAINT) != 0)
+        TRY(check_target(config->output, command == COMMAND_DRAFT, config->overwrite, err));
+    if (command == COMMAND_RENDER && config->draft[0] != '\0')
+        TRY(check_target(config->draft, true, config->overwrite, err));
+    if (command == COMMAND_UPSCALE && strcmp(config->input, config->output) == 0)
+        RAISE(err, ERR_USAGE, 0, "'%s' is both the draft and the output; name another with -o",
+              config->output);
+    if (command == COMMAND_SYNTH && os_is_file(config->input))
+        RAISE(err, ERR_USAGE, 0, "'%s' is a file; a model needs a folder", config->input);
+out:
+    return rc;
+}
+
+int config_check(const struct config *config, enum config_command command, struct err *err)
+{
+    int rc = ERR_OK;
+
+    TRY(check_numbers(config, err));
+    TRY(check_inputs(config, command, err));
+    TRY(check_outputs(config, command, err));
+out:
+    return rc;
+}

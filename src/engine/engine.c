@@ -1,0 +1,512 @@
+/*
+ * engine.c - the four networks as one machine: measured, opened, reserved, then used.
+ *
+ * Owns the model's files, the networks' views, and the backend with all scratch.  Each primitive is
+ * a compute_* function that runs on any backend: on the dry one it only measures, and what it
+ * measured is what the arena of the real one is sealed at.  No compute_* function looks at data, so
+ * both runs take the same bytes.
+ *
+ * Read next: transformer.c, vae.c, prompt.c.
+ */
+#include "engine/engine_int.h"
+
+#include <stdio.h>
+
+enum { TEXT_TOKENS_DEFAULT_MAX = 512, TEXT_TOKENS_MAX = 4096 };
+
+/* -------------------------------------------------------------------------------- computation */
+
+static void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
+                           int32_t w_px, int32_t h_px, float *latent_out)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
+    struct matrix     latent =
+        backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
+    struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
+
+    backend_upload(backend, pixels, rgb);
+    vae_encode(engine->networks.vae, backend, pixels, w_px, h_px, latent);
+    backend_download(backend, latent_out, latent);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+static void compute_decode(const struct engine *engine, struct backend *backend,
+                           const float *latent, int32_t w_px, int32_t h_px, float *rgb_out)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
+    struct matrix     source =
+        backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
+    struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
+
+    backend_upload(backend, source, latent);
+    vae_decode(engine->networks.vae, backend, source, w_px, h_px, pixels);
+    backend_download(backend, rgb_out, pixels);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+/* A tile's tokens, from its latent on the host. */
+static void pack(const struct engine *engine, struct backend *backend,
+                 const struct transformer_tile *work, const float *latent)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    int32_t           h = 2 * work->h_tokens, w = 2 * work->w_tokens;
+    int32_t           channels = engine->facts.latent_channels;
+    struct matrix     cells = backend_take(backend, DTYPE_F32, (int64_t)h * w, channels, "latent");
+
+    backend_upload(backend, cells, latent);
+    backend_pack_latent(backend, work->tokens, cells.data, h, w, channels);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+static void unpack(const struct engine *engine, struct backend *backend,
+                   const struct transformer_tile *work, float *velocity_out)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    int32_t           h = 2 * work->h_tokens, w = 2 * work->w_tokens;
+    int32_t           channels = engine->facts.latent_channels;
+    struct matrix cells = backend_take(backend, DTYPE_F32, (int64_t)h * w, channels, "velocity");
+
+    backend_unpack_latent(backend, cells.data, work->velocity, h, w, channels);
+    backend_download(backend, velocity_out, cells);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+/* work: [count], uninitialised. */
+static void compute_predict(const struct engine *engine, struct backend *backend,
+                            struct transformer_tile *work, const struct engine_tile *tiles,
+                            uint32_t count, uint32_t step)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    int64_t           channels = 4 * (int64_t)engine->facts.latent_channels;
+
+    for (uint32_t t = 0; t < count; t++) {
+        int32_t h = tiles[t].h_px / engine->facts.px_per_token;
+        int32_t w = tiles[t].w_px / engine->facts.px_per_token;
+        int64_t rows = (int64_t)h * w;
+        work[t] = (struct transformer_tile){
+            .conditioning = &tiles[t].prompt->conditioning, .h_tokens = h, .w_tokens = w};
+        work[t].tokens = backend_take(backend, DTYPE_F32, rows, channels, "tokens");
+        work[t].velocity = backend_take(backend, DTYPE_F32, rows, channels, "velocity tokens");
+        pack(engine, backend, &work[t], tiles[t].latent);
+    }
+    transformer_forward(engine->networks.transformer, backend, work, count, step);
+    for (uint32_t t = 0; t < count; t++)
+        unpack(engine, backend, &work[t], tiles[t].velocity);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+/* --------------------------------------------------------------------------------------- open */
+
+/* Relations between the parts that the engine relies on; each part's own were checked by weights.
+ */
+static int check_parts(const struct engine *engine, struct err *err)
+{
+    int                 rc = ERR_OK;
+    const struct model *model = engine->model;
+    int64_t             latent = model->vae.latent_channels;
+
+    if (model->transformer.in_channels != 4 * latent ||
+        model->transformer.out_channels != 4 * latent)
+        RAISE(
+            err, ERR_FORMAT, 0,
+            "model '%s': the transformer reads %lld and writes %lld channels a token, but the VAE "
+            "gives 4 x %lld; models for filling or control pictures are not supported",
+            model->folder, (long long)model->transformer.in_channels,
+            (long long)model->transformer.out_channels, (long long)latent);
+    if (latent % 4 != 0 || model->vae.image_channels != 3)
+        RAISE(
+            err, ERR_FORMAT, 0,
+            "model '%s': the VAE has %lld latent and %lld picture channels; needed are a multiple "
+            "of 4, and 3",
+            model->folder, (long long)latent, (long long)model->vae.image_channels);
+    if (model->transformer.pooled_width != model->clip.hidden ||
+        model->transformer.text_width != model->t5.hidden)
+        RAISE(err, ERR_FORMAT, 0,
+              "model '%s': the transformer expects text of %lld (pooled) and %lld values, but the "
+              "encoders give %lld (text_encoder) and %lld (text_encoder_2)",
+              model->folder, (long long)model->transformer.pooled_width,
+              (long long)model->transformer.text_width, (long long)model->clip.hidden,
+              (long long)model->t5.hidden);
+out:
+    return rc;
+}
+
+static int open_tokenizers(struct engine *engine, uint32_t text_tokens, struct err *err)
+{
+    int                 rc = ERR_OK;
+    const struct model *model = engine->model;
+    char                path[sizeof model->folder + 16];
+    int32_t             clip_limit, t5_limit;
+
+    must(os_join(path, sizeof path, model->folder, "tokenizer"));
+    TRY(clip_tokenizer_open(&engine->clip_tokenizer, path, err));
+    must(os_join(path, sizeof path, model->folder, "tokenizer_2"));
+    TRY(t5_tokenizer_open(&engine->t5_tokenizer, path, err));
+    clip_limit = clip_tokenizer_id_limit(engine->clip_tokenizer);
+    t5_limit = t5_tokenizer_id_limit(engine->t5_tokenizer);
+    if (clip_limit > model->clip.vocab || t5_limit > model->t5.vocab)
+        RAISE(
+            err, ERR_FORMAT, 0,
+            "model '%s': a tokenizer and its encoder do not belong together: tokenizer has ids up "
+            "to %d for %lld rows, tokenizer_2 up to %d for %lld rows",
+            model->folder, clip_limit - 1, (long long)model->clip.vocab, t5_limit - 1,
+            (long long)model->t5.vocab);
+    if ((int64_t)clip_tokenizer_max(engine->clip_tokenizer) > model->clip.positions)
+        RAISE(err, ERR_FORMAT, 0,
+              "model '%s': tokenizer gives up to %u ids, but text_encoder has %lld positions",
+              model->folder, clip_tokenizer_max(engine->clip_tokenizer),
+              (long long)model->clip.positions);
+    if (text_tokens > TEXT_TOKENS_MAX)
+        RAISE(err, ERR_USAGE, 0, "text_tokens is %u, but at most %d are possible", text_tokens,
+              TEXT_TOKENS_MAX);
+    if (text_tokens == 0)
+        text_tokens =
+            (uint32_t)min_i64(t5_tokenizer_max(engine->t5_tokenizer), TEXT_TOKENS_DEFAULT_MAX);
+    engine->facts.text_tokens = text_tokens;
+out:
+    return rc;
+}
+
+static void gather_facts(struct engine *engine, const struct engine_options *options)
+{
+    const struct model      *model = engine->model;
+    const struct vae_config *vae = &model->vae;
+    struct engine_facts     *facts = &engine->facts;
+    int64_t                  width = 0;
+
+    for (int part = 0; part < PART_COUNT; part++)
+        facts->weight_bytes += model->bytes[part];
+    facts->hidden = model->transformer.hidden;
+    facts->heads = model->transformer.heads;
+    facts->doubles = model->transformer.doubles;
+    facts->singles = model->transformer.singles;
+    facts->latent_channels = (int32_t)vae->latent_channels;
+    facts->px_per_lat = 1 << (vae->block_count - 1);
+    facts->px_per_token = 2 * facts->px_per_lat;
+    facts->guidance = model->transformer.guidance;
+
+    for (int64_t i = 0; i < vae->block_count; i++)
+        width = max_i64(width, vae->widths[i]);
+    engine->machine.compute = engine_compute(options->precision);
+    engine->machine.threads = options->threads;
+    engine->machine.conv_weight_elements_max =
+        (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
+    facts->bf16 = engine->machine.compute == DTYPE_BF16;
+}
+
+static void free_networks(struct networks *networks)
+{
+    clip_free(networks->clip);
+    t5_free(networks->t5);
+    vae_free(networks->vae);
+    transformer_free(networks->transformer);
+    *networks = (struct networks){.clip = NULL};
+}
+
+static int load_networks(struct engine *engine, struct arena *vectors, bool dry, struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct layer_loader loader = {.model = engine->model, .vectors = vectors, .dry = dry};
+    struct networks    *networks = &engine->networks;
+
+    TRY(clip_load(&networks->clip, &loader, err));
+    TRY(t5_load(&networks->t5, &loader, engine->facts.text_tokens, err));
+    TRY(vae_load(&networks->vae, &loader, err));
+    TRY(transformer_load(&networks->transformer, &loader, err));
+out:
+    return rc;
+}
+
+/* Everything but weights. */
+static int open_dry(struct engine **out, const struct engine_options *options, struct err *err)
+{
+    int                rc = ERR_OK;
+    struct engine     *engine = NULL;
+    struct model_paths paths = {
+        .folder = options->model_folder, .transformer = options->transformer, .vae = options->vae};
+
+    TRY(os_alloc((void **)&engine, 1, sizeof *engine, "an engine", err));
+    TRY(model_open(&engine->model, &paths, err));
+    TRY(check_parts(engine, err));
+    TRY(open_tokenizers(engine, options->text_tokens, err));
+    gather_facts(engine, options);
+    TRY(arena_open_dry(&engine->vectors, err));
+    TRY(load_networks(engine, engine->vectors, true, err));
+    *out = engine;
+    engine = NULL;
+out:
+    engine_close(engine);
+    return rc;
+}
+
+int engine_open(struct engine **out, const struct engine_options *options, struct err *err)
+{
+    int            rc = ERR_OK;
+    struct engine *engine = NULL;
+    uint64_t       vector_bytes;
+
+    TRY(open_dry(&engine, options, err));
+    vector_bytes = arena_bytes_peak(engine->vectors);
+    free_networks(&engine->networks);
+    arena_close(engine->vectors);
+    engine->vectors = NULL;
+
+    TRY(model_map(engine->model, err));
+    TRY(arena_open(&engine->vectors, vector_bytes, err));
+    TRY(load_networks(engine, engine->vectors, false, err));
+    must(arena_bytes_peak(engine->vectors) == vector_bytes);
+    *out = engine;
+    engine = NULL;
+out:
+    engine_close(engine);
+    return rc;
+}
+
+void engine_close(struct engine *engine)
+{
+    if (engine == NULL) return;
+    backend_close(engine->backend);
+    os_free(engine->tiles);
+    free_networks(&engine->networks);
+    arena_close(engine->vectors);
+    clip_tokenizer_close(engine->clip_tokenizer);
+    t5_tokenizer_close(engine->t5_tokenizer);
+    model_close(engine->model);
+    os_free(engine);
+}
+
+struct engine_facts engine_facts(const struct engine *engine)
+{
+    return engine->facts;
+}
+
+uint64_t engine_model_identity(const struct engine *engine)
+{
+    return model_identity(engine->model);
+}
+
+/* ------------------------------------------------------------------------------------ measure */
+
+static int check_size(const struct engine *engine, const struct engine_size *size, struct err *err)
+{
+    int     rc = ERR_OK;
+    int32_t step = engine->facts.px_per_token, most = step * TRANSFORMER_SIDE_TOKENS_MAX;
+
+    if (size->w_px < step || size->h_px < step || size->w_px > most || size->h_px > most ||
+        size->w_px % step != 0 || size->h_px % step != 0)
+        RAISE(err, ERR_USAGE, 0,
+              "a rectangle of %d x %d px cannot be painted: this model's sides are multiples of %d "
+              "from %d to %d px",
+              size->w_px, size->h_px, step, step, most);
+    if (size->tiles < 1 || size->steps < 1 || size->steps > SCHEDULE_STEPS_MAX)
+        RAISE(err, ERR_USAGE, 0,
+              "%u rectangles at once and %u steps: needed are at least 1, and 1..%d", size->tiles,
+              size->steps, SCHEDULE_STEPS_MAX);
+out:
+    return rc;
+}
+
+/* FLOPs asked for since the last call. */
+static double flop_lap(const struct backend *backend, double *before)
+{
+    double all = backend_flops(backend), lap = all - *before;
+
+    *before = all;
+    return lap;
+}
+
+/* The phases of a picture on a dry backend.  `tiles` and `work` have room for size->tiles. */
+static void rehearse(const struct engine *engine, struct backend *backend,
+                     const struct engine_size *size, struct engine_tile *tiles,
+                     struct transformer_tile *work, struct engine_cost *cost_out)
+{
+    /* An address that arithmetic may start from; nothing reads it. */
+    float              *nowhere = arena_take(backend_arena(backend), 0, "nowhere");
+    struct schedule     schedule = {.steps = size->steps};
+    struct prompt_input input = {.clip_count = clip_tokenizer_max(engine->clip_tokenizer),
+                                 .sigmas = schedule.sigma,
+                                 .steps = size->steps};
+    struct prompt       prompt = {.conditioning = {.text = nowhere,
+                                                   .modulation = nowhere,
+                                                   .text_tokens = engine->facts.text_tokens,
+                                                   .steps = size->steps}};
+    double              before = 0;
+
+    prompt_compute(engine, backend, &input, nowhere, nowhere);
+    cost_out->flop_prompt = flop_lap(backend, &before);
+    compute_encode(engine, backend, NULL, size->w_px, size->h_px, NULL);
+    cost_out->flop_encode = flop_lap(backend, &before);
+    for (uint32_t t = 0; t < size->tiles; t++)
+        tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
+    compute_predict(engine, backend, work, tiles, size->tiles, 0);
+    cost_out->flop_predict = flop_lap(backend, &before) / size->tiles;
+    compute_decode(engine, backend, NULL, size->w_px, size->h_px, NULL);
+    cost_out->flop_decode = flop_lap(backend, &before);
+
+    cost_out->scratch_bytes = arena_bytes_peak(backend_arena(backend));
+    cost_out->fixed_bytes = backend_fixed_bytes(backend) + prompt_bytes(engine, size->steps) +
+                            arena_bytes_peak(engine->vectors);
+}
+
+static int measure(struct engine_cost *cost_out, const struct engine *engine,
+                   const struct engine_size *size, struct err *err)
+{
+    int                      rc = ERR_OK;
+    struct backend          *backend = NULL;
+    struct engine_tile      *tiles = NULL;
+    struct transformer_tile *work = NULL;
+
+    TRY(check_size(engine, size, err));
+    TRY(backend_open_dry(&backend, &engine->machine, err));
+    TRY(os_alloc((void **)&tiles, size->tiles, sizeof *tiles, "a list of tiles", err));
+    TRY(os_alloc((void **)&work, size->tiles, sizeof *work, "a list of tiles", err));
+    rehearse(engine, backend, size, tiles, work, cost_out);
+out:
+    os_free(work);
+    os_free(tiles);
+    backend_close(backend);
+    return rc;
+}
+
+int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
+                    const struct engine_options *options, const struct engine_size *sizes,
+                    size_t size_count, struct err *err)
+{
+    int            rc = ERR_OK;
+    struct engine *engine = NULL;
+
+    TRY(open_dry(&engine, options, err));
+    for (size_t i = 0; i < size_count; i++)
+        TRY(measure(&cost_out[i], engine, &sizes[i], err));
+    *facts_out = engine->facts;
+out:
+    engine_close(engine);
+    return rc;
+}
+
+int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
+                   struct err *err)
+{
+    int      rc = ERR_OK;
+    uint64_t bytes = 0;
+
+    must(engine->backend == NULL && size_count > 0);
+    for (size_t i = 0; i < size_count; i++) {
+        struct engine_cost cost;
+        TRY(measure(&cost, engine, &sizes[i], err));
+        if (cost.scratch_bytes > bytes) bytes = cost.scratch_bytes;
+        if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
+        if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;
+    }
+    TRY(os_alloc((void **)&engine->tiles, engine->tiles_max, sizeof *engine->tiles,
+                 "a list of tiles", err));
+    engine->machine.arena_limit_bytes = bytes;
+    TRY(backend_open_cpu(&engine->backend, &engine->machine, err));
+    TRY(arena_seal(backend_arena(engine->backend), bytes, err));
+out:
+    return rc;
+}
+
+/* --------------------------------------------------------------------------------- primitives */
+
+static void must_fit(const struct engine *engine, int32_t w_px, int32_t h_px)
+{
+    must(engine->backend != NULL);
+    must(w_px > 0 && w_px % engine->facts.px_per_token == 0);
+    must(h_px > 0 && h_px % engine->facts.px_per_token == 0);
+}
+
+static int64_t latent_values(const struct engine *engine, int32_t w_px, int32_t h_px)
+{
+    int64_t factor = engine->facts.px_per_lat;
+
+    return (w_px / factor) * (h_px / factor) * engine->facts.latent_channels;
+}
+
+int engine_encode(struct engine *engine, const float *rgb, int32_t w_px, int32_t h_px,
+                  float *latent_out, struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t count = latent_values(engine, w_px, h_px), bad;
+
+    must_fit(engine, w_px, h_px);
+    compute_encode(engine, engine->backend, rgb, w_px, h_px, latent_out);
+    TRY(backend_wait(engine->backend, err));
+    bad = k_count_bad_cpu(latent_out, count);
+    if (bad > 0)
+        RAISE(err, ERR_NUMERIC, 0,
+              "numeric: %lld of %lld latent values are NaN or infinite after encoding",
+              (long long)bad, (long long)count);
+out:
+    return rc;
+}
+
+int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int32_t h_px,
+                  float *rgb_out, struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t count = 3 * (int64_t)w_px * h_px, bad;
+
+    must_fit(engine, w_px, h_px);
+    compute_decode(engine, engine->backend, latent, w_px, h_px, rgb_out);
+    TRY(backend_wait(engine->backend, err));
+    bad = k_count_bad_cpu(rgb_out, count);
+    if (bad > 0)
+        RAISE(err, ERR_NUMERIC, 0,
+              "numeric: %lld of %lld pixel values are NaN or infinite after decoding",
+              (long long)bad, (long long)count);
+    for (int64_t i = 0; i < count; i++)
+        rgb_out[i] = rgb_out[i] < 0 ? 0 : rgb_out[i] > 1 ? 1 : rgb_out[i];
+out:
+    return rc;
+}
+
+int engine_predict(struct engine *engine, const struct engine_tile *tiles, uint32_t count,
+                   uint32_t step, struct err *err)
+{
+    int rc = ERR_OK;
+
+    must(count > 0 && count <= engine->tiles_max);
+    for (uint32_t t = 0; t < count; t++)
+        must_fit(engine, tiles[t].w_px, tiles[t].h_px);
+    compute_predict(engine, engine->backend, engine->tiles, tiles, count, step);
+    TRY(backend_wait(engine->backend, err));
+    for (uint32_t t = 0; t < count; t++) {
+        int64_t values = latent_values(engine, tiles[t].w_px, tiles[t].h_px);
+        int64_t bad = k_count_bad_cpu(tiles[t].velocity, values);
+        if (bad > 0)
+            RAISE(err, ERR_NUMERIC, 0,
+                  "numeric: %lld of %lld velocity values are NaN or infinite in step %u, rectangle "
+                  "%u of %u",
+                  (long long)bad, (long long)values, step + 1, t + 1, count);
+    }
+out:
+    return rc;
+}
+
+int schedule_make(struct schedule *out, const struct engine *engine,
+                  const struct schedule_request *request, struct err *err)
+{
+    return scheduler_make(out, &engine->model->scheduler, request, err);
+}
+
+void engine_noise(const struct engine *engine, const struct engine_noise_request *request,
+                  float *noise_out)
+{
+    struct noise_request noise = {.seed = request->seed,
+                                  .purpose = request->purpose,
+                                  .x = request->x_lat,
+                                  .y = request->y_lat,
+                                  .w = request->w_lat,
+                                  .h = request->h_lat,
+                                  .channels = engine->facts.latent_channels};
+
+    k_noise_cpu(noise_out, &noise);
+}
+
+void engine_mix_noise(float *latent, const float *noise, float sigma, int64_t count)
+{
+    k_mix_noise_cpu(latent, noise, sigma, count);
+}

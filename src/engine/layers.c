@@ -1,0 +1,112 @@
+/*
+ * layers.c - from a weight's name to a view that an operation can use.
+ *
+ * Owns nothing: matrices are views of mapped files, vectors are fp32 copies in the loader's arena.
+ * Knows no network and no layout of files; model_weight knows both layouts.
+ */
+#include "engine/engine_int.h"
+
+#include <stdio.h>
+
+enum { NAME_BYTES = 256 };
+
+void layer_scope(struct layer_loader *loader, const char *format, ...)
+{
+    va_list words;
+    int     length;
+
+    va_start(words, format);
+    length = vsnprintf(loader->scope, sizeof loader->scope, format, words);
+    va_end(words);
+    must(length >= 0 && (size_t)length < sizeof loader->scope);
+}
+
+/* The address of a dry view only has to be one that pointer arithmetic may start from. */
+static int find(struct matrix *out, struct layer_loader *loader, struct weight_request request,
+                struct err *err)
+{
+    char full[NAME_BYTES];
+    int  length = snprintf(full, sizeof full, "%s%s", loader->scope, request.name);
+
+    must(length > 0 && (size_t)length < sizeof full);
+    must(request.first_row >= 0 && request.first_row + request.rows <= request.rows_all);
+    request.name = full;
+    request.part = loader->part;
+    if (!loader->dry) return model_weight(out, loader->model, &request, err);
+    *out = (struct matrix){.data = arena_take(loader->vectors, 0, "a weight of a dry run"),
+                           .dtype = DTYPE_BF16,
+                           .rows = request.rows,
+                           .cols = request.cols,
+                           .ld = request.cols};
+    return ERR_OK;
+}
+
+static int copy_vector(const float **out, struct layer_loader *loader,
+                       const struct weight_request *request, struct err *err)
+{
+    int           rc = ERR_OK;
+    struct matrix source, target;
+
+    TRY(find(&source, loader, *request, err));
+    must(source.cols == 1 && source.ld == 1);
+    /* One row instead of one column: casts are fast along rows. */
+    source = (struct matrix){source.data, source.dtype, 1, request->rows, request->rows};
+    target = source;
+    target.dtype = DTYPE_F32;
+    target.data = arena_take(loader->vectors, (uint64_t)request->rows * sizeof(float), "a vector");
+    if (!loader->dry) k_cast_cpu(target, source);
+    *out = target.data;
+out:
+    return rc;
+}
+
+int layer_linear(struct linear *out, struct layer_loader *loader, const char *prefix, int64_t rows,
+                 int64_t cols, bool bias, struct err *err)
+{
+    int  rc = ERR_OK;
+    char name[NAME_BYTES];
+
+    must((size_t)snprintf(name, sizeof name, "%s.weight", prefix) < sizeof name);
+    *out = (struct linear){.bias = NULL};
+    TRY(layer_matrix(&out->w, loader, name, rows, cols, err));
+    must((size_t)snprintf(name, sizeof name, "%s.bias", prefix) < sizeof name);
+    if (bias) TRY(layer_vector(&out->bias, loader, name, rows, err));
+out:
+    return rc;
+}
+
+int layer_linear_slice(struct linear *out, struct layer_loader *loader, const char *prefix,
+                       const struct layer_slice *slice, struct err *err)
+{
+    int                   rc = ERR_OK;
+    char                  name[NAME_BYTES];
+    struct weight_request request = {.name = name,
+                                     .rows_all = slice->rows_all,
+                                     .cols = slice->cols,
+                                     .first_row = slice->first,
+                                     .rows = slice->rows};
+
+    must((size_t)snprintf(name, sizeof name, "%s.weight", prefix) < sizeof name);
+    TRY(find(&out->w, loader, request, err));
+    must((size_t)snprintf(name, sizeof name, "%s.bias", prefix) < sizeof name);
+    request.cols = 1;
+    TRY(copy_vector(&out->bias, loader, &request, err));
+out:
+    return rc;
+}
+
+int layer_vector(const float **out, struct layer_loader *loader, const char *name, int64_t count,
+                 struct err *err)
+{
+    struct weight_request request = {.name = name, .rows_all = count, .cols = 1, .rows = count};
+
+    return copy_vector(out, loader, &request, err);
+}
+
+int layer_matrix(struct matrix *out, struct layer_loader *loader, const char *name, int64_t rows,
+                 int64_t cols, struct err *err)
+{
+    struct weight_request request = {.name = name, .rows_all = rows, .cols = cols, .rows = rows};
+
+    return find(out, loader, request, err);
+}

@@ -1,0 +1,145 @@
+/*
+ * prompt.c - from a text to everything that tiles need to know of it.
+ *
+ * Owns struct prompt: the embedded text and the modulation of every step, in host memory, taken
+ * before the first tile.  The text encoders run once here and leave nothing else behind.
+ *
+ * Read next: t5.c and clip.c, then modulation.c.
+ */
+#include "engine/engine_int.h"
+
+#include <math.h>
+
+static uint64_t text_values(const struct engine *engine)
+{
+    return (uint64_t)engine->facts.text_tokens * (uint64_t)engine->facts.hidden;
+}
+
+static uint64_t modulation_values(const struct engine *engine, uint32_t steps)
+{
+    return steps * (uint64_t)modulation_count(engine->networks.transformer);
+}
+
+uint64_t prompt_bytes(const struct engine *engine, uint32_t steps)
+{
+    return sizeof(float) * (text_values(engine) + modulation_values(engine, steps));
+}
+
+/* text_out [text_tokens, hidden] */
+static void embed_text(const struct engine *engine, struct backend *backend, const int32_t *ids,
+                       float *text_out)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    int64_t           rows = engine->facts.text_tokens;
+    struct matrix     text = backend_take(backend, DTYPE_F32, rows, engine->facts.hidden, "text");
+    struct matrix     states =
+        backend_take(backend, backend_act(backend), rows, engine->model->t5.hidden, "T5 states");
+
+    t5_forward(engine->networks.t5, backend, ids, states);
+    transformer_embed_text(engine->networks.transformer, backend, states, text);
+    backend_download(backend, text_out, text);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+void prompt_compute(const struct engine *engine, struct backend *backend,
+                    const struct prompt_input *input, float *text_out, float *modulation_out)
+{
+    struct arena_mark         mark = arena_mark(backend_arena(backend));
+    struct modulation_request request = {
+        .sigmas = input->sigmas, .steps = input->steps, .guidance = input->guidance};
+
+    embed_text(engine, backend, input->t5_ids, text_out);
+    request.pooled = backend_take(backend, DTYPE_F32, 1, engine->model->clip.hidden, "pooled text");
+    clip_forward(engine->networks.clip, backend, input->clip_ids, input->clip_count,
+                 request.pooled);
+    modulation_make(engine->networks.transformer, backend, &request, modulation_out);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+static int check_numbers(const float *values, uint64_t count, const char *what, struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t bad = k_count_bad_cpu(values, (int64_t)count);
+
+    if (bad > 0)
+        RAISE(err, ERR_NUMERIC, 0, "numeric: %lld of %llu values of the %s are NaN or infinite",
+              (long long)bad, (unsigned long long)count, what);
+out:
+    return rc;
+}
+
+/* ids hold clip_tokenizer_max, then text_tokens numbers. */
+static int tokenize(const struct engine *engine, const char *text, int32_t *ids,
+                    struct prompt_input *input, struct err *err)
+{
+    int      rc = ERR_OK;
+    int32_t *t5_ids = ids + clip_tokenizer_max(engine->clip_tokenizer);
+
+    TRY(clip_tokenizer_encode(engine->clip_tokenizer, text, ids, &input->clip_count, err));
+    TRY(t5_tokenizer_encode(engine->t5_tokenizer, text, engine->facts.text_tokens, t5_ids, NULL,
+                            err));
+    input->clip_ids = ids;
+    input->t5_ids = t5_ids;
+out:
+    return rc;
+}
+
+static int make_prompt(struct prompt **out, const struct engine *engine, uint32_t steps,
+                       struct err *err)
+{
+    int            rc = ERR_OK;
+    struct prompt *prompt = NULL;
+
+    TRY(os_alloc((void **)&prompt, 1, sizeof *prompt, "a prompt", err));
+    TRY(os_alloc((void **)&prompt->text, text_values(engine), sizeof(float), "a prompt's text",
+                 err));
+    TRY(os_alloc((void **)&prompt->modulation, modulation_values(engine, steps), sizeof(float),
+                 "a prompt's modulation", err));
+    prompt->conditioning = (struct conditioning){.text = prompt->text,
+                                                 .modulation = prompt->modulation,
+                                                 .text_tokens = engine->facts.text_tokens,
+                                                 .steps = steps};
+    *out = prompt;
+    prompt = NULL;
+out:
+    prompt_close(prompt);
+    return rc;
+}
+
+int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
+                struct err *err)
+{
+    int                 rc = ERR_OK;
+    uint32_t            steps = request->schedule->steps;
+    struct prompt_input input = {
+        .sigmas = request->schedule->sigma, .steps = steps, .guidance = request->guidance};
+    struct prompt *prompt = NULL;
+    int32_t       *ids = NULL;
+
+    must(engine->backend != NULL && steps > 0 && steps <= engine->steps_max);
+    if (!isfinite(request->guidance))
+        RAISE(err, ERR_USAGE, 0, "guidance is %g, but must be a number", request->guidance);
+    TRY(os_alloc((void **)&ids,
+                 clip_tokenizer_max(engine->clip_tokenizer) + engine->facts.text_tokens,
+                 sizeof *ids, "token ids", err));
+    TRY(tokenize(engine, request->text, ids, &input, err));
+    TRY(make_prompt(&prompt, engine, steps, err));
+    prompt_compute(engine, engine->backend, &input, prompt->text, prompt->modulation);
+    TRY(backend_wait(engine->backend, err));
+    TRY(check_numbers(prompt->text, text_values(engine), "text's states", err));
+    TRY(check_numbers(prompt->modulation, modulation_values(engine, steps), "modulation", err));
+    *out = prompt;
+    prompt = NULL;
+out:
+    os_free(ids);
+    prompt_close(prompt);
+    return rc;
+}
+
+void prompt_close(struct prompt *prompt)
+{
+    if (prompt == NULL) return;
+    os_free(prompt->text);
+    os_free(prompt->modulation);
+    os_free(prompt);
+}

@@ -1,0 +1,53 @@
+/*
+ * transformer_int.h - the weights of the transformer, for the three files that read them.
+ *
+ * Included by transformer_load.c, modulation.c and transformer.c only.  H = hidden, M = mlp,
+ * D = head_dim; every linear layer has a bias.
+ */
+#ifndef MURAL_TRANSFORMER_INT_H
+#define MURAL_TRANSFORMER_INT_H
+
+#include "engine/engine_int.h"
+
+/* Sinusoids of one number: half cosines, then half sines. */
+enum { MODULATION_WAVES = 256 };
+
+struct embedder {
+    struct linear first, second; /* [H, in], [H, H] */
+};
+
+struct projection {
+    struct linear q, k, v;         /* [H, H] */
+    const float  *q_norm, *k_norm; /* [D]    */
+};
+
+/* One modality of a double block. */
+struct stream {
+    struct linear     modulation; /* [6 H, H] */
+    struct projection in;
+    struct linear     out;             /* [H, H]         */
+    struct linear     mlp_in, mlp_out; /* [M, H], [H, M] */
+};
+
+struct double_block {
+    struct stream image, text;
+};
+
+struct single_block {
+    struct linear     modulation; /* [3 H, H] */
+    struct projection in;
+    struct linear     mlp_in; /* [M, H]     */
+    struct linear     out;    /* [H, H + M] */
+};
+
+struct transformer {
+    struct transformer_config config;
+    struct linear             image_in, text_in, final_scale, final_shift, image_out;
+    struct embedder           time, guidance, pooled;
+    struct double_block      *doubles;
+    struct single_block      *singles;
+    /* Rotation of every position of an axis: [TRANSFORMER_SIDE_TOKENS_MAX, axis / 2] f32. */
+    struct matrix cos[3], sin[3];
+};
+
+#endif

@@ -1,0 +1,186 @@
+/*
+ * transformer_load.c - the transformer's weights under their names, and its RoPE tables.
+ *
+ * Names are those of a diffusers folder; layers.c and weights/ know the other layout.
+ *
+ * Read next: transformer.c.
+ */
+#include "engine/transformer_int.h"
+
+#include <math.h>
+
+/* Names of one modality; the two differ in nothing else. */
+struct stream_names {
+    const char *modulation, *q, *k, *v, *q_norm, *k_norm, *out, *mlp_in, *mlp_out;
+};
+static const struct stream_names image_names = {.modulation = "norm1.linear",
+                                                .q = "attn.to_q",
+                                                .k = "attn.to_k",
+                                                .v = "attn.to_v",
+                                                .q_norm = "attn.norm_q.weight",
+                                                .k_norm = "attn.norm_k.weight",
+                                                .out = "attn.to_out.0",
+                                                .mlp_in = "ff.net.0.proj",
+                                                .mlp_out = "ff.net.2"};
+static const struct stream_names text_names = {.modulation = "norm1_context.linear",
+                                               .q = "attn.add_q_proj",
+                                               .k = "attn.add_k_proj",
+                                               .v = "attn.add_v_proj",
+                                               .q_norm = "attn.norm_added_q.weight",
+                                               .k_norm = "attn.norm_added_k.weight",
+                                               .out = "attn.to_add_out",
+                                               .mlp_in = "ff_context.net.0.proj",
+                                               .mlp_out = "ff_context.net.2"};
+
+static int load_projection(struct projection *in, const struct stream_names *names,
+                           const struct transformer_config *config, struct layer_loader *loader,
+                           struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t h = config->hidden;
+
+    TRY(layer_linear(&in->q, loader, names->q, h, h, true, err));
+    TRY(layer_linear(&in->k, loader, names->k, h, h, true, err));
+    TRY(layer_linear(&in->v, loader, names->v, h, h, true, err));
+    TRY(layer_vector(&in->q_norm, loader, names->q_norm, config->head_dim, err));
+    TRY(layer_vector(&in->k_norm, loader, names->k_norm, config->head_dim, err));
+out:
+    return rc;
+}
+
+static int load_stream(struct stream *stream, const struct stream_names *names,
+                       const struct transformer_config *config, struct layer_loader *loader,
+                       struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t h = config->hidden;
+
+    TRY(layer_linear(&stream->modulation, loader, names->modulation, 6 * h, h, true, err));
+    TRY(load_projection(&stream->in, names, config, loader, err));
+    TRY(layer_linear(&stream->out, loader, names->out, h, h, true, err));
+    TRY(layer_linear(&stream->mlp_in, loader, names->mlp_in, config->mlp, h, true, err));
+    TRY(layer_linear(&stream->mlp_out, loader, names->mlp_out, h, config->mlp, true, err));
+out:
+    return rc;
+}
+
+static int load_single(struct single_block *block, const struct transformer_config *config,
+                       struct layer_loader *loader, struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t h = config->hidden, mlp = config->mlp;
+
+    TRY(layer_linear(&block->modulation, loader, "norm.linear", 3 * h, h, true, err));
+    TRY(load_projection(&block->in, &image_names, config, loader, err));
+    TRY(layer_linear(&block->mlp_in, loader, "proj_mlp", mlp, h, true, err));
+    TRY(layer_linear(&block->out, loader, "proj_out", h, h + mlp, true, err));
+out:
+    return rc;
+}
+
+static int load_embedder(struct embedder *embedder, const char *name, int64_t width, int64_t hidden,
+                         struct layer_loader *loader, struct err *err)
+{
+    int rc = ERR_OK;
+
+    layer_scope(loader, "time_text_embed.%s.", name);
+    TRY(layer_linear(&embedder->first, loader, "linear_1", hidden, width, true, err));
+    TRY(layer_linear(&embedder->second, loader, "linear_2", hidden, hidden, true, err));
+out:
+    layer_scope(loader, "%s", "");
+    return rc;
+}
+
+/* Everything outside the blocks. */
+static int load_ends(struct transformer *out, struct layer_loader *loader, struct err *err)
+{
+    int                              rc = ERR_OK;
+    const struct transformer_config *config = &out->config;
+    int64_t                          h = config->hidden;
+    struct layer_slice scale = {.rows_all = 2 * h, .rows = h, .cols = h}, shift = scale;
+
+    TRY(load_embedder(&out->time, "timestep_embedder", MODULATION_WAVES, h, loader, err));
+    TRY(load_embedder(&out->pooled, "text_embedder", config->pooled_width, h, loader, err));
+    if (config->guidance)
+        TRY(load_embedder(&out->guidance, "guidance_embedder", MODULATION_WAVES, h, loader, err));
+    TRY(layer_linear(&out->image_in, loader, "x_embedder", h, config->in_channels, true, err));
+    TRY(layer_linear(&out->text_in, loader, "context_embedder", h, config->text_width, true, err));
+    /* In halves, because the other layout of files has them the other way round. */
+    shift.first = h;
+    TRY(layer_linear_slice(&out->final_scale, loader, "norm_out.linear", &scale, err));
+    TRY(layer_linear_slice(&out->final_shift, loader, "norm_out.linear", &shift, err));
+    TRY(layer_linear(&out->image_out, loader, "proj_out", config->out_channels, h, true, err));
+out:
+    return rc;
+}
+
+/* Frequencies and angles in double, as the reference: a float angle of a few thousand radians has
+ * an error of 1e-4. */
+static void fill_rope(float *cosines, float *sines, int64_t pairs, bool still)
+{
+    for (int64_t row = 0; row < TRANSFORMER_SIDE_TOKENS_MAX; row++)
+        for (int64_t k = 0; k < pairs; k++) {
+            double angle = still ? 0 : (double)row * pow(10000.0, -(double)k / (double)pairs);
+            cosines[row * pairs + k] = (float)cos(angle);
+            sines[row * pairs + k] = (float)sin(angle);
+        }
+}
+
+static void make_rope(struct transformer *transformer, struct layer_loader *loader)
+{
+    for (int axis = 0; axis < 3; axis++) {
+        int64_t       pairs = transformer->config.rope_axes[axis] / 2;
+        struct matrix table = {.dtype = DTYPE_F32, .cols = pairs, .ld = pairs};
+        uint64_t      bytes;
+
+        table.rows = TRANSFORMER_SIDE_TOKENS_MAX;
+        bytes = (uint64_t)(table.rows * pairs) * sizeof(float);
+        transformer->cos[axis] = transformer->sin[axis] = table;
+        transformer->cos[axis].data = arena_take(loader->vectors, bytes, "RoPE cosines");
+        transformer->sin[axis].data = arena_take(loader->vectors, bytes, "RoPE sines");
+        /* Axis 0 is for sequences of pictures: here every token is at its position 0. */
+        if (!loader->dry)
+            fill_rope(transformer->cos[axis].data, transformer->sin[axis].data, pairs, axis == 0);
+    }
+}
+
+int transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err)
+{
+    int                              rc = ERR_OK;
+    const struct transformer_config *config = &loader->model->transformer;
+    struct transformer              *made = NULL;
+
+    must(config->rope_axes[0] + config->rope_axes[1] + config->rope_axes[2] == config->head_dim);
+    loader->part = PART_TRANSFORMER;
+    TRY(os_alloc((void **)&made, 1, sizeof *made, "the transformer", err));
+    made->config = *config;
+    TRY(os_alloc((void **)&made->doubles, (uint64_t)config->doubles, sizeof *made->doubles,
+                 "double blocks", err));
+    TRY(os_alloc((void **)&made->singles, (uint64_t)config->singles, sizeof *made->singles,
+                 "single blocks", err));
+    TRY(load_ends(made, loader, err));
+    for (int64_t i = 0; i < config->doubles; i++) {
+        layer_scope(loader, "transformer_blocks.%lld.", (long long)i);
+        TRY(load_stream(&made->doubles[i].image, &image_names, config, loader, err));
+        TRY(load_stream(&made->doubles[i].text, &text_names, config, loader, err));
+    }
+    for (int64_t i = 0; i < config->singles; i++) {
+        layer_scope(loader, "single_transformer_blocks.%lld.", (long long)i);
+        TRY(load_single(&made->singles[i], config, loader, err));
+    }
+    make_rope(made, loader);
+    *out = made;
+    made = NULL;
+out:
+    layer_scope(loader, "%s", "");
+    transformer_free(made);
+    return rc;
+}
+
+void transformer_free(struct transformer *transformer)
+{
+    if (transformer == NULL) return;
+    os_free(transformer->doubles);
+    os_free(transformer->singles);
+    os_free(transformer);
+}

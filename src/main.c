@@ -1,0 +1,612 @@
+/*
+ * main.c - the command line: what was asked, to whom it goes, what is printed, how it ends.
+ *
+ * The only file that reads argv, prints, catches signals or exits.  Results go to standard output:
+ * the name of the file that was made, or one JSON document.  All else goes to standard error.
+ *
+ * A first SIGINT, SIGTERM or SIGHUP lets the job stop cleanly at its next step; a second one has
+ * its usual effect.
+ *
+ * Knows the settings only as words; what they mean is decided behind mural.h.
+ *
+ * Read next: mural.h.
+ */
+#include "mural.h"
+
+#include "base/base.h"
+#include "config/config.h"
+#include "image/image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* ------------------------------------------------------------------------------- exit status */
+
+static volatile sig_atomic_t stop_signal; /* 0 until one came */
+
+/* `mural help exit-codes` prints these rows.  Farms repeat a job after 33 with more memory. */
+static const struct {
+    int         status;
+    unsigned    codes; /* bit 1 << err_code */
+    const char *sentence;
+} exit_rows[] = {
+    {0, 1u << ERR_OK, "done: the file is complete and was checked"},
+    {1, 1u << ERR_IO | 1u << ERR_DEVICE | 1u << ERR_NUMERIC | 1u << ERR_PEER | 1u << ERR_CANCELLED,
+     "failed for another reason, such as a full disk"},
+    {2, 1u << ERR_USAGE | 1u << ERR_CONFIG,
+     "the command line or a settings file is wrong; trying again will not help"},
+    {4, 1u << ERR_FORMAT, "a picture or a model was refused; trying again will not help"},
+    {33, 1u << ERR_HOST_MEM | 1u << ERR_DEVICE_MEM, "not enough memory"},
+    {128 + SIGHUP, 0, "stopped by SIGHUP, cleanly"},
+    {128 + SIGINT, 0, "stopped by SIGINT (Ctrl-C), cleanly"},
+    {128 + SIGTERM, 0, "stopped by SIGTERM, cleanly"},
+};
+
+static int exit_status(int code)
+{
+    if (code == ERR_CANCELLED && stop_signal != 0) return 128 + (int)stop_signal;
+    for (size_t i = 0; i < ARRAY_COUNT(exit_rows); i++)
+        if ((exit_rows[i].codes & 1u << code) != 0) return exit_rows[i].status;
+    return 1;
+}
+
+static void on_signal(int number)
+{
+    stop_signal = number;
+    /* A second signal of any of these kinds ends the process at once. */
+    (void)signal(SIGINT, SIG_DFL);
+    (void)signal(SIGTERM, SIG_DFL);
+    (void)signal(SIGHUP, SIG_DFL);
+}
+
+static void catch_signals(void)
+{
+    static const int kinds[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+
+    for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
+        struct sigaction old;
+        /* What the caller ignores, as nohup does with SIGHUP, stays ignored. */
+        if (sigaction(kinds[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+            (void)sigaction(kinds[i], &action, NULL);
+    }
+    /* Writing then fails with EPIPE or EFBIG, which is checked, instead of ending the process. */
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)signal(SIGXFSZ, SIG_IGN);
+}
+
+/* ---------------------------------------------------------------------------------- console */
+
+struct console {
+    bool   redraws;  /* standard error is a terminal that can return to the start of a line */
+    int    drawn;    /* characters of the progress line that stand there now                 */
+    double drawn_at; /* os_seconds of the last redraw                                        */
+};
+
+static void erase_progress(struct console *console)
+{
+    if (console->drawn > 0) (void)fprintf(stderr, "\r%*s\r", console->drawn, "");
+    console->drawn = 0;
+}
+
+static void on_log(enum log_level level, const char *line, void *user)
+{
+    erase_progress(user);
+    (void)fprintf(stderr, "mural: %s%s\n", level == LOG_WARN ? "warning: " : "", line);
+}
+
+static void console_start(struct console *console, const struct config *config)
+{
+    const char *terminal = getenv("TERM");
+
+    *console = (struct console){.drawn = 0};
+    console->redraws = !config->quiet && isatty(STDERR_FILENO) == 1 && terminal != NULL &&
+                       strcmp(terminal, "dumb") != 0;
+    log_install(on_log, console, config->quiet ? LOG_ERROR : config->verbose ? LOG_INFO : LOG_WARN);
+}
+
+/* "1:02:03" or "2:03" */
+static const char *clock_text(char out[24], double seconds)
+{
+    long long whole = seconds > 0 && seconds < 1e12 ? (long long)seconds : 0;
+
+    if (whole >= 3600)
+        (void)snprintf(out, 24, "%lld:%02d:%02d", whole / 3600, (int)(whole / 60 % 60),
+                       (int)(whole % 60));
+    else
+        (void)snprintf(out, 24, "%d:%02d", (int)(whole / 60), (int)(whole % 60));
+    return out;
+}
+
+static int progress_text(char *out, size_t capacity, const struct mural_progress *progress)
+{
+    char step[48] = "", rate[32] = "", elapsed[24], left[24], rest[40] = "";
+
+    if (progress->steps > 0)
+        (void)snprintf(step, sizeof step, "  step %u/%u", progress->step, progress->steps);
+    if (progress->steps_per_second >= 1)
+        (void)snprintf(rate, sizeof rate, "  %.1f steps/s", progress->steps_per_second);
+    else if (progress->steps_per_second > 0)
+        (void)snprintf(rate, sizeof rate, "  %.1f s/step", 1 / progress->steps_per_second);
+    if (progress->seconds_left >= 0)
+        (void)snprintf(rest, sizeof rest, ", %s left", clock_text(left, progress->seconds_left));
+    return snprintf(out, capacity, "%s  tile %u/%u%s%s  %s%s", progress->phase,
+                    progress->tiles_done, progress->tiles_total, step, rate,
+                    clock_text(elapsed, progress->seconds_elapsed), rest);
+}
+
+static int on_progress(const struct mural_progress *progress, void *user)
+{
+    enum { REDRAWS_PER_SECOND = 10 };
+    struct console *console = user;
+    double          now = os_seconds();
+    struct winsize  window = {.ws_col = 0};
+    char            line[256];
+    int             length, room;
+
+    if (!console->redraws ||
+        (console->drawn > 0 && (now - console->drawn_at) * REDRAWS_PER_SECOND < 1))
+        return stop_signal != 0;
+    length = progress_text(line, sizeof line, progress);
+    room = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col : 80;
+    if (length > room - 1) length = room - 1;
+    if (length > (int)sizeof line - 1) length = (int)sizeof line - 1;
+    (void)fprintf(stderr, "\r%.*s%*s", length, line,
+                  console->drawn > length ? console->drawn - length : 0, "");
+    console->drawn = length;
+    console->drawn_at = now;
+    return stop_signal != 0;
+}
+
+/* --------------------------------------------------------------------------------- printing */
+
+/* Text that somebody else put into a file must not steer the terminal: line ends become blanks, and
+ * other control characters, also those of two bytes (U+0080..U+009F), question marks. */
+static void print_foreign(const char *text)
+{
+    for (const unsigned char *at = (const unsigned char *)text; *at != '\0'; at++) {
+        bool long_control = at[0] == 0xC2 && at[1] >= 0x80 && at[1] <= 0x9F;
+        if (long_control) at++;
+        if (*at == '\n')
+            (void)putchar(' ');
+        else
+            (void)putchar(long_control || *at < 0x20 || *at == 0x7F ? '?' : *at);
+    }
+}
+
+/* JSON is UTF-8; a name or text that is not ends where it stops to be. */
+static json_t *json_of_foreign(const char *text)
+{
+    return json_stringn(text, text_utf8_valid_prefix(text, strlen(text)));
+}
+
+static int print_json(json_t *object, struct err *err)
+{
+    int   rc = ERR_OK;
+    char *text =
+        object != NULL ? json_dumps(object, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
+
+    if (text == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory to print the result as JSON");
+    (void)printf("%s\n", text);
+out:
+    free(text);
+    json_decref(object);
+    return rc;
+}
+
+static int print_plan_json(const struct mural_plan_info *plan, const struct config *config,
+                           struct err *err)
+{
+    return print_json(
+        json_pack(
+            "{s:i, s:{s:i, s:i, s:f}, s:{s:i, s:i, s:i, s:i, s:i, s:i}, s:{s:i, s:i},"
+            " s:{s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, s:{s:s, s:s, s:i}, s:f, s:f}",
+            "schema", 1, "picture", "width", plan->width_px, "height", plan->height_px, "dpi",
+            config->dpi, "tiles", "columns", plan->tile_cols, "rows", plan->tile_rows, "width",
+            plan->tile_w_px, "height", plan->tile_h_px, "overlap_x", plan->overlap_x_px,
+            "overlap_y", plan->overlap_y_px, "draft", "width", plan->draft_w_px, "height",
+            plan->draft_h_px, "memory", "needed_bytes", (json_int_t)plan->host_bytes_peak,
+            "free_bytes", (json_int_t)plan->host_bytes_free, "weight_bytes",
+            (json_int_t)plan->weight_bytes, "scratch_bytes", (json_int_t)plan->scratch_bytes,
+            "disk", "output_bytes_worst", (json_int_t)plan->output_bytes_worst, "spool_bytes",
+            (json_int_t)plan->spool_bytes, "free_bytes", (json_int_t)plan->disk_bytes_free, "model",
+            "name", plan->model, "precision", plan->precision, "text_tokens",
+            (int)plan->text_tokens, "flop", plan->flop_total, "seconds", plan->seconds_estimate),
+        err);
+}
+
+/* "about 40 s", "about 12 min", "about 3 h 20 min", "about 5 days" */
+static const char *duration_text(char out[40], double seconds)
+{
+    if (!(seconds > 0))
+        (void)snprintf(out, 40, "not known for this machine");
+    else if (seconds < 90)
+        (void)snprintf(out, 40, "about %.0f s", ceil(seconds));
+    else if (seconds < 90 * 60)
+        (void)snprintf(out, 40, "about %.0f min", seconds / 60);
+    else if (seconds < 48 * 3600)
+        (void)snprintf(out, 40, "about %.0f h %.0f min", floor(seconds / 3600),
+                       floor(fmod(seconds, 3600) / 60));
+    else
+        (void)snprintf(out, 40, "about %.0f days", seconds / 86400);
+    return out;
+}
+
+static void print_need(const char *title, uint64_t needed, uint64_t available)
+{
+    char need[32], have[32];
+
+    (void)printf("%-9s %s needed, %s free%s\n", title, text_bytes(need, sizeof need, needed),
+                 text_bytes(have, sizeof have, available),
+                 needed > available ? ": not enough" : "");
+}
+
+static void print_plan(const struct mural_plan_info *plan, const struct config *config)
+{
+    char one[40], two[40], three[40];
+
+    (void)printf("poster    %d x %d px, %.1f x %.1f cm at %g dpi\n", plan->width_px,
+                 plan->height_px, plan->width_px / config->dpi * 2.54,
+                 plan->height_px / config->dpi * 2.54, config->dpi);
+    (void)printf("draft     %d x %d px\n", plan->draft_w_px, plan->draft_h_px);
+    (void)printf("tiles     %u (%u x %u) of %d x %d px, overlapping by %d and %d px\n",
+                 plan->tile_cols * plan->tile_rows, plan->tile_cols, plan->tile_rows,
+                 plan->tile_w_px, plan->tile_h_px, plan->overlap_x_px, plan->overlap_y_px);
+    (void)printf("model     ");
+    print_foreign(plan->model);
+    (void)printf(", %s of weights, %s, %u text tokens\n",
+                 text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
+                 plan->text_tokens);
+    print_need("memory", plan->host_bytes_peak, plan->host_bytes_free);
+    print_need("disk", plan->output_bytes_worst + plan->spool_bytes, plan->disk_bytes_free);
+    (void)printf("          of it the file at most %s, tiles in waiting %s\n",
+                 text_bytes(two, sizeof two, plan->output_bytes_worst),
+                 text_bytes(three, sizeof three, plan->spool_bytes));
+    (void)printf("time      %s, %.3g floating-point operations\n",
+                 duration_text(one, plan->seconds_estimate), plan->flop_total);
+}
+
+/* What a file says about itself; `seconds` >= 0 adds how long it took to make. */
+static int print_info_json(const char *path, const struct picture_info *info, double seconds,
+                           struct err *err)
+{
+    json_t *object =
+        json_pack("{s:i, s:o, s:s, s:s, s:i, s:i, s:i, s:f, s:b, s:i}", "schema", 1, "file",
+                  json_of_foreign(path), "format", info->format, "codec", info->codec, "width",
+                  info->w, "height", info->h, "bits", info->bits, "dpi", info->dpi, "profile",
+                  (int)info->has_icc, "levels", (int)info->levels);
+
+    if (object != NULL && info->prompt != NULL)
+        (void)json_object_set_new(object, "prompt", json_of_foreign(info->prompt));
+    if (object != NULL && info->settings_json != NULL)
+        (void)json_object_set_new(object, "settings", json_loads(info->settings_json, 0, NULL));
+    if (object != NULL && seconds >= 0)
+        (void)json_object_set_new(object, "seconds", json_real(seconds));
+    return print_json(object, err);
+}
+
+static void print_settings(const char *settings_json)
+{
+    json_t     *settings = json_loads(settings_json, 0, NULL);
+    const char *key;
+    json_t     *value;
+
+    if (!json_is_object(settings)) {
+        (void)printf("settings  ");
+        print_foreign(settings_json);
+        (void)printf("\n");
+    } else {
+        (void)printf("settings\n");
+        json_object_foreach(settings, key, value)
+        {
+            char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
+            if (strcmp(key, "prompt") != 0 && text != NULL) {
+                (void)printf("  ");
+                print_foreign(key);
+                (void)printf(": ");
+                print_foreign(text);
+                (void)printf("\n");
+            }
+            free(text);
+        }
+    }
+    json_decref(settings);
+}
+
+static void print_info(const char *path, const struct picture_info *info)
+{
+    (void)printf("file      ");
+    print_foreign(path);
+    (void)printf("\npicture   %d x %d px, %d bits per colour\n", info->w, info->h, info->bits);
+    (void)printf("format    %s, %s%s\n", info->format, info->codec,
+                 info->has_icc ? ", colour profile inside" : ", no colour profile");
+    if (info->dpi > 0)
+        (void)printf("print     %.1f x %.1f cm at %g dpi\n", info->w / info->dpi * 2.54,
+                     info->h / info->dpi * 2.54, info->dpi);
+    (void)printf("levels    %u\n", info->levels);
+    if (info->prompt != NULL) {
+        (void)printf("prompt    ");
+        print_foreign(info->prompt);
+        (void)printf("\n");
+    }
+    if (info->settings_json != NULL) print_settings(info->settings_json);
+}
+
+/* --------------------------------------------------------------------------------- commands */
+
+struct session {
+    enum config_command command;
+    struct config_words words;
+    struct config       config;
+    struct console      console;
+};
+
+static const char *const *session_words(const struct session *session)
+{
+    return (const char *const *)session->words.word;
+}
+
+static int take_error(const struct mural_error *error, struct err *err)
+{
+    return err_set(err, (enum err_code)error->code, 0, ERR_WHERE, "%s", error->text);
+}
+
+/* The file that was made: its name, or with --json what it holds. */
+static int print_result(const struct session *session, const char *path, double seconds,
+                        struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct picture_info info = {.w = 0};
+
+    if (session->config.json) {
+        TRY(picture_info_read(&info, path, err));
+        TRY(print_info_json(path, &info, seconds, err));
+    } else if (!session->config.quiet) {
+        (void)printf("%s\n", path);
+    }
+out:
+    picture_info_close(&info);
+    return rc;
+}
+
+static int paint(struct session *session, enum mural_task task, struct err *err)
+{
+    int                rc = ERR_OK;
+    double             started = os_seconds();
+    mural_job         *job = NULL;
+    struct mural_error error;
+
+    if (mural_job_open(&job, task, session_words(session), session->words.count, &error) != 0)
+        return take_error(&error, err);
+    rc = mural_job_run(job, on_progress, &session->console, &error);
+    erase_progress(&session->console);
+    if (rc != 0)
+        rc = take_error(&error, err);
+    else
+        rc = print_result(session, mural_job_output(job), os_seconds() - started, err);
+    mural_job_close(job);
+    return rc;
+}
+
+static int plan(struct session *session, struct err *err)
+{
+    int                    rc = ERR_OK;
+    mural_job             *job = NULL;
+    struct mural_error     error;
+    struct mural_plan_info info;
+
+    if (mural_job_open(&job, MURAL_PLAN, session_words(session), session->words.count, &error) != 0)
+        return take_error(&error, err);
+    mural_job_plan(job, &info);
+    mural_job_close(job);
+    if (session->config.json)
+        rc = print_plan_json(&info, &session->config, err);
+    else if (!session->config.quiet)
+        print_plan(&info, &session->config);
+    return rc;
+}
+
+static int show_info(struct session *session, struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct picture_info info = {.w = 0};
+
+    TRY(config_check(&session->config, COMMAND_INFO, err));
+    TRY(picture_info_read(&info, session->config.input, err));
+    if (session->config.json)
+        TRY(print_info_json(session->config.input, &info, -1, err));
+    else
+        print_info(session->config.input, &info);
+out:
+    picture_info_close(&info);
+    return rc;
+}
+
+static int synth(struct session *session, struct err *err)
+{
+    struct mural_error error;
+    const char        *folder = session->config.input;
+
+    if (mural_synth_model(folder, session_words(session), session->words.count, &error) != 0)
+        return take_error(&error, err);
+    if (session->config.json)
+        return print_json(json_pack("{s:i, s:o}", "schema", 1, "folder", json_of_foreign(folder)),
+                          err);
+    if (!session->config.quiet) (void)printf("%s\n", folder);
+    return ERR_OK;
+}
+
+/* --------------------------------------------------------------------------------- sessions */
+
+static int read_prompt_from_stdin(char **word_out, struct err *err)
+{
+    enum { PROMPT_BYTES_MAX = sizeof((struct config *)0)->prompt };
+    static const char key[] = "prompt=";
+    const size_t      start = sizeof key - 1;
+    int               rc = ERR_OK;
+    size_t            length;
+    void             *room = NULL;
+    char             *text;
+
+    TRY(os_alloc(&room, start + PROMPT_BYTES_MAX + 1, 1, "the prompt", err));
+    memcpy(room, key, start);
+    text = (char *)room + start;
+    length = fread(text, 1, PROMPT_BYTES_MAX, stdin);
+    if (ferror(stdin)) RAISE(err, ERR_IO, errno, "cannot read the prompt from standard input");
+    if (memchr(text, '\0', length) != NULL)
+        RAISE(err, ERR_USAGE, 0, "the prompt on standard input holds a NUL byte; it must be text");
+    while (length > 0 && (text[length - 1] == '\n' || text[length - 1] == '\r'))
+        length--;
+    text[length] = '\0';
+    *word_out = room;
+    room = NULL;
+out:
+    os_free(room);
+    return rc;
+}
+
+static int replace_stdin_prompt(struct config_words *words, struct err *err)
+{
+    int rc = ERR_OK;
+
+    for (size_t i = 0; i < words->count; i++) {
+        char *word = NULL;
+        if (strcmp(words->word[i], "prompt=-") != 0) continue;
+        TRY(read_prompt_from_stdin(&word, err));
+        os_free(words->word[i]);
+        words->word[i] = word;
+    }
+out:
+    return rc;
+}
+
+static int run_command(struct session *session, int argc, char **argv, struct err *err)
+{
+    int rc = ERR_OK;
+
+    TRY(config_read_flags(&session->words, session->command, argc, argv, err));
+    TRY(replace_stdin_prompt(&session->words, err));
+    TRY(config_load(&session->config, session->command, session_words(session),
+                    session->words.count, err));
+    console_start(&session->console, &session->config);
+    switch (session->command) {
+    case COMMAND_RENDER: rc = paint(session, MURAL_RENDER, err); break;
+    case COMMAND_DRAFT: rc = paint(session, MURAL_DRAFT, err); break;
+    case COMMAND_UPSCALE: rc = paint(session, MURAL_UPSCALE, err); break;
+    case COMMAND_PLAN: rc = plan(session, err); break;
+    case COMMAND_INFO: rc = show_info(session, err); break;
+    case COMMAND_SYNTH: rc = synth(session, err); break;
+    case COMMAND_SAMPLE:
+    case COMMAND_HELP: must_fail("commands without settings are answered before", ERR_WHERE);
+    }
+out:
+    config_words_close(&session->words);
+    return rc;
+}
+
+/* --------------------------------------------------------------------------------- help texts */
+
+static int print_help(enum config_command command, struct err *err)
+{
+    char *text = NULL;
+    int   rc = config_help(&text, command, err);
+
+    if (rc == ERR_OK) (void)fputs(text, stdout);
+    os_free(text);
+    return rc;
+}
+
+static int print_sample(int argc, struct err *err)
+{
+    int   rc = ERR_OK;
+    char *text = NULL;
+
+    if (argc > 0) RAISE(err, ERR_USAGE, 0, "'mural sample-config' takes no arguments");
+    TRY(config_sample(&text, err));
+    (void)fputs(text, stdout);
+out:
+    os_free(text);
+    return rc;
+}
+
+static int help(int argc, char **argv, struct err *err)
+{
+    int                 rc = ERR_OK;
+    enum config_command command = COMMAND_HELP;
+
+    if (argc > 0 && strcmp(argv[0], "exit-codes") == 0) {
+        for (size_t i = 0; i < ARRAY_COUNT(exit_rows); i++)
+            (void)printf("%3d  %s\n", exit_rows[i].status, exit_rows[i].sentence);
+        return ERR_OK;
+    }
+    if (argc > 0) TRY(config_find_command(&command, argv[0], err));
+    TRY(print_help(command, err));
+out:
+    return rc;
+}
+
+static bool asks_for_help(int argc, char **argv)
+{
+    for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
+    return false;
+}
+
+static int run(int argc, char **argv, struct err *err)
+{
+    int            rc = ERR_OK;
+    struct session session = {.command = COMMAND_HELP};
+
+    if (argc < 2) RAISE(err, ERR_USAGE, 0, "no command given; 'mural help' lists them");
+    if (strcmp(argv[1], "--version") == 0) {
+        (void)printf("mural %s\n", mural_version());
+        return ERR_OK;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return help(argc - 2, argv + 2, err);
+    TRY(config_find_command(&session.command, argv[1], err));
+    if (asks_for_help(argc - 2, argv + 2))
+        TRY(print_help(session.command, err));
+    else if (session.command == COMMAND_HELP)
+        TRY(help(argc - 2, argv + 2, err));
+    else if (session.command == COMMAND_SAMPLE)
+        TRY(print_sample(argc - 2, err));
+    else
+        TRY(run_command(&session, argc - 2, argv + 2, err));
+out:
+    return rc;
+}
+
+/* A file opened while standard output is closed would get its number, and then our words. */
+static void fill_standard_files(void)
+{
+    int fd;
+
+    while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= STDERR_FILENO)
+        continue;
+    if (fd >= 0) (void)close(fd);
+}
+
+int main(int argc, char **argv)
+{
+    struct err err = {.code = ERR_OK};
+    int        rc;
+
+    fill_standard_files();
+    catch_signals();
+    rc = run(argc, argv, &err);
+    if (rc != ERR_OK) (void)fprintf(stderr, "mural: %s\n", err.text);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && rc == ERR_OK) {
+        (void)fprintf(stderr, "mural: cannot write the result to standard output: %s\n",
+                      strerror(errno));
+        rc = ERR_IO;
+    }
+    return exit_status(rc);
+}

@@ -1,0 +1,126 @@
+/*
+ * mural.h - the public door: a prompt in, a poster file out.
+ *
+ * A complete program:
+ *
+ *     #include "mural.h"
+ *     #include <stdio.h>
+ *
+ *     static int show(const struct mural_progress *progress, void *user)
+ *     {
+ *         (void)user;
+ *         fprintf(stderr, "%s: tile %u of %u\n", progress->phase, progress->tiles_done,
+ *                 progress->tiles_total);
+ *         return 0;
+ *     }
+ *
+ *     int main(void)
+ *     {
+ *         const char *settings[] = {"model=FLUX.1-dev", "prompt=A harbour in fog at dawn",
+ *                                   "width=7680", "height=4320", "output=harbour.tif"};
+ *         struct mural_error error;
+ *         mural_job *job = NULL;
+ *         int code = mural_job_open(&job, MURAL_RENDER, settings, 5, &error);
+ *
+ *         if (code == 0) code = mural_job_run(job, show, NULL, &error);
+ *         if (code != 0) fprintf(stderr, "%s error: %s\n", mural_error_name(code), error.text);
+ *         mural_job_close(job);
+ *         return code != 0;
+ *     }
+ *
+ * Settings are words "key=value" with the keys of the YAML files: `mural sample-config` lists them
+ * all, with their ranges and defaults.  "config=FILE" reads such a file; words win over it.
+ *
+ * A job belongs to one thread.  Nothing here prints, exits or installs signal handlers.
+ */
+#ifndef MURAL_H
+#define MURAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mural_job mural_job;
+
+/* `code` is 0 for success; mural_error_name names the others.  `text` is one sentence without a
+ * newline or a final period. */
+struct mural_error {
+    int  code;
+    char text[512];
+};
+
+enum mural_task {
+    MURAL_RENDER = 0, /* prompt -> draft -> poster                                   */
+    MURAL_DRAFT,      /* prompt -> small picture, or a sheet of `count` of them      */
+    MURAL_UPSCALE,    /* a draft, given as "input=FILE" -> poster                    */
+    MURAL_PLAN        /* what MURAL_RENDER would need; needs no prompt, never runs   */
+};
+
+/* Sides in pixels, sizes in bytes, time in seconds.  `seconds_estimate` is 0 when the machine's
+ * speed could not be judged. */
+struct mural_plan_info {
+    int32_t  width_px, height_px;
+    uint32_t tile_cols, tile_rows;
+    int32_t  tile_w_px, tile_h_px;
+    int32_t  overlap_x_px, overlap_y_px; /* of neighbours as planned: at least what was asked */
+    int32_t  draft_w_px, draft_h_px;
+    uint64_t host_bytes_peak;            /* weights, scratch and bands together             */
+    uint64_t host_bytes_free;
+    uint64_t weight_bytes, scratch_bytes;
+    uint64_t spool_bytes;                /* tiles that wait on disk for their neighbours    */
+    uint64_t output_bytes_worst;         /* the file, if nothing in it could be compressed  */
+    uint64_t disk_bytes_free;            /* where the output goes                           */
+    double   flop_total;
+    double   seconds_estimate;
+    uint32_t text_tokens;
+    char     precision[8];               /* "f32" or "bf16" */
+    char     model[256];                 /* last part of the model folder's name */
+};
+
+struct mural_progress {
+    const char *phase;            /* a short word such as "draft" or "tiles"; a static string */
+    uint32_t    tiles_done, tiles_total;
+    uint32_t    step, steps;      /* of the tiles that are painted now; 0 of 0: no steps here */
+    double      seconds_elapsed;
+    double      seconds_left;     /* negative: not known yet   */
+    double      steps_per_second; /* 0: not known yet          */
+};
+
+/* Called between steps, from the thread that called mural_job_run.  Return 0 to go on, anything
+ * else to stop cleanly: the job then ends with the "cancelled" error and leaves no half-written
+ * file. */
+typedef int (*mural_progress_fn)(const struct mural_progress *progress, void *user);
+
+/* Read the settings and the model's configuration and make the plan.  No weights are read, nothing
+ * large is allocated, no file is written.  On failure *out is NULL and *error says why. */
+int mural_job_open(mural_job **out, enum mural_task task, const char *const *settings,
+                   size_t setting_count, struct mural_error *error);
+
+void mural_job_plan(const mural_job *job, struct mural_plan_info *info_out);
+
+/* The file that mural_job_run makes; the string lives as long as the job. */
+const char *mural_job_output(const mural_job *job);
+
+/* Do the work.  `on_progress` may be NULL.  The output appears under its name only when it is
+ * complete and was checked. */
+int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,
+                  struct mural_error *error);
+
+void mural_job_close(mural_job *job); /* NULL is fine */
+
+/* Write a model with random weights into `folder`, which must be absent or empty.  Settings: spec,
+ * dtype, bfl, shard_bytes, seed. */
+int mural_synth_model(const char *folder, const char *const *settings, size_t setting_count,
+                      struct mural_error *error);
+
+const char *mural_error_name(int code); /* "usage", "io", ...; never NULL */
+const char *mural_version(void);        /* "0.1.0" */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

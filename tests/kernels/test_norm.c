@@ -1,0 +1,274 @@
+/*
+ * test_norm.c - layer, RMS and group norm against double precision; properties; --bench for speed.
+ *
+ * Bound of one output y = (x - mean) * inverse * a + b, all of magnitude about 1: a mean or variance
+ * of n values in f32 is off by at most n half-spacings (far less in practice, since sums run in
+ * lanes), the rest adds a few roundings.
+ */
+#include <omp.h>
+
+#include "tests/kernels/kernel_cases.h"
+
+static const int64_t shapes[][2] = {{1, 1}, {2, 3}, {3, 17}, {17, 64}, {65, 130}, {2, 3072}};
+enum { SHAPES = (int)(sizeof shapes / sizeof shapes[0]) };
+
+static double moment(const double *x, int64_t count, double about, int power)
+{
+    double sum = 0.0;
+    for (int64_t i = 0; i < count; i++)
+        sum += pow(x[i] - about, power);
+    return sum / (double)count;
+}
+
+/* ---------------------------------------------------------------------------------- row norms */
+
+static void check_row_norm(enum dtype y_dtype, enum dtype x_dtype, int64_t rows, int64_t cols,
+                           bool layer, bool one)
+{
+    struct grid x = grid_drawn(x_dtype, rows, cols, cols + 3, 0, 1);
+    struct grid y = grid_empty(y_dtype, rows, cols, cols + 1, 0);
+    double     *values = grid_values(&x);
+    float      *scale = vector_drawn(cols, 2), *shift = vector_drawn(cols, 3);
+    const double eps = 1e-6;
+
+    if (layer)
+        k_layer_norm_cpu(y.m, x.m, scale, shift, one, (float)eps);
+    else
+        k_rms_norm_cpu(y.m, x.m, scale, (float)eps);
+    for (int64_t row = 0; row < rows; row++) {
+        const double *line = values + row * cols;
+        double mean = layer ? moment(line, cols, 0.0, 1) : 0.0;
+        double inverse = 1.0 / sqrt(moment(line, cols, mean, 2) + eps);
+        /* The mean's error is magnified where the variance is small. */
+        double bound = (16 + (double)cols / 16) * F32_EPS * (1 + inverse);
+        for (int64_t col = 0; col < cols; col++) {
+            double factor = (double)scale[col] + (one ? 1.0 : 0.0);
+            double unit = (line[col] - mean) * inverse;
+            double want = unit * factor + (layer ? (double)shift[col] : 0.0);
+            CHECK_NEAR(get(y.m, row, col), want,
+                       bound * (fabs(unit * factor) + 1) + store_error(want, y_dtype) * 1.01);
+        }
+    }
+    grid_check_gaps(&y);
+    free(values);
+    free(scale);
+    free(shift);
+    grid_free(&x);
+    grid_free(&y);
+}
+
+static void test_row_norms(void **state)
+{
+    (void)state;
+    for (int s = 0; s < SHAPES; s++) {
+        for (int turn = 0; turn < 8; turn++) {
+            enum dtype y = turn & 1 ? DTYPE_BF16 : DTYPE_F32, x = turn & 2 ? DTYPE_BF16 : DTYPE_F32;
+            check_row_norm(y, x, shapes[s][0], shapes[s][1], true, turn & 4);
+            check_row_norm(y, x, shapes[s][0], shapes[s][1], false, false);
+        }
+    }
+}
+
+/* A row far from zero keeps its variance: the mean is taken away before squaring. */
+static void test_layer_norm_of_row_far_from_zero(void **state)
+{
+    (void)state;
+    struct grid x = grid_drawn(DTYPE_F32, 1, 64, 64, 0, 1);
+    float scale[64], shift[64] = {0};
+    for (int64_t i = 0; i < 64; i++) {
+        set(x.m, 0, i, 8192 + (i % 2 ? 1 : -1)); /* deviation 1 */
+        scale[i] = 1.0f;
+    }
+    k_layer_norm_cpu(x.m, x.m, scale, shift, false, 0.0f);
+    for (int64_t i = 0; i < 64; i++)
+        CHECK_NEAR(get(x.m, 0, i), i % 2 ? 1 : -1, 1e-6);
+    grid_free(&x);
+}
+
+/* --------------------------------------------------------------------------------- group norm */
+
+struct group_case {
+    enum dtype y, x;
+    int64_t    rows, cols;
+    int32_t    groups;
+    bool       silu, in_place;
+};
+
+static void check_group_norm(const struct group_case *c)
+{
+    const int64_t channels = c->cols / c->groups, count = channels * c->rows;
+    struct grid x = grid_drawn(c->x, c->rows, c->cols, c->cols + 3, 0, 1);
+    struct grid y = grid_empty(c->y, c->rows, c->cols, c->cols + 1, 0);
+    double     *values = grid_values(&x);
+    double     *group = malloc((size_t)count * sizeof *group);
+    float      *weight = vector_drawn(c->cols, 2), *bias = vector_drawn(c->cols, 3);
+    struct workspace workspace = workspace_open(8 << 20);
+    const double eps = 1e-6;
+
+    assert_non_null(group);
+    struct matrix got = c->in_place ? x.m : y.m;
+    k_group_norm_cpu(got, x.m, weight, bias, c->groups, (float)eps, c->silu, workspace);
+    for (int64_t g = 0; g < c->groups; g++) {
+        for (int64_t i = 0; i < count; i++)
+            group[i] = values[i / channels * c->cols + g * channels + i % channels];
+        double mean = moment(group, count, 0.0, 1);
+        double inverse = 1.0 / sqrt(moment(group, count, mean, 2) + eps);
+        for (int64_t i = 0; i < count; i++) {
+            int64_t row = i / channels, col = g * channels + i % channels;
+            double  unit = (group[i] - mean) * inverse;
+            double  want = unit * (double)weight[col] + (double)bias[col];
+            if (c->silu) want *= sigmoid(want);
+            /* partial sums are short and merged in double: tens of roundings at most */
+            double bound = 64 * F32_EPS * (1 + inverse) * (1 + fabs(unit));
+            CHECK_NEAR(get(got, row, col), want, bound + store_error(want, got.dtype) * 1.01);
+        }
+    }
+    if (!c->in_place) grid_check_gaps(&y);
+    free(values);
+    free(group);
+    free(weight);
+    free(bias);
+    free(workspace.data);
+    grid_free(&x);
+    grid_free(&y);
+}
+
+static void test_group_norm(void **state)
+{
+    (void)state;
+    static const int64_t maps[][3] = {{1, 2, 1},   {2, 6, 3},    {17, 17, 1}, {65, 32, 32},
+                                      {300, 64, 8}, {1030, 32, 4}, {20000, 4, 2}};
+    for (size_t m = 0; m < sizeof maps / sizeof maps[0]; m++) {
+        for (int turn = 0; turn < 8; turn++) {
+            struct group_case c = {turn & 1 ? DTYPE_BF16 : DTYPE_F32,
+                                   turn & 2 ? DTYPE_BF16 : DTYPE_F32,
+                                   maps[m][0], maps[m][1], (int32_t)maps[m][2],
+                                   turn & 4,   turn == 0 || turn == 7};
+            check_group_norm(&c);
+        }
+    }
+}
+
+static void test_group_norm_of_constant_map_is_bias(void **state)
+{
+    (void)state;
+    struct grid x = grid_drawn(DTYPE_F32, 500, 32, 32, 0, 1);
+    float *weight = vector_drawn(32, 2), *bias = vector_drawn(32, 3);
+    struct workspace workspace = workspace_open(1 << 20);
+    for (int64_t i = 0; i < 500 * 32; i++)
+        set(x.m, i / 32, i % 32, 1000.25);
+    k_group_norm_cpu(x.m, x.m, weight, bias, 8, 1e-6f, false, workspace);
+    for (int64_t i = 0; i < 500 * 32; i++)
+        assert_true(get(x.m, i / 32, i % 32) == (double)bias[i % 32]);
+    free(weight);
+    free(bias);
+    free(workspace.data);
+    grid_free(&x);
+}
+
+/* A mean a thousand deviations away: a sum of squares in f32 would lose the variance. */
+static void test_group_norm_far_from_zero(void **state)
+{
+    (void)state;
+    enum { ROWS = 40000 };
+    struct grid x = grid_empty(DTYPE_F32, ROWS, 4, 4, 0);
+    const float weight[4] = {1, 1, 1, 1}, bias[4] = {0};
+    struct workspace workspace = workspace_open(1 << 20);
+    for (int64_t i = 0; i < ROWS * 4; i++)
+        set(x.m, i / 4, i % 4, 1024 + (i % 3 == 0 ? 1.0 : -0.5));
+    k_group_norm_cpu(x.m, x.m, weight, bias, 1, 0.0f, false, workspace);
+    const double deviation = sqrt(0.5); /* of 1, -1/2, -1/2 */
+    for (int64_t i = 0; i < ROWS * 4; i++)
+        CHECK_NEAR(get(x.m, i / 4, i % 4), (i % 3 == 0 ? 1.0 : -0.5) / deviation,
+                   1024 * F32_EPS * 2); /* the mean rounds at 1024 */
+    free(workspace.data);
+    grid_free(&x);
+}
+
+static void test_threads_do_not_change_bits(void **state)
+{
+    (void)state;
+    struct grid x = grid_drawn(DTYPE_F32, 5000, 32, 32, 0, 1);
+    struct grid y = grid_empty(DTYPE_F32, 5000, 32, 32, 0);
+    float *weight = vector_drawn(32, 2), *bias = vector_drawn(32, 3);
+    struct workspace workspace = workspace_open(8 << 20);
+    const int usual = omp_get_max_threads();
+    char *first = malloc(y.bytes);
+
+    assert_non_null(first);
+    for (int threads = 1; threads <= 5; threads++) {
+        omp_set_num_threads(threads);
+        k_group_norm_cpu(y.m, x.m, weight, bias, 8, 1e-6f, true, workspace);
+        if (threads == 1)
+            memcpy(first, y.block, y.bytes);
+        else
+            assert_memory_equal(first, y.block, y.bytes);
+    }
+    omp_set_num_threads(usual);
+    free(first);
+    free(weight);
+    free(bias);
+    free(workspace.data);
+    grid_free(&x);
+    grid_free(&y);
+}
+
+/* ------------------------------------------------------------------------------------- bench */
+
+struct bench {
+    struct matrix    y, x;
+    float           *scale, *shift;
+    struct workspace workspace;
+};
+
+static void run_layer_norm(void *user)
+{
+    const struct bench *b = user;
+    k_layer_norm_cpu(b->y, b->x, b->scale, b->shift, true, 1e-6f);
+}
+
+static void run_group_norm(void *user)
+{
+    const struct bench *b = user;
+    k_group_norm_cpu(b->y, b->x, b->scale, b->shift, 32, 1e-6f, true, b->workspace);
+}
+
+static void bench_norm(const char *name, void (*run)(void *), int64_t rows, int64_t cols)
+{
+    struct grid  x = grid_drawn(DTYPE_F32, rows, cols, cols, 0, 1);
+    struct grid  y = grid_empty(DTYPE_F32, rows, cols, cols, 0);
+    struct bench b = {y.m, x.m, vector_drawn(cols, 2), vector_drawn(cols, 3),
+                      workspace_open(8 << 20)};
+    double best = best_seconds(run, &b, 8);
+
+    printf("%-10s %7lld x %-5lld f32: %8.3f ms %6.1f GB/s of x and y\n", name, (long long)rows,
+           (long long)cols, best * 1e3, 8e-9 * (double)(rows * cols) / best);
+    free(b.scale);
+    free(b.shift);
+    free(b.workspace.data);
+    grid_free(&x);
+    grid_free(&y);
+}
+
+static int bench(void)
+{
+    bench_norm("layer norm", run_layer_norm, 4160, 256);
+    bench_norm("layer norm", run_layer_norm, 4608, 3072);
+    bench_norm("group norm", run_group_norm, 2048 * 1024, 32);
+    bench_norm("group norm", run_group_norm, 512 * 512, 256);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_row_norms),
+        cmocka_unit_test(test_layer_norm_of_row_far_from_zero),
+        cmocka_unit_test(test_group_norm),
+        cmocka_unit_test(test_group_norm_of_constant_map_is_bias),
+        cmocka_unit_test(test_group_norm_far_from_zero),
+        cmocka_unit_test(test_threads_do_not_change_bits),
+    };
+    if (wants_bench(argc, argv)) return bench();
+    return cmocka_run_group_tests_name("norm", tests, NULL, NULL);
+}

@@ -1,0 +1,276 @@
+/*
+ * parity.h - what the parity tests share: a random model folder, the engine on it, and what the
+ * reference implementation computed for it (tests/golden/engine, see the README there).
+ *
+ * Every test runs once for each variant: a model in one layout, one precision.  Limits are relative
+ * L2 errors: 1e-4 in fp32, where the order of sums differs, and 2e-2 in bf16, whose steps are 2^-8.
+ */
+#ifndef MURAL_PARITY_H
+#define MURAL_PARITY_H
+
+#include "../test.h"
+
+#include "engine/engine_int.h"
+
+#include <math.h>
+
+struct variant {
+    const char    *model;
+    enum precision precision;
+    bool           bfl;
+};
+
+struct parity {
+    const struct variant *variant;
+    char                  folder[128]; /* scratch; the model is folder/model */
+    json_t               *index;
+    const json_t         *spec;   /* the model's entry in index */
+    struct safetensors   *golden;
+    struct engine        *engine;
+    struct backend       *backend; /* unbounded scratch for networks that are run alone */
+};
+
+/* ------------------------------------------------------------------------- expected values */
+
+static inline const float *golden(const struct parity *p, int64_t *count_out, const char *stem,
+                                  size_t number)
+{
+    char                            name[64];
+    const struct safetensors_entry *entry;
+
+    (void)snprintf(name, sizeof name, "%s.%zu", stem, number);
+    entry = safetensors_find(p->golden, name);
+    if (entry == NULL) entry = safetensors_find(p->golden, stem);
+    if (entry == NULL || entry->dtype != DTYPE_F32) fail_msg("no golden values '%s'", name);
+    *count_out = (int64_t)(entry->bytes / sizeof(float));
+    return entry->data;
+}
+
+static inline int64_t golden_ids(const struct parity *p, int32_t *ids_out, int64_t capacity,
+                                 const char *stem, size_t number)
+{
+    int64_t      count;
+    const float *values = golden(p, &count, stem, number);
+
+    assert_true(count <= capacity);
+    for (int64_t i = 0; i < count; i++) ids_out[i] = (int32_t)values[i];
+    return count;
+}
+
+static inline double spec_number(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+
+    if (!json_is_number(value)) fail_msg("no number '%s' in index.json", key);
+    return json_number_value(value);
+}
+
+static inline int32_t spec_int(const json_t *object, const char *key)
+{
+    return (int32_t)spec_number(object, key);
+}
+
+static inline const json_t *spec_object(const struct parity *p, const char *key, size_t number)
+{
+    const json_t *value = json_object_get(p->spec, key);
+
+    if (json_is_array(value)) value = json_array_get(value, number);
+    if (!json_is_object(value)) fail_msg("no object '%s' in index.json", key);
+    return value;
+}
+
+static inline size_t spec_count(const struct parity *p, const char *key)
+{
+    return json_array_size(json_object_get(p->spec, key));
+}
+
+/* ---------------------------------------------------------------------------- comparison */
+
+static inline double limit_of(const struct parity *p)
+{
+    return p->variant->precision == PRECISION_F32 ? 1e-4 : 2e-2;
+}
+
+static inline double relative_l2(const float *got, const float *wanted, int64_t count)
+{
+    double difference = 0, size = 0;
+
+    for (int64_t i = 0; i < count; i++) {
+        double d = (double)got[i] - (double)wanted[i];
+        difference += d * d;
+        size += (double)wanted[i] * (double)wanted[i];
+    }
+    return sqrt(difference / size);
+}
+
+static inline void assert_close(const struct parity *p, const float *got, const char *stem,
+                                size_t number)
+{
+    int64_t      count;
+    const float *wanted = golden(p, &count, stem, number);
+    double       error = relative_l2(got, wanted, count);
+
+    print_message("# %s %s%s %s.%zu: relative error %.2e\n", p->variant->model,
+                  p->variant->precision == PRECISION_F32 ? "f32" : "bf16",
+                  p->variant->bfl ? " bfl" : "", stem, number, error);
+    if (!(error <= limit_of(p))) fail_msg("%s.%zu is off by %.3e", stem, number, error);
+}
+
+/* ------------------------------------------------------------------------------ variants */
+
+static inline enum dtype dtype_named(const char *name)
+{
+    if (strcmp(name, "f16") == 0) return DTYPE_F16;
+    return strcmp(name, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32;
+}
+
+static inline void write_model(struct parity *p, const char *folder)
+{
+    struct err           err = {0};
+    char                 spec[512];
+    struct synth_request request = {.folder = folder, .spec = spec, .bfl = p->variant->bfl};
+
+    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", MURAL_TEST_DATA,
+                   p->variant->model);
+    request.dtype = dtype_named(json_string_value(json_object_get(p->spec, "dtype")));
+    request.seed = (uint64_t)spec_number(p->spec, "seed");
+    ASSERT_OK(synth_write(&request, &err));
+}
+
+/* Goldens of other weights would fail everywhere and say nothing. */
+static inline void check_weights(const struct parity *p)
+{
+    static const struct weight_request requests[] = {
+        {.part = PART_TRANSFORMER, .name = "proj_out.weight"},
+        {.part = PART_VAE, .name = "decoder.conv_in.weight"},
+        {.part = PART_T5, .name = "encoder.block.0.layer.0.SelfAttention.q.weight"}};
+    const struct model *model = p->engine->model;
+    int64_t             count, width = model->vae.widths[model->vae.block_count - 1];
+    const float        *wanted = golden(p, &count, "weights", 0);
+
+    for (size_t i = 0; i < ARRAY_COUNT(requests); i++) {
+        struct err            err = {0};
+        struct weight_request request = requests[i];
+        struct matrix         w;
+        float                 got[4];
+
+        request.rows_all = i == 0   ? model->transformer.out_channels
+                           : i == 1 ? width
+                                    : model->t5.heads * model->t5.head_dim;
+        request.rows = request.rows_all;
+        request.cols = i == 0   ? model->transformer.hidden
+                       : i == 1 ? 9 * model->vae.latent_channels
+                                : model->t5.hidden;
+        ASSERT_OK(model_weight(&w, model, &request, &err));
+        w.rows = 1;
+        w.cols = 4;
+        k_cast_cpu((struct matrix){got, DTYPE_F32, 1, 4, 4}, w);
+        if (memcmp(got, wanted + 4 * i, sizeof got) != 0)
+            fail_msg("goldens are of other weights; run tests/golden/make_goldens.py");
+    }
+}
+
+static inline void read_spec(struct parity *p)
+{
+    struct err err = {0};
+    char       path[512];
+    size_t     i;
+    json_t    *entry;
+
+    (void)snprintf(path, sizeof path, "%s/golden/engine/index.json", MURAL_TEST_DATA);
+    ASSERT_OK(json_file_open(&p->index, path, 1 << 20, &err));
+    json_array_foreach(json_object_get(p->index, "models"), i, entry)
+    {
+        const char *name = json_string_value(json_object_get(entry, "name"));
+        if (strcmp(name, p->variant->model) == 0) p->spec = entry;
+    }
+    assert_non_null(p->spec);
+    (void)snprintf(path, sizeof path, "%s/golden/engine/%s.safetensors", MURAL_TEST_DATA,
+                   p->variant->model);
+    ASSERT_OK(safetensors_open(&p->golden, path, &err));
+}
+
+/* cmocka setup: *state is a struct variant before, a struct parity after. */
+static inline int parity_open(void **state)
+{
+    struct err             err = {0};
+    struct parity         *p = calloc(1, sizeof *p);
+    char                   folder[160];
+    struct engine_options  options = {.model_folder = folder, .threads = 2};
+    struct backend_options machine = {.threads = 2,
+                                      .conv_weight_elements_max = 9 * 64 * 64,
+                                      .arena_limit_bytes = 256 << 20};
+
+    assert_non_null(p);
+    p->variant = *state;
+    read_spec(p);
+    scratch_make(p->folder, sizeof p->folder);
+    (void)snprintf(folder, sizeof folder, "%s/model", p->folder);
+    write_model(p, folder);
+    options.precision = p->variant->precision;
+    options.text_tokens = (uint32_t)spec_int(p->spec, "text_tokens");
+    ASSERT_OK(engine_open(&p->engine, &options, &err));
+    check_weights(p);
+    machine.compute = engine_compute(p->variant->precision);
+    ASSERT_OK(backend_open_cpu(&p->backend, &machine, &err));
+    *state = p;
+    return 0;
+}
+
+static inline int parity_close(void **state)
+{
+    struct parity *p = *state;
+
+    backend_close(p->backend);
+    engine_close(p->engine);
+    safetensors_close(p->golden);
+    json_decref(p->index);
+    scratch_remove(p->folder);
+    free(p);
+    return 0;
+}
+
+/* Where the library cannot multiply bf16 at all, there is nothing to compare. */
+static inline void parity_wait(struct parity *p, struct backend *backend)
+{
+    struct err err = {0};
+
+    if (backend_wait(backend, &err) == ERR_OK) return;
+    if (p->variant->precision == PRECISION_F32) fail_msg("%s", err.text);
+    print_message("# no bf16 on this CPU: %s\n", err.text);
+    skip();
+}
+
+static const struct variant variants[] = {
+    {"dev_small", PRECISION_F32, false},  {"dev_wide", PRECISION_F32, false},
+    {"schnell", PRECISION_F32, false},    {"dev_wide", PRECISION_F32, true},
+    {"dev_small", PRECISION_BF16, false}, {"dev_wide", PRECISION_BF16, false},
+    {"schnell", PRECISION_BF16, false},
+};
+
+/* Every function for every variant. */
+static inline int parity_run(const struct CMUnitTest *functions, size_t count)
+{
+    enum { MOST = 64 };
+    static char              names[MOST][128];
+    static struct variant    states[ARRAY_COUNT(variants)];
+    static struct CMUnitTest tests[MOST];
+    size_t                   made = 0;
+
+    memcpy(states, variants, sizeof variants);
+    for (size_t v = 0; v < ARRAY_COUNT(variants); v++)
+        for (size_t f = 0; f < count && made < MOST; f++, made++) {
+            (void)snprintf(names[made], sizeof names[made], "%s_%s_%s%s", functions[f].name,
+                           states[v].model, states[v].precision == PRECISION_F32 ? "f32" : "bf16",
+                           states[v].bfl ? "_bfl" : "");
+            tests[made] = (struct CMUnitTest){.name = names[made],
+                                              .test_func = functions[f].test_func,
+                                              .setup_func = parity_open,
+                                              .teardown_func = parity_close,
+                                              .initial_state = &states[v]};
+        }
+    return _cmocka_run_group_tests("parity", tests, made, NULL, NULL);
+}
+#define PARITY_RUN(functions) parity_run((functions), ARRAY_COUNT(functions))
+
+#endif
