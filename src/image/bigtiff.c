@@ -1,8 +1,8 @@
 /*
  * bigtiff.c - the poster's file: a tiled BigTIFF that grows from top to bottom.
  *
- * Owns `<path>.part` from open to finish, the order of everything in it, and its tags.  Knows nothing
- * of how the samples were made.
+ * Owns `<path>.part` from open to finish, the order of everything in it, and its tags.  Knows
+ * nothing of how the samples were made.
  *
  *     offset  content
  *          0  header, 16 bytes: byte order, 43, 8, 0, offset of the picture's directory
@@ -15,14 +15,15 @@
  *          .  for each level of a pyramid: its tiles, then its directory
  *
  * The file is a pure function of the request and the samples: it carries no date, and tiles are
- * written in order whatever thread packed them first.  Tiles at the right and bottom edge are filled
- * up by repeating the last pixel.  Levels hang from tag 330 and not from the chain of pages, so every
- * reader sees one picture.
+ * written in order whatever thread packed them first.  Tiles at the right and bottom edge are
+ * filled up by repeating the last pixel.  Levels hang from tag 330 and not from the chain of pages,
+ * so every reader sees one picture.
  *
  * Nothing is trusted until it was synced and read back: only then is `.part` renamed.
  *
- * Threads: the caller's, plus OpenMP's while a row of tiles is packed; only the thread whose turn it
- * is touches libtiff.
+ * Threads: the caller's, plus OpenMP's while a row of tiles is packed; only the thread whose turn
+ * it is touches libtiff.
+ *
  * Read next: tiff_encode.c for a tile, tiff_pyramid.c for the levels, tiff_verify.c for the check.
  */
 #include <omp.h>
@@ -86,8 +87,7 @@ static int set_words(struct tiff_io *io, const struct bigtiff_request *request, 
     TRY(metadata_description(&description, request, err));
     if (!TIFFSetField(io->tiff, TIFFTAG_XMLPACKET, (uint32_t)strlen(xmp), xmp) ||
         !TIFFSetField(io->tiff, TIFFTAG_IMAGEDESCRIPTION, description) ||
-        (request->software != NULL &&
-         !TIFFSetField(io->tiff, TIFFTAG_SOFTWARE, request->software)))
+        (request->software != NULL && !TIFFSetField(io->tiff, TIFFTAG_SOFTWARE, request->software)))
         TRY(tiff_io_error(io, ERR_IO, "cannot describe", err));
 out:
     os_free(xmp);
@@ -164,13 +164,12 @@ static int open_memory(struct bigtiff *tiff, const struct bigtiff_request *reque
                      "the table of tiles", err));
         level->tiles = memory;
     }
-    tiff->threads = (int)min_i64(min_i64(omp_get_max_threads(), TIFF_THREADS_MAX),
-                                 tiff->levels[0].cols);
+    tiff->threads =
+        (int)min_i64(min_i64(omp_get_max_threads(), TIFF_THREADS_MAX), tiff->levels[0].cols);
     for (int i = 0; i < tiff->threads; i++)
         TRY(tiff_encode_open(&tiff->encoders[i], request->codec, request->level, request->bits,
                              err));
-    if (request->pyramid)
-        TRY(tiff_pyramid_open(&tiff->pyramid, request->bits, tiff->threads, err));
+    if (request->pyramid) TRY(tiff_pyramid_open(&tiff->pyramid, request->bits, tiff->threads, err));
 out:
     return rc;
 }
@@ -211,8 +210,10 @@ void bigtiff_close(struct bigtiff *tiff)
     tiff_pyramid_close(tiff->pyramid);
     if (tiff->fd >= 0) (void)os.close(tiff->fd);
     if (tiff->owns) (void)os_remove(tiff->part, &ignored);
-    for (int i = 0; i < TIFF_THREADS_MAX; i++) tiff_encode_close(tiff->encoders[i]);
-    for (uint32_t i = 0; i < TIFF_LEVELS_MAX; i++) os_free(tiff->levels[i].tiles);
+    for (int i = 0; i < TIFF_THREADS_MAX; i++)
+        tiff_encode_close(tiff->encoders[i]);
+    for (uint32_t i = 0; i < TIFF_LEVELS_MAX; i++)
+        os_free(tiff->levels[i].tiles);
     os_free(tiff->part);
     os_free(tiff->path);
     os_free(tiff);
@@ -331,7 +332,8 @@ int bigtiff_finish(struct bigtiff *tiff, struct err *err)
     must(tiff->owns && tiff->rows_done == tiff->request.h);
     if (!TIFFWriteDirectory(tiff->io.tiff))
         TRY(tiff_io_error(&tiff->io, ERR_IO, "cannot write the directory of", err));
-    for (uint32_t i = 1; i < tiff->level_count; i++) TRY(write_level(tiff, i, err));
+    for (uint32_t i = 1; i < tiff->level_count; i++)
+        TRY(write_level(tiff, i, err));
     tiff_io_close(&tiff->io);
     if (tiff->io.fault.code != ERR_OK) TRY(tiff_io_error(&tiff->io, ERR_IO, "cannot end", err));
     TRY(os_sync(tiff->fd, tiff->part, err));

@@ -45,11 +45,11 @@ int png_write(const struct image *image, const struct png_request *request, stru
 
 /* ---------------------------------------------------------------------------------- upscale */
 
-/* The picture resampled to (canvas_w, canvas_h) by separable Lanczos-3, as a function from rectangle
- * to pixels: the enlarged picture is never stored, and a pixel is the same bits through whatever
- * rectangle it is asked for.  Outside the canvas the edge is mirrored.  A canvas smaller than the
- * draft (at most 256 times a side) is averaged, not aliased.  The pixels of `source` are borrowed
- * until upscale_close. */
+/* The picture resampled to (canvas_w, canvas_h) by separable Lanczos-3, as a function from
+ * rectangle to pixels: the enlarged picture is never stored, and a pixel is the same bits through
+ * whatever rectangle it is asked for.  Outside the canvas the edge is mirrored.  A canvas smaller
+ * than the draft (at most 256 times a side) is averaged, not aliased.  The pixels of `source` are
+ * borrowed until upscale_close. */
 struct upscale;
 int  upscale_open(struct upscale **out, const struct image *source, int32_t canvas_w_px,
                   int32_t canvas_h_px, struct err *err);
@@ -64,21 +64,22 @@ void upscale_rect(const struct upscale *upscale, int32_t x, int32_t y, int32_t w
 enum tiff_codec { TIFF_NONE, TIFF_LZW, TIFF_DEFLATE, TIFF_ZSTD };
 
 struct bigtiff_request {
-    const char     *path;          /* final name; bytes go to path.part until finished    */
+    const char     *path; /* final name; bytes go to path.part until finished */
     int32_t         w, h;
-    int             bits;          /* 8 or 16                                             */
+    int             bits; /* 8 or 16 */
     enum tiff_codec codec;
-    int             level;         /* of deflate (1..12) or zstd (1..19); 0: default      */
-    double          dpi;           /* resolution tags, pixels per inch                    */
-    bool            pyramid;       /* halved levels as SubIFDs                            */
-    const char     *prompt;        /* UTF-8 or NULL                                       */
-    const char     *settings_json; /* what made the picture, or NULL: no metadata at all  */
-    const char     *software;      /* "mural 0.1.0"                                       */
+    int             level;         /* of deflate (1..12) or zstd (1..19); 0: default */
+    double          dpi;           /* resolution tags, pixels per inch */
+    bool            pyramid;       /* halved levels as SubIFDs */
+    const char     *prompt;        /* UTF-8 or NULL */
+    const char     *settings_json; /* what made the picture, or NULL: no metadata at all */
+    const char     *software;      /* "mural 0.1.0" */
 };
 
-/* A tiled BigTIFF, written top to bottom in bands.  The same request and samples give the same bytes,
- * whatever the day and the number of threads.  Its own memory is three tiles a thread (at most eight
- * threads), all taken at open, and 40 bytes per tile of the file.  One thread at a time. */
+/* A tiled BigTIFF, written top to bottom in bands.  The same request and samples give the same
+ * bytes, whatever the day and the number of threads.  Its own memory is taken at open: 40 bytes per
+ * tile of the file, and 3 to 7 MB a thread, at most eight threads (zstd above level 9: 40 MB).
+ * Calls come from one thread at a time. */
 struct bigtiff;
 enum { BIGTIFF_TILE_PX = 512 };
 
@@ -96,16 +97,16 @@ void bigtiff_close(struct bigtiff *tiff);
 /* Bytes on disk that the file may need at worst. */
 uint64_t bigtiff_bytes_worst(const struct bigtiff_request *request);
 
-/* What is written in a poster or draft of ours: TIFF or PNG.  A picture of others has size and depth
- * but no words.  Strings are heap, freed by picture_info_close. */
+/* What is written in a poster or draft of ours: TIFF or PNG.  A picture of others has size and
+ * depth but no words.  Strings are heap, freed by picture_info_close. */
 struct picture_info {
     int32_t  w, h;
     int      bits;
-    char     format[16];  /* "BigTIFF", "TIFF", "PNG" */
+    char     format[16]; /* "BigTIFF", "TIFF", "PNG" */
     char     codec[16];
-    double   dpi;         /* 0 when the file does not say */
-    bool     has_icc;     /* an embedded profile; PNG's sRGB mark is none */
-    uint32_t levels;      /* 1 without a pyramid */
+    double   dpi;           /* 0 when the file does not say */
+    bool     has_icc;       /* an embedded profile; PNG's sRGB mark is none */
+    uint32_t levels;        /* 1 without a pyramid */
     char    *settings_json; /* NULL when absent */
     char    *prompt;        /* NULL when absent */
 };

@@ -54,9 +54,9 @@ bool image_read_is_tiff(const struct source *source);
  * first complaint.  Address-stable while open: libtiff points back at it. */
 struct tiff_io {
     TIFF          *tiff;
-    const char    *name;  /* for sentences; borrowed */
-    const uint8_t *data;  /* NULL: use fd            */
-    int            fd;    /* borrowed                */
+    const char    *name; /* for sentences; borrowed */
+    const uint8_t *data; /* NULL: use fd            */
+    int            fd;   /* borrowed                */
     uint64_t       at, bytes;
     struct err     fault;
     char           text[160];
@@ -64,7 +64,8 @@ struct tiff_io {
 
 int tiff_io_open_memory(struct tiff_io *io, const struct source *source, struct err *err);
 /* Read the first `bytes` of a file. */
-int tiff_io_open_file(struct tiff_io *io, const char *name, int fd, uint64_t bytes, struct err *err);
+int tiff_io_open_file(struct tiff_io *io, const char *name, int fd, uint64_t bytes,
+                      struct err *err);
 /* Start an empty BigTIFF in a file open for reading and writing. */
 int tiff_io_create(struct tiff_io *io, const char *name, int fd, struct err *err);
 /* The sentence for a libtiff call that failed: "<what> '<name>': <reason>"; a latched fault of the
@@ -98,7 +99,7 @@ void tiff_encode_cut(struct tiff_encoder *encoder, const void *samples, uint64_t
 /* The fill alone, when [0, h) x [0, w) of `pixels` is already there. */
 void tiff_encode_pad(struct tiff_encoder *encoder, int32_t w, int32_t h);
 /* Predictor and codec.  Returns what to write: packed_bytes from this address. */
-int tiff_encode_pack(struct tiff_encoder *encoder, const void **bytes_out, struct err *err);
+int      tiff_encode_pack(struct tiff_encoder *encoder, const void **bytes_out, struct err *err);
 uint64_t tiff_encode_pixel_bytes(int bits); /* of a whole tile */
 /* Most bytes that a packed tile can need. */
 uint64_t tiff_encode_bound(enum tiff_codec codec, int bits);
@@ -119,9 +120,9 @@ struct tiff_level {
 };
 enum { TIFF_LEVELS_MAX = 12, TIFF_THREADS_MAX = 8 };
 
-/* Fills levels[0..] with the picture's size and, for a pyramid, its halves down to one tile, without
- * `tiles`; returns their number. */
-uint32_t tiff_pyramid_levels(struct tiff_level levels[TIFF_LEVELS_MAX],
+/* Fills levels[0..] with the picture's size and, for a pyramid, its halves down to one tile,
+ * without `tiles`; returns their number. */
+uint32_t tiff_pyramid_levels(struct tiff_level             levels[TIFF_LEVELS_MAX],
                              const struct bigtiff_request *request);
 
 /* Reads the tiles of a level that is complete in the file, to make tiles of half the size. */
@@ -151,6 +152,7 @@ int metadata_srgb_icc(void **icc_out, uint32_t *bytes_out, struct err *err);
 int metadata_xmp(char **xmp_out, const struct bigtiff_request *request, struct err *err);
 int metadata_description(char **text_out, const struct bigtiff_request *request, struct err *err);
 /* The prompt and settings in such a description; both NULL when it is not one of ours. */
-int metadata_parse(char **prompt_out, char **settings_out, const char *description, struct err *err);
+int metadata_parse(char **prompt_out, char **settings_out, const char *description,
+                   struct err *err);
 
 #endif

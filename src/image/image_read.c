@@ -21,11 +21,12 @@ int image_read_check_size(const char *name, uint64_t w, uint64_t h, struct err *
 
     if (w < 1 || h < 1) RAISE(err, ERR_FORMAT, 0, "'%s' has no pixels", name);
     if (w > IMAGE_SIDE_MAX_PX || h > IMAGE_SIDE_MAX_PX || w * h > IMAGE_PIXELS_MAX)
-        RAISE(err, ERR_FORMAT, 0,
-              "'%s' is %llu x %llu px, but a draft may have %d px a side and %d megapixels; make it "
-              "smaller first",
-              name, (unsigned long long)w, (unsigned long long)h, IMAGE_SIDE_MAX_PX,
-              IMAGE_PIXELS_MAX / 1000000);
+        RAISE(
+            err, ERR_FORMAT, 0,
+            "'%s' is %llu x %llu px, but a draft may have %d px a side and %d megapixels; make it "
+            "smaller first",
+            name, (unsigned long long)w, (unsigned long long)h, IMAGE_SIDE_MAX_PX,
+            IMAGE_PIXELS_MAX / 1000000);
 out:
     return rc;
 }
@@ -64,6 +65,7 @@ int decoded_keep_icc(struct decoded *decoded, const struct source *source, const
         RAISE(err, ERR_FORMAT, 0,
               "'%s' has a colour profile of %u bytes, but at most %d are read; save it without",
               source->name, bytes, IMAGE_ICC_BYTES_MAX);
+    if (bytes == 0) goto out; /* an empty profile says nothing */
     TRY(os_alloc(&decoded->icc, bytes, 1, "a colour profile", err));
     memcpy(decoded->icc, icc, bytes);
     decoded->icc_bytes = bytes;
@@ -114,12 +116,13 @@ static int to_srgb(struct decoded *decoded, const char *name, struct err *err)
         const bool is_grey = cmsGetColorSpace(from) == cmsSigGrayData;
         if (!is_grey || decoded->grey)
             transform = cmsCreateTransformTHR(context, from, is_grey ? grey : TYPE_RGB_16, to,
-                                          TYPE_RGB_16, INTENT_PERCEPTUAL, flags);
+                                              TYPE_RGB_16, INTENT_PERCEPTUAL, flags);
     }
     if (transform == NULL)
-        RAISE(err, ERR_FORMAT, 0,
-              "'%s' has a colour profile that does not fit its pixels or is damaged; save it as sRGB",
-              name);
+        RAISE(
+            err, ERR_FORMAT, 0,
+            "'%s' has a colour profile that does not fit its pixels or is damaged; save it as sRGB",
+            name);
 #pragma omp parallel for schedule(static)
     for (int32_t y = 0; y < decoded->image.h; y++) {
         uint16_t *row = decoded->image.rgb + 3 * w * (size_t)y;
@@ -155,10 +158,14 @@ static const char *other_format(const struct source *source)
     static const struct {
         size_t      at, count;
         const char *bytes, *name;
-    } formats[] = {{0, 3, "\xFF\xD8\xFF", "JPEG"},  {8, 4, "WEBP", "WebP"},
-                   {0, 4, "GIF8", "GIF"},           {4, 4, "ftyp", "HEIF or AVIF"},
-                   {0, 2, "\xFF\x0A", "JPEG XL"},   {4, 4, "JXL ", "JPEG XL"},
-                   {0, 4, "\x76\x2F\x31\x01", "EXR"}, {0, 2, "BM", "BMP"}};
+    } formats[] = {{0, 3, "\xFF\xD8\xFF", "JPEG"},
+                   {8, 4, "WEBP", "WebP"},
+                   {0, 4, "GIF8", "GIF"},
+                   {4, 4, "ftyp", "HEIF or AVIF"},
+                   {0, 2, "\xFF\x0A", "JPEG XL"},
+                   {4, 4, "JXL ", "JPEG XL"},
+                   {0, 4, "\x76\x2F\x31\x01", "EXR"},
+                   {0, 2, "BM", "BMP"}};
 
     for (size_t i = 0; i < ARRAY_COUNT(formats); i++)
         if (source->bytes >= formats[i].at + formats[i].count &&
@@ -179,8 +186,8 @@ int image_read_memory(struct image *out, const struct source *source, struct err
         TRY(tiff_read_decode(&decoded, source, err));
     else if (other != NULL)
         RAISE(err, ERR_FORMAT, 0,
-              "'%s' is a %s file, but drafts are read from PNG or TIFF; convert it first", source->name,
-              other);
+              "'%s' is a %s file, but drafts are read from PNG or TIFF; convert it first",
+              source->name, other);
     else
         RAISE(err, ERR_FORMAT, 0, "'%s' is neither a PNG nor a TIFF file", source->name);
     if (decoded.icc != NULL && !is_our_profile(&decoded)) TRY(to_srgb(&decoded, source->name, err));

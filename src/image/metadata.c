@@ -4,7 +4,7 @@
  * Owns three texts and their escapes; knows nothing of where in a file they go.
  *
  *     ImageDescription   {"software":"..","prompt":"..","settings":{..}}, ASCII only, as the tag
- *                        demands: everything else is \uXXXX.  This is what we read back.
+ *                        demands: everything else is a \u escape.  This is what we read back.
  *     XMP                dc:description            the prompt, for people and catalogues
  *                        xmp:CreatorTool           the software
  *                        Iptc4xmpExt:DigitalSourceType  trainedAlgorithmicMedia: made by a model
@@ -50,7 +50,8 @@ static uint32_t next_character(const char **text)
     const int      extra = at[0] < 0x80 ? 0 : at[0] < 0xE0 ? 1 : at[0] < 0xF0 ? 2 : 3;
     uint32_t       code = extra == 0 ? at[0] : at[0] & (0x3Fu >> extra);
 
-    for (int i = 1; i <= extra; i++) code = code << 6 | (at[i] & 0x3Fu);
+    for (int i = 1; i <= extra; i++)
+        code = code << 6 | (at[i] & 0x3Fu);
     *text += extra + 1;
     return code;
 }
@@ -187,15 +188,14 @@ int metadata_xmp(char **xmp_out, const struct bigtiff_request *request, struct e
     TRY(open_words(&json, request, err));
     put_json(&json, request->settings_json);
     TRY(open_words(&words, request, err));
-    put_text(&words,
-             "<?xpacket begin=\"\xEF\xBB\xBF\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\n"
-             "<x:xmpmeta xmlns:x=\"adobe:ns:meta/\">\n"
-             "<rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">\n"
-             "<rdf:Description rdf:about=\"\""
-             " xmlns:dc=\"http://purl.org/dc/elements/1.1/\""
-             " xmlns:xmp=\"http://ns.adobe.com/xap/1.0/\""
-             " xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\""
-             " xmlns:mural=\"urn:mural:poster:1.0/\">\n");
+    put_text(&words, "<?xpacket begin=\"\xEF\xBB\xBF\" id=\"W5M0MpCehiHzreSzNTczkc9d\"?>\n"
+                     "<x:xmpmeta xmlns:x=\"adobe:ns:meta/\">\n"
+                     "<rdf:RDF xmlns:rdf=\"http://www.w3.org/1999/02/22-rdf-syntax-ns#\">\n"
+                     "<rdf:Description rdf:about=\"\""
+                     " xmlns:dc=\"http://purl.org/dc/elements/1.1/\""
+                     " xmlns:xmp=\"http://ns.adobe.com/xap/1.0/\""
+                     " xmlns:Iptc4xmpExt=\"http://iptc.org/std/Iptc4xmpExt/2008-02-29/\""
+                     " xmlns:mural=\"urn:mural:poster:1.0/\">\n");
     if (request->prompt != NULL) {
         put_text(&words, "<dc:description><rdf:Alt><rdf:li xml:lang=\"x-default\">");
         put_xml(&words, request->prompt);
@@ -257,7 +257,7 @@ out:
 
 int metadata_srgb_icc(void **icc_out, uint32_t *bytes_out, struct err *err)
 {
-    enum { DATE = 24, DATE_END = 36 }; /* in every ICC header */
+    enum { DATE = 24, DATE_END = 36 };                                     /* in every ICC header */
     static const uint8_t date[DATE_END - DATE] = {0x07, 0xD0, 0, 1, 0, 1}; /* 2000-01-01 */
     int                  rc = ERR_OK;
     void                *icc = NULL;

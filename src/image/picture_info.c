@@ -1,9 +1,9 @@
 /*
  * picture_info.c - what a picture of ours says about itself, without decoding a pixel.
  *
- * Owns the reading of headers, resolution and words of TIFF and PNG files.  TIFF goes through libtiff;
- * PNG is a chain of chunks and is walked here, up to the first that holds pixels, because a poster's
- * words stand before them:
+ * Owns the reading of headers, resolution and words of TIFF and PNG files.  TIFF goes through
+ * libtiff; PNG is a chain of chunks and is walked here, up to the first that holds pixels, because
+ * a poster's words stand before them:
  *
  *     length u32, kind 4 bytes, data, crc u32 over kind and data; numbers big-endian
  *     iTXt data: key \0, packed? u8, method u8, language \0, translated key \0, text
@@ -130,8 +130,7 @@ static int take_text(char **out, const struct chunk *chunk, const char *key, str
         at = zero + 1;
     }
     const size_t bytes = (size_t)(end - at);
-    if (memchr(at, 0, bytes) != NULL ||
-        text_utf8_valid_prefix((const char *)at, bytes) != bytes)
+    if (memchr(at, 0, bytes) != NULL || text_utf8_valid_prefix((const char *)at, bytes) != bytes)
         goto out;
     TRY(os_alloc(&memory, (uint64_t)bytes + 1, 1, "a picture's text", err));
     memcpy(memory, at, bytes);

@@ -2,11 +2,11 @@
  * png.c - small PNG in and out: drafts, previews.
  *
  * Owns everything that includes png.h.  Of libpng only the low-level calls are used and no
- * conversion is asked of it: a row arrives as it lies in the file and is unpacked here, by rules that
- * fit on a page.  Ancillary chunks other than tRNS, sRGB and iCCP are skipped unparsed.
+ * conversion is asked of it: a row arrives as it lies in the file and is unpacked here, by rules
+ * that fit on a page.  Ancillary chunks other than tRNS, sRGB and iCCP are skipped unparsed.
  *
- * libpng reports errors by longjmp.  Everything allocated hangs from a struct whose address the jump
- * cannot disturb, and the function that calls setjmp has no variables that change.
+ * libpng reports errors by longjmp.  Everything allocated hangs from a struct whose address the
+ * jump cannot disturb, and the function that calls setjmp has no variables that change.
  *
  * Read next: image_read.c, which turns what is decoded here into a draft.
  */
@@ -81,7 +81,8 @@ static int read_layout(struct png_layout *out, const struct source *source, stru
     most = 1032 * (uint64_t)source->bytes;
     if (raw_bytes > most)
         RAISE(err, ERR_FORMAT, 0,
-              "'%s' says it is %u x %u px, but its %zu bytes cannot hold that many; it is cut off or a "
+              "'%s' says it is %u x %u px, but its %zu bytes cannot hold that many; it is cut off "
+              "or a "
               "decompression bomb",
               source->name, out->w, out->h, source->bytes);
 out:
@@ -156,9 +157,9 @@ static void unpack_samples(const struct png_reader *reader, const uint8_t *row, 
             continue;
         }
         const png_color_16 *clear = reader->clear;
-        const bool          is_clear = colours == 1 ? v[0] == clear->gray
-                                                    : v[0] == clear->red && v[1] == clear->green &&
-                                                 v[2] == clear->blue;
+        const bool          is_clear =
+            colours == 1 ? v[0] == clear->gray
+                                  : v[0] == clear->red && v[1] == clear->green && v[2] == clear->blue;
         alpha[x] = is_clear ? 0 : 65535;
     }
 }
@@ -197,15 +198,14 @@ static int open_output(struct png_reader *reader, struct err *err)
 {
     int                      rc = ERR_OK;
     const struct png_layout *layout = &reader->layout;
-    const bool               has_clear =
-        png_get_tRNS(reader->png, reader->info, &reader->palette_alpha,
-                                   &reader->palette_alpha_count, &reader->clear) != 0;
-    bool            has_alpha = layout->channels == 2 || layout->channels == 4;
-    png_charp       name = NULL;
-    png_bytep       icc = NULL;
-    png_uint_32     icc_bytes = 0;
-    int             method = 0;
-    void           *memory = NULL;
+    const bool  has_clear = png_get_tRNS(reader->png, reader->info, &reader->palette_alpha,
+                                         &reader->palette_alpha_count, &reader->clear) != 0;
+    bool        has_alpha = layout->channels == 2 || layout->channels == 4;
+    png_charp   name = NULL;
+    png_bytep   icc = NULL;
+    png_uint_32 icc_bytes = 0;
+    int         method = 0;
+    void       *memory = NULL;
 
     if (has_clear && !has_alpha)
         has_alpha = layout->type == PNG_COLOR_TYPE_PALETTE ? reader->palette_alpha_count > 0
@@ -277,8 +277,7 @@ int png_decode(struct decoded *out, const struct source *source, struct err *err
 
     *out = (struct decoded){0};
     TRY(read_layout(&reader.layout, source, err));
-    reader.png =
-        png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_read_error, on_warning);
+    reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader, on_read_error, on_warning);
     if (reader.png != NULL) reader.info = png_create_info_struct(reader.png);
     if (reader.info == NULL)
         RAISE(err, ERR_HOST_MEM, 0, "memory: none left to read '%s'", source->name);

@@ -1,12 +1,12 @@
 /*
  * tiff_encode.c - one tile of samples to the bytes that a TIFF stores for it.
  *
- * Owns the horizontal predictor and the four codecs.  Knows nothing of files.  One encoder belongs to
- * one thread; all its memory is taken at open, and the same tile always gives the same bytes.
+ * Owns the horizontal predictor and the four codecs.  Knows nothing of files.  One encoder belongs
+ * to one thread; all its memory is taken at open, and the same tile always gives the same bytes.
  *
- * Predictor 2 stores each sample's difference from the one three places before it (the same colour of
- * the pixel to the left), modulo the sample's width; 16-bit differences are taken on whole words, not
- * on bytes.  Without it 16-bit LZW grows by a third.
+ * Predictor 2 stores each sample's difference from the one three places before it (the same colour
+ * of the pixel to the left), modulo the sample's width; 16-bit differences are taken on whole
+ * words, not on bytes.  Without it 16-bit LZW grows by a third.
  *
  * LZW as TIFF has it: codes of 9 to 12 bits, highest bit first; 256 clears the table, 257 ends; the
  * width grows one code earlier than the table strictly needs ("early change").
@@ -62,7 +62,8 @@ static uint32_t *find_slot(struct lzw *lzw, uint32_t key)
 {
     uint32_t at = (key * 2654435761u) >> 19; /* Knuth's multiplicative hash, top 13 bits */
 
-    while (lzw->slots[at] != 0 && lzw->slots[at] >> 12 != key) at = (at + 1) % LZW_SLOTS;
+    while (lzw->slots[at] != 0 && lzw->slots[at] >> 12 != key)
+        at = (at + 1) % LZW_SLOTS;
     return &lzw->slots[at];
 }
 
@@ -111,12 +112,14 @@ static uint64_t lzw_pack(struct lzw *lzw, uint8_t *x_out, const uint8_t *x, uint
 
 static void difference_u8(uint8_t *row)
 {
-    for (int i = ROW_SAMPLES - 1; i >= 3; i--) row[i] = (uint8_t)(row[i] - row[i - 3]);
+    for (int i = ROW_SAMPLES - 1; i >= 3; i--)
+        row[i] = (uint8_t)(row[i] - row[i - 3]);
 }
 
 static void difference_u16(uint16_t *row)
 {
-    for (int i = ROW_SAMPLES - 1; i >= 3; i--) row[i] = (uint16_t)(row[i] - row[i - 3]);
+    for (int i = ROW_SAMPLES - 1; i >= 3; i--)
+        row[i] = (uint16_t)(row[i] - row[i - 3]);
 }
 
 static void predict(struct tiff_encoder *encoder)
@@ -182,7 +185,9 @@ static int open_state(struct tiff_encoder *encoder, int level, struct err *err)
 
     switch (encoder->codec) {
     case TIFF_NONE: break;
-    case TIFF_LZW: TRY(os_alloc(&encoder->state, 1, sizeof(struct lzw), "the LZW table", err)); break;
+    case TIFF_LZW:
+        TRY(os_alloc(&encoder->state, 1, sizeof(struct lzw), "the LZW table", err));
+        break;
     case TIFF_DEFLATE:
         encoder->state = libdeflate_alloc_compressor(level);
         if (encoder->state == NULL) RAISE(err, ERR_HOST_MEM, 0, "memory: none left for deflate");
@@ -291,8 +296,8 @@ int tiff_encode_pack(struct tiff_encoder *encoder, const void **bytes_out, struc
         packed = (size_t)lzw_pack(encoder->state, encoder->packed, encoder->pixels, count);
         break;
     case TIFF_DEFLATE:
-        packed = libdeflate_zlib_compress(encoder->state, encoder->pixels, count, encoder->packed,
-                                          room);
+        packed =
+            libdeflate_zlib_compress(encoder->state, encoder->pixels, count, encoder->packed, room);
         break;
     case TIFF_ZSTD:
         packed = ZSTD_compress2(encoder->state, encoder->packed, room, encoder->pixels, count);

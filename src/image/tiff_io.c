@@ -80,9 +80,8 @@ static void io_unmap(thandle_t handle, void *base, toff_t size)
     (void)handle, (void)base, (void)size;
 }
 
-__attribute__((format(printf, 4, 0))) static int on_error(TIFF *tiff, void *user,
-                                                          const char *module, const char *format,
-                                                          va_list args)
+__attribute__((format(printf, 4, 0))) static int
+on_error(TIFF *tiff, void *user, const char *module, const char *format, va_list args)
 {
     struct tiff_io *io = user;
 
@@ -92,14 +91,14 @@ __attribute__((format(printf, 4, 0))) static int on_error(TIFF *tiff, void *user
     for (char *c = io->text; *c != '\0'; c++) {
         if (*c == '\n' || *c == '\r') *c = ' ';
     }
-    for (size_t n = strlen(io->text); n > 0 && (io->text[n - 1] == '.' || io->text[n - 1] == ' '); n--)
+    for (size_t n = strlen(io->text); n > 0 && (io->text[n - 1] == '.' || io->text[n - 1] == ' ');
+         n--)
         io->text[n - 1] = '\0';
     return 1;
 }
 
-__attribute__((format(printf, 4, 0))) static int on_warning(TIFF *tiff, void *user,
-                                                            const char *module, const char *format,
-                                                            va_list args)
+__attribute__((format(printf, 4, 0))) static int
+on_warning(TIFF *tiff, void *user, const char *module, const char *format, va_list args)
 {
     (void)tiff, (void)user, (void)module, (void)format, (void)args;
     return 1;

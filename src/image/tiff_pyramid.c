@@ -2,8 +2,8 @@
  * tiff_pyramid.c - the halved levels of a poster, made from tiles that are already in its file.
  *
  * Owns the rule of the levels: each is half of the one above, rounded up, until both sides fit one
- * tile; a sample is the rounded mean of the 2 x 2 above it.  One tile of a level needs four tiles of
- * the level above and nothing else, so memory is one decoded tile a thread, whatever the height.
+ * tile; a sample is the rounded mean of the 2 x 2 above it.  One tile of a level needs four tiles
+ * of the level above and nothing else, so memory is one decoded tile a thread, whatever the height.
  * Knows how a BigTIFF is read, not how one is written.
  *
  * Threads: each has a libtiff handle of its own over the same descriptor.
@@ -22,7 +22,7 @@ struct tiff_pyramid {
     void             *tiles[TIFF_THREADS_MAX]; /* one decoded tile each */
 };
 
-uint32_t tiff_pyramid_levels(struct tiff_level levels[TIFF_LEVELS_MAX],
+uint32_t tiff_pyramid_levels(struct tiff_level             levels[TIFF_LEVELS_MAX],
                              const struct bigtiff_request *request)
 {
     int32_t  w = request->w, h = request->h;
@@ -63,14 +63,16 @@ out:
 
 static void close_readers(struct tiff_pyramid *pyramid)
 {
-    for (int i = 0; i < pyramid->threads; i++) tiff_io_close(&pyramid->readers[i]);
+    for (int i = 0; i < pyramid->threads; i++)
+        tiff_io_close(&pyramid->readers[i]);
 }
 
 void tiff_pyramid_close(struct tiff_pyramid *pyramid)
 {
     if (pyramid == NULL) return;
     close_readers(pyramid);
-    for (int i = 0; i < pyramid->threads; i++) os_free(pyramid->tiles[i]);
+    for (int i = 0; i < pyramid->threads; i++)
+        os_free(pyramid->tiles[i]);
     os_free(pyramid);
 }
 

@@ -3,8 +3,8 @@
  *
  * Owns the list: first directory; strips or tiles; 1, 3 or 4 samples side by side; 8 or 16 bits,
  * unsigned; grey from black or RGB; top row first; none, LZW, deflate or zstd.  Anything else is
- * refused by name.  libtiff's readers that convert on the way (TIFFReadRGBA...) are not used: most of
- * its holes of recent years were in them.
+ * refused by name.  libtiff's readers that convert on the way (TIFFReadRGBA...) are not used: most
+ * of its holes of recent years were in them.
  *
  * Every size is worked out here from the header and compared with libtiff's before memory is taken,
  * and a header that promises more than its bytes could ever unpack to is refused.
@@ -83,8 +83,8 @@ static int check_samples(TIFF *tiff, struct tiff_layout *layout, const char *nam
               orientation);
     if (codec_ratio(layout->compression) == 0 || !TIFFIsCODECConfigured(layout->compression))
         RAISE(err, ERR_FORMAT, 0,
-              "'%s' is compressed with TIFF codec %u; save it with none, LZW, deflate or zstd", name,
-              layout->compression);
+              "'%s' is compressed with TIFF codec %u; save it with none, LZW, deflate or zstd",
+              name, layout->compression);
     if (layout->samples == 4 && TIFFGetField(tiff, TIFFTAG_EXTRASAMPLES, &extra_count, &extras) &&
         extra_count == 1)
         layout->alpha = extras[0]; /* EXTRASAMPLE_UNSPECIFIED is not alpha, so it is left out */
@@ -133,7 +133,8 @@ static int read_layout(struct tiff_layout *out, struct tiff_io *io, struct err *
     raw_bytes = out->pixel_bytes * out->w * out->h;
     if (raw_bytes / codec_ratio(out->compression) > io->bytes)
         RAISE(err, ERR_FORMAT, 0,
-              "'%s' says it is %u x %u px, but its %llu bytes cannot hold that many; it is cut off or "
+              "'%s' says it is %u x %u px, but its %llu bytes cannot hold that many; it is cut off "
+              "or "
               "a decompression bomb",
               io->name, out->w, out->h, (unsigned long long)io->bytes);
 out:
@@ -153,8 +154,8 @@ static uint16_t divide_by_alpha(uint32_t value, uint32_t alpha)
     return (uint16_t)((value * 65535ull + alpha / 2) / alpha);
 }
 
-static void unpack(const struct tiff_layout *layout, struct decoded *out, const void *row, size_t at,
-                   size_t count)
+static void unpack(const struct tiff_layout *layout, struct decoded *out, const void *row,
+                   size_t at, size_t count)
 {
     const size_t samples = layout->samples;
     uint16_t    *rgb = out->image.rgb + 3 * at;

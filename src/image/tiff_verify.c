@@ -27,13 +27,15 @@ static int check_tags(struct tiff_io *io, const struct bigtiff_request *request,
     (void)TIFFGetField(io->tiff, TIFFTAG_BITSPERSAMPLE, &bits);
     (void)TIFFGetField(io->tiff, TIFFTAG_SAMPLESPERPIXEL, &samples);
     (void)TIFFGetField(io->tiff, TIFFTAG_COMPRESSION, &codec);
-    if (w != (uint32_t)level->w || h != (uint32_t)level->h || bits != request->bits || samples != 3 ||
-        codec != tiff_encode_tag(request->codec) || !TIFFIsTiled(io->tiff))
-        RAISE(err, ERR_IO, 0,
-              "'%s' reads back as %u x %u px with %u samples of %u bits, not as %d x %d px with 3 of "
-              "%d; the disk or its cache may be failing",
-              io->name, w, h, samples, bits, level->w, level->h, request->bits);
-    if (is_main && (!TIFFGetField(io->tiff, TIFFTAG_ICCPROFILE, &icc_bytes, &icc) || icc_bytes == 0))
+    if (w != (uint32_t)level->w || h != (uint32_t)level->h || bits != request->bits ||
+        samples != 3 || codec != tiff_encode_tag(request->codec) || !TIFFIsTiled(io->tiff))
+        RAISE(
+            err, ERR_IO, 0,
+            "'%s' reads back as %u x %u px with %u samples of %u bits, not as %d x %d px with 3 of "
+            "%d; the disk or its cache may be failing",
+            io->name, w, h, samples, bits, level->w, level->h, request->bits);
+    if (is_main &&
+        (!TIFFGetField(io->tiff, TIFFTAG_ICCPROFILE, &icc_bytes, &icc) || icc_bytes == 0))
         RAISE(err, ERR_IO, 0, "'%s' lost its colour profile; the disk or its cache may be failing",
               io->name);
 out:
@@ -51,11 +53,12 @@ static int check_places(const struct tiff_io *io, const struct tiff_level *level
         uint64_t                bytes = TIFFGetStrileByteCount(io->tiff, i);
         if (bytes == 0 || offset != tile->offset || bytes != tile->bytes ||
             !add_u64(offset, bytes, &end) || end > io->bytes)
-            RAISE(err, ERR_IO, 0,
-                  "'%s' says that tile %u has %llu bytes at %llu, but %llu were written at %llu; the "
-                  "disk or its cache may be failing",
-                  io->name, i, (unsigned long long)bytes, (unsigned long long)offset,
-                  (unsigned long long)tile->bytes, (unsigned long long)tile->offset);
+            RAISE(
+                err, ERR_IO, 0,
+                "'%s' says that tile %u has %llu bytes at %llu, but %llu were written at %llu; the "
+                "disk or its cache may be failing",
+                io->name, i, (unsigned long long)bytes, (unsigned long long)offset,
+                (unsigned long long)tile->bytes, (unsigned long long)tile->offset);
     }
 out:
     return rc;
@@ -69,7 +72,8 @@ static int check_pixels(const struct tiff_io *io, const struct tiff_level *level
     const uint32_t step = count / SAMPLES_MAX + 1;
 
     for (uint32_t i = 0; i < count; i += step) {
-        if (TIFFReadEncodedTile(io->tiff, i, pixels, (tmsize_t)pixel_bytes) != (tmsize_t)pixel_bytes)
+        if (TIFFReadEncodedTile(io->tiff, i, pixels, (tmsize_t)pixel_bytes) !=
+            (tmsize_t)pixel_bytes)
             TRY(tiff_io_error(io, ERR_IO, "cannot read back a tile of", err));
         if (hash64(pixels, (size_t)pixel_bytes, i) != level->tiles[i].hash)
             RAISE(err, ERR_IO, 0,

@@ -6,15 +6,16 @@
  *
  *     ((2 x + 1) draft - canvas) / (2 canvas)
  *
- * which whole numbers split exactly into a base and a fraction.  From these two alone come the taps: 6
- * of Lanczos-3, or more when the draft is larger than the canvas and the kernel widens to average.
- * Outside, both the canvas and the draft are mirrored about their edge.
+ * which whole numbers split exactly into a base and a fraction.  From these two alone come the
+ * taps: 6 of Lanczos-3, or more when the draft is larger than the canvas and the kernel widens to
+ * average.  Outside, both the canvas and the draft are mirrored about their edge.
  *
- * Invariant: a pixel is the same bits through whatever rectangle it is asked for.  Its taps depend on
- * its own place only, and its sums run in one order: down the columns first, then along the row.
+ * Invariant: a pixel is the same bits through whatever rectangle it is asked for.  Its taps depend
+ * on its own place only, and its sums run in one order: down the columns first, then along the row.
  *
- * Down first, because a rectangle of a much enlarged draft needs few of the draft's columns.  Work is
- * cut into blocks of columns so that all buffers are small and on the stack: nothing is allocated.
+ * Down first, because a rectangle of a much enlarged draft needs few of the draft's columns.  Work
+ * is cut into blocks of columns so that all buffers are small and on the stack: nothing is
+ * allocated.
  *
  * Read next: image.h for the contract.
  */
@@ -25,12 +26,12 @@
 
 enum {
     LOBES = 3,
-    SHRINK_MAX = 256,                      /* 16384 px to 64: the widest a kernel can get     */
-    TAPS_MAX = 2 * LOBES * SHRINK_MAX,     /* of one pixel along one axis                     */
-    SPAN_MAX = 2048,                       /* draft columns under one block; 24 KiB of stack  */
-    BLOCK_MAX = 256,                       /* canvas columns in one block                     */
-    BLOCK_WEIGHTS_MAX = 8192,              /* 32 KiB of stack                                 */
-    CHUNK_ROWS = 128                       /* rows that share a block's weights               */
+    SHRINK_MAX = 256,                  /* 16384 px to 64: the widest a kernel can get     */
+    TAPS_MAX = 2 * LOBES * SHRINK_MAX, /* of one pixel along one axis                     */
+    SPAN_MAX = 2048,                   /* draft columns under one block; 24 KiB of stack  */
+    BLOCK_MAX = 256,                   /* canvas columns in one block                     */
+    BLOCK_WEIGHTS_MAX = 8192,          /* 32 KiB of stack                                 */
+    CHUNK_ROWS = 128                   /* rows that share a block's weights               */
 };
 
 struct axis {
@@ -94,7 +95,8 @@ static int64_t make_taps(const struct axis *axis, int64_t at, double total, floa
         exact[i] = lanczos(((double)(i + 1 - axis->half) - fraction) / axis->stretch);
         sum += exact[i];
     }
-    for (int64_t i = 0; i < count; i++) weights[i] = (float)(exact[i] * (total / sum));
+    for (int64_t i = 0; i < count; i++)
+        weights[i] = (float)(exact[i] * (total / sum));
     return base + 1 - axis->half;
 }
 
@@ -150,7 +152,8 @@ static void filter_down(const struct upscale *upscale, const struct block *block
         const float     weight = weights[tap];
         float          *sums = columns + (inner - block->low) * 3;
         const uint16_t *samples = row + inner * 3;
-        for (int64_t i = 0; i < (inner_end - inner) * 3; i++) sums[i] += weight * (float)samples[i];
+        for (int64_t i = 0; i < (inner_end - inner) * 3; i++)
+            sums[i] += weight * (float)samples[i];
     }
     /* Columns beyond the draft's edge are mirror images of columns within. */
     for (int64_t i = 0; i < block->span; i++) {

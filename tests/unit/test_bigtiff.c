@@ -1,9 +1,9 @@
 /*
- * test_bigtiff.c - the poster's file: every codec and edge, the pyramid, the words, and every way in
- * which a disk can fail.
+ * test_bigtiff.c - the poster's file: every codec and edge, the pyramid, the words, and every way
+ * in which a disk can fail.
  *
- * Files are read back with libtiff's plain calls and not with our own reader, so that both would have
- * to be wrong in the same way.
+ * Files are read back with libtiff's plain calls and not with our own reader, so that both would
+ * have to be wrong in the same way.
  */
 #include "../test.h"
 
@@ -109,14 +109,16 @@ static TIFF *open_poster(void)
     return tiff;
 }
 
-/* The current directory's pixels, tiles cut to the picture; the padding of edge tiles must repeat. */
+/* The current directory's pixels, tiles cut to the picture; the padding of edge tiles must repeat.
+ */
 static struct picture read_level(TIFF *tiff)
 {
     struct picture picture = {0};
     uint32_t       w = 0, h = 0, tile_w = 0, tile_h = 0;
     uint16_t       bits = 0;
 
-    assert_true(TIFFGetField(tiff, TIFFTAG_IMAGEWIDTH, &w) && TIFFGetField(tiff, TIFFTAG_IMAGELENGTH, &h));
+    assert_true(TIFFGetField(tiff, TIFFTAG_IMAGEWIDTH, &w) &&
+                TIFFGetField(tiff, TIFFTAG_IMAGELENGTH, &h));
     assert_true(TIFFGetField(tiff, TIFFTAG_TILEWIDTH, &tile_w) && tile_w == 512);
     assert_true(TIFFGetField(tiff, TIFFTAG_TILELENGTH, &tile_h) && tile_h == 512);
     assert_true(TIFFGetField(tiff, TIFFTAG_BITSPERSAMPLE, &bits));
@@ -127,13 +129,15 @@ static struct picture read_level(TIFF *tiff)
     assert_true(tile != NULL && picture.samples != NULL);
     for (uint32_t top = 0; top < h; top += 512)
         for (uint32_t left = 0; left < w; left += 512) {
-            const size_t cols = w - left < 512 ? w - left : 512, rows = h - top < 512 ? h - top : 512;
+            const size_t cols = w - left < 512 ? w - left : 512,
+                         rows = h - top < 512 ? h - top : 512;
             assert_true(TIFFReadTile(tiff, tile, left, top, 0, 0) == (tmsize_t)(512 * 512 * pixel));
             for (size_t y = 0; y < rows; y++)
                 memcpy(picture.samples + ((top + y) * w + left) * pixel, tile + y * 512 * pixel,
                        cols * pixel);
             assert_memory_equal(tile + 511 * pixel, tile + (cols - 1) * pixel, pixel);
-            assert_memory_equal(tile + 511 * 512 * pixel, tile + (rows - 1) * 512 * pixel, 512 * pixel);
+            assert_memory_equal(tile + 511 * 512 * pixel, tile + (rows - 1) * 512 * pixel,
+                                512 * pixel);
         }
     free(tile);
     return picture;
@@ -144,7 +148,8 @@ static void check_equal(const struct picture *a, const struct picture *b)
     assert_int_equal(a->w, b->w);
     assert_int_equal(a->h, b->h);
     assert_int_equal(a->bits, b->bits);
-    assert_memory_equal(a->samples, b->samples, (size_t)a->w * (size_t)a->h * 3 * (size_t)a->bits / 8);
+    assert_memory_equal(a->samples, b->samples,
+                        (size_t)a->w * (size_t)a->h * 3 * (size_t)a->bits / 8);
 }
 
 static unsigned char *read_file(size_t *bytes_out)
@@ -238,9 +243,10 @@ static void check_halved(const struct picture *half, const struct picture *whole
     for (int32_t y = 0; y < half->h; y++)
         for (int32_t x = 0; x < half->w; x++)
             for (int32_t c = 0; c < 3; c++) {
-                const uint32_t sum =
-                    sample_at(whole, 2 * x, 2 * y, c) + sample_at(whole, 2 * x + 1, 2 * y, c) +
-                    sample_at(whole, 2 * x, 2 * y + 1, c) + sample_at(whole, 2 * x + 1, 2 * y + 1, c);
+                const uint32_t sum = sample_at(whole, 2 * x, 2 * y, c) +
+                                     sample_at(whole, 2 * x + 1, 2 * y, c) +
+                                     sample_at(whole, 2 * x, 2 * y + 1, c) +
+                                     sample_at(whole, 2 * x + 1, 2 * y + 1, c);
                 if (sample_at(half, x, y, c) != (sum + 2) / 4)
                     fail_msg("level of %d x %d: sample %d,%d,%d is %u, not %u", half->w, half->h, x,
                              y, c, sample_at(half, x, y, c), (sum + 2) / 4);
@@ -268,13 +274,15 @@ static void test_pyramid(void **state)
         assert_int_equal(TIFFNumberOfDirectories(tiff), 1); /* one visible page */
         (void)TIFFGetField(tiff, TIFFTAG_SUBIFD, &count, &offsets);
         assert_int_equal(count, cases[i].levels - 1);
-        for (uint16_t k = 0; k < count; k++) places[k] = offsets[k];
+        for (uint16_t k = 0; k < count; k++)
+            places[k] = offsets[k];
         struct picture above = read_level(tiff);
         check_equal(&above, &picture);
         for (uint16_t k = 0; k < count; k++) {
             uint32_t kind = 0;
             assert_true(TIFFSetSubDirectory(tiff, places[k]));
-            assert_true(TIFFGetField(tiff, TIFFTAG_SUBFILETYPE, &kind) && kind == FILETYPE_REDUCEDIMAGE);
+            assert_true(TIFFGetField(tiff, TIFFTAG_SUBFILETYPE, &kind) &&
+                        kind == FILETYPE_REDUCEDIMAGE);
             struct picture level = read_level(tiff);
             check_halved(&level, &above);
             free(above.samples);
@@ -313,7 +321,8 @@ static void test_tags(void **state)
                               "\\ud83e\\udd8a \\\"q\\\"\",\"settings\":{\"seed\":7}}");
     assert_true(TIFFGetField(tiff, TIFFTAG_XMLPACKET, &bytes, &data));
     char *xmp = strndup(data, bytes);
-    assert_non_null(strstr(xmp, ">caf\xC3\xA9 &lt;b&gt; &amp; \xEF\xBF\xBD \xF0\x9F\xA6\x8A \"q\"<"));
+    assert_non_null(
+        strstr(xmp, ">caf\xC3\xA9 &lt;b&gt; &amp; \xEF\xBF\xBD \xF0\x9F\xA6\x8A \"q\"<"));
     assert_non_null(strstr(xmp, "/trainedAlgorithmicMedia</Iptc4xmpExt:DigitalSourceType>"));
     assert_non_null(strstr(xmp, "<xmp:CreatorTool>mural 0.1.0</xmp:CreatorTool>"));
     assert_non_null(strstr(xmp, "<mural:settings>{\"seed\":7}</mural:settings>"));
@@ -637,7 +646,8 @@ static void test_full_disk(void **state)
     assert_true(child > 0 && waitpid(child, &status, 0) == child);
     assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == CHILD_CANNOT_MOUNT) {
-        print_message("skipped: a tmpfs cannot be mounted here (needs root); see the size limit test\n");
+        print_message(
+            "skipped: a tmpfs cannot be mounted here (needs root); see the size limit test\n");
         skip();
     }
     assert_int_equal(WEXITSTATUS(status), CHILD_FINE);

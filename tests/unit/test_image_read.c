@@ -1,6 +1,6 @@
 /*
- * test_image_read.c - drafts from anywhere: what is read, what is refused and by which sentence, and
- * that nothing large is taken for a small lie.
+ * test_image_read.c - drafts from anywhere: what is read, what is refused and by which sentence,
+ * and that nothing large is taken for a small lie.
  */
 #include "../test.h"
 
@@ -66,8 +66,9 @@ static void fill(uint8_t *block, const struct layout *layout, uint32_t x, uint32
 {
     const size_t bytes = layout->bits / 8;
     for (uint32_t i = 0; i < w * h * layout->samples; i++)
-        put_sample(block + i * bytes, layout->bits,
-                   chosen(x + i / layout->samples % w, y + i / layout->samples / w, i % layout->samples));
+        put_sample(
+            block + i * bytes, layout->bits,
+            chosen(x + i / layout->samples % w, y + i / layout->samples / w, i % layout->samples));
 }
 
 static void make_tiff(const struct layout *layout)
@@ -89,7 +90,8 @@ static void make_tiff(const struct layout *layout)
         TIFFSetField(tiff, TIFFTAG_ROWSPERSTRIP, 8);
         for (uint32_t y = 0; y < H; y++) {
             fill(block, layout, 0, y, W, 1);
-            for (uint16_t s = 0; s < (layout->planar == PLANARCONFIG_CONTIG ? 1 : layout->samples); s++)
+            for (uint16_t s = 0; s < (layout->planar == PLANARCONFIG_CONTIG ? 1 : layout->samples);
+                 s++)
                 assert_int_equal(TIFFWriteScanline(tiff, block, y, s), 1);
         }
     }
@@ -118,8 +120,9 @@ static void check_read(const struct layout *layout)
     for (uint32_t i = 0; i < W * H * 3; i++) {
         const uint32_t want = expected(layout, i / 3 % W, i / 3 / W, i % 3);
         if (image.rgb[i] != want)
-            fail_msg("mode %s, codec %u, %u x %u bits, tile %u: sample %u is %u, not %u", layout->mode,
-                     layout->codec, layout->samples, layout->bits, layout->tile, i, image.rgb[i], want);
+            fail_msg("mode %s, codec %u, %u x %u bits, tile %u: sample %u is %u, not %u",
+                     layout->mode, layout->codec, layout->samples, layout->bits, layout->tile, i,
+                     image.rgb[i], want);
     }
     image_close(&image);
 }
@@ -127,9 +130,9 @@ static void check_read(const struct layout *layout)
 static void test_every_tiff_layout(void **state)
 {
     static const char *const modes[] = {"w", "wb", "w8", "w8b"};
-    static const uint16_t    codecs[] = {COMPRESSION_NONE, COMPRESSION_LZW, COMPRESSION_ADOBE_DEFLATE,
-                                         COMPRESSION_ZSTD};
-    static const uint16_t    samples[] = {1, 3, 4};
+    static const uint16_t codecs[] = {COMPRESSION_NONE, COMPRESSION_LZW, COMPRESSION_ADOBE_DEFLATE,
+                                      COMPRESSION_ZSTD};
+    static const uint16_t samples[] = {1, 3, 4};
 
     (void)state;
     for (size_t m = 0; m < ARRAY_COUNT(modes); m++)
@@ -203,11 +206,17 @@ static void test_our_own_poster_comes_back_to_the_bit(void **state)
     struct err             err = {0};
     struct image           image = {0};
     struct bigtiff        *tiff = NULL;
-    struct bigtiff_request request = {
-        .path = path, .w = 600, .h = 20, .bits = 16, .codec = TIFF_ZSTD, .dpi = 300, .pyramid = true};
+    struct bigtiff_request request = {.path = path,
+                                      .w = 600,
+                                      .h = 20,
+                                      .bits = 16,
+                                      .codec = TIFF_ZSTD,
+                                      .dpi = 300,
+                                      .pyramid = true};
 
     (void)state;
-    for (size_t i = 0; i < ARRAY_COUNT(samples); i++) samples[i] = (uint16_t)random_u64(&seed);
+    for (size_t i = 0; i < ARRAY_COUNT(samples); i++)
+        samples[i] = (uint16_t)random_u64(&seed);
     ASSERT_OK(bigtiff_open(&tiff, &request, &err));
     ASSERT_OK(bigtiff_write_band(tiff, samples, 20, &err));
     ASSERT_OK(bigtiff_finish(tiff, &err));
@@ -244,7 +253,8 @@ static void refuse_bytes(const void *bytes, size_t count, const char *words)
 
 static void put_u32(uint8_t *at, uint32_t value)
 {
-    for (int i = 0; i < 4; i++) at[i] = (uint8_t)(value >> (24 - 8 * i));
+    for (int i = 0; i < 4; i++)
+        at[i] = (uint8_t)(value >> (24 - 8 * i));
 }
 
 static void test_png_bombs(void **state)
@@ -275,9 +285,9 @@ static size_t lying_tiff(uint8_t *out, uint32_t w, uint32_t h, uint16_t codec)
     const struct {
         uint16_t tag, type;
         uint32_t count, value;
-    } entries[] = {{256, 4, 1, w}, {257, 4, 1, h},     {258, 3, 1, 8}, {259, 3, 1, codec},
-                   {262, 3, 1, 1}, {273, 4, 1, 8},     {277, 3, 1, 1},          {278, 4, 1, h},
-                   {279, 4, 1, 60}};
+    } entries[] = {{256, 4, 1, w},     {257, 4, 1, h}, {258, 3, 1, 8},
+                   {259, 3, 1, codec}, {262, 3, 1, 1}, {273, 4, 1, 8},
+                   {277, 3, 1, 1},     {278, 4, 1, h}, {279, 4, 1, 60}};
     for (size_t i = 0; i < ARRAY_COUNT(entries); i++) {
         memcpy(at, &entries[i].tag, 2), memcpy(at + 2, &entries[i].type, 2);
         memcpy(at + 4, &entries[i].count, 4), memcpy(at + 8, &entries[i].value, 4);
@@ -311,7 +321,9 @@ static void test_other_files(void **state)
     refuse_bytes("\xFF\xD8\xFF\xE0\0\x10JFIF", 10, "is a JPEG file");
     refuse_bytes("RIFF\x10\0\0\0WEBPVP8 ", 16, "is a WebP file");
     refuse_bytes("GIF89a", 6, "is a GIF file");
-    refuse_bytes("\0\0\0\x1C" "ftypavif", 12, "AVIF");
+    refuse_bytes("\0\0\0\x1C"
+                 "ftypavif",
+                 12, "AVIF");
     refuse_bytes("\x89PNG\r\n\x1A\n", 8, "cut off");
     refuse_bytes("II*\0", 4, "cannot read");
     ASSERT_REFUSED(ERR_IO, "/nowhere.png", image_read(&image, "/nowhere.png", &err));
@@ -359,6 +371,21 @@ static void test_tiff_cut_anywhere(void **state)
         image_close(&whole);
         os_free(bytes);
     }
+}
+
+static void test_sizes_of_profiles(void **state)
+{
+    static const uint8_t icc[IMAGE_ICC_BYTES_MAX + 1];
+    const struct source  source = {.name = "draft"};
+    struct decoded       decoded = {0};
+    struct err           err = {0};
+
+    (void)state;
+    ASSERT_OK(decoded_keep_icc(&decoded, &source, NULL, 0, &err));
+    assert_null(decoded.icc);
+    ASSERT_REFUSED(ERR_FORMAT, "colour profile of 4194305 bytes",
+                   decoded_keep_icc(&decoded, &source, icc, sizeof icc, &err));
+    assert_null(decoded.icc);
 }
 
 static int fail_at, calls_made;
@@ -422,6 +449,7 @@ int main(void)
         cmocka_unit_test(test_tiff_bombs),
         cmocka_unit_test(test_other_files),
         cmocka_unit_test(test_tiff_cut_anywhere),
+        cmocka_unit_test(test_sizes_of_profiles),
         cmocka_unit_test(test_short_of_memory),
     };
     return cmocka_run_group_tests(tests, begin, end);

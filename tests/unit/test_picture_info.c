@@ -1,6 +1,6 @@
 /*
- * test_picture_info.c - the words of our own files come back; files of others are answered; nonsense
- * is refused.
+ * test_picture_info.c - the words of our own files come back; files of others are answered;
+ * nonsense is refused.
  */
 #include "../test.h"
 
@@ -68,20 +68,20 @@ static void test_every_prompt_comes_back(void **state)
 {
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(prompts); i++) {
-        const struct image_text texts[] = {{IMAGE_TEXT_PROMPT, prompts[i]},
-                                           {IMAGE_TEXT_SOFTWARE, "mural 0.1.0"},
-                                           {IMAGE_TEXT_SETTINGS, "{\n \"seed\": 7\n}"}};
-        uint16_t                pixel[3] = {1, 2, 3};
-        const struct image      image = {.w = 1, .h = 1, .rgb = pixel};
-        struct err              err = {0};
-        struct picture_info     info;
-        struct bigtiff_request  request = {.path = path,
-                                           .w = 2,
-                                           .h = 2,
-                                           .bits = 8,
-                                           .dpi = 72,
-                                           .prompt = prompts[i],
-                                           .settings_json = "{\n \"seed\": 7\n}"};
+        const struct image_text  texts[] = {{IMAGE_TEXT_PROMPT, prompts[i]},
+                                            {IMAGE_TEXT_SOFTWARE, "mural 0.1.0"},
+                                            {IMAGE_TEXT_SETTINGS, "{\n \"seed\": 7\n}"}};
+        uint16_t                 pixel[3] = {1, 2, 3};
+        const struct image       image = {.w = 1, .h = 1, .rgb = pixel};
+        struct err               err = {0};
+        struct picture_info      info;
+        struct bigtiff_request   request = {.path = path,
+                                            .w = 2,
+                                            .h = 2,
+                                            .bits = 8,
+                                            .dpi = 72,
+                                            .prompt = prompts[i],
+                                            .settings_json = "{\n \"seed\": 7\n}"};
         const struct png_request png = {.path = path, .bits = 8, .texts = texts, .text_count = 3};
 
         write_poster(&request);
@@ -140,9 +140,9 @@ static void test_without_words(void **state)
 
 static void test_a_tiff_of_others(void **state)
 {
-    static const char *const descriptions[] = {"holiday 2019", "{\"seed\":7}", "{\"a\":1,\"settings\":",
-                                               "[1,\"settings\":2]", "{}"};
-    static uint8_t           row[8];
+    static const char *const descriptions[] = {
+        "holiday 2019", "{\"seed\":7}", "{\"a\":1,\"settings\":", "[1,\"settings\":2]", "{}"};
+    static uint8_t row[8];
 
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(descriptions); i++) {
@@ -176,7 +176,7 @@ static void test_nonsense_is_refused(void **state)
     for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
         struct err          err;
         struct picture_info info;
-        struct source       source = {.name = "x", .data = (const uint8_t *)files[i], .bytes = sizes[i]};
+        struct source source = {.name = "x", .data = (const uint8_t *)files[i], .bytes = sizes[i]};
         ASSERT_REFUSED(ERR_FORMAT, "'x'", picture_info_memory(&info, &source, &err));
         assert_null(info.prompt);
     }
@@ -209,7 +209,8 @@ static void test_png_cut_anywhere(void **state)
         picture_info_close(&info);
         free(copy);
     }
-    assert_true(read >= 1 && read < 20); /* whole, or cut after the pixels: they are not looked at */
+    assert_true(read >= 1 &&
+                read < 20); /* whole, or cut after the pixels: they are not looked at */
     os_free(bytes);
 }
 

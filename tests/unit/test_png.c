@@ -21,8 +21,8 @@ static char folder[256], path[300];
 enum { W = 13, H = 9 };
 
 struct layout {
-    int           type, depth;
-    bool          interlaced, clear; /* clear: with a tRNS chunk */
+    int            type, depth;
+    bool           interlaced, clear; /* clear: with a tRNS chunk */
     const uint8_t *icc;
     uint32_t       icc_bytes;
 };
@@ -54,7 +54,10 @@ static uint32_t chosen(const struct layout *layout, uint32_t x, uint32_t y, uint
 
 static uint32_t channels_of(int type)
 {
-    return type == PNG_COLOR_TYPE_RGB ? 3 : type == PNG_COLOR_TYPE_RGBA ? 4 : type == PNG_COLOR_TYPE_GA ? 2 : 1;
+    return type == PNG_COLOR_TYPE_RGB    ? 3
+           : type == PNG_COLOR_TYPE_RGBA ? 4
+           : type == PNG_COLOR_TYPE_GA   ? 2
+                                         : 1;
 }
 
 static void put_sample(uint8_t *row, int depth, uint32_t index, uint32_t value)
@@ -70,11 +73,11 @@ static void put_sample(uint8_t *row, int depth, uint32_t index, uint32_t value)
 
 static void make_png(struct buffer *buffer, const struct layout *layout)
 {
-    png_structp     png = png_create_write_struct(PNG_LIBPNG_VER_STRING, NULL, NULL, NULL);
-    png_infop       info = png_create_info_struct(png);
-    static uint8_t  rows[H][W * 8];
-    png_bytep       pointers[H];
-    const uint32_t  channels = channels_of(layout->type);
+    png_structp    png = png_create_write_struct(PNG_LIBPNG_VER_STRING, NULL, NULL, NULL);
+    png_infop      info = png_create_info_struct(png);
+    static uint8_t rows[H][W * 8];
+    png_bytep      pointers[H];
+    const uint32_t channels = channels_of(layout->type);
 
     memset(rows, 0, sizeof rows);
     buffer->count = 0;
@@ -85,7 +88,8 @@ static void make_png(struct buffer *buffer, const struct layout *layout)
     if (layout->type == PNG_COLOR_TYPE_PALETTE) {
         png_color palette[256];
         png_byte  alphas[2] = {0, 128};
-        for (int i = 0; i < 256; i++) palette[i] = (png_color){(png_byte)i, (png_byte)(255 - i), 7};
+        for (int i = 0; i < 256; i++)
+            palette[i] = (png_color){(png_byte)i, (png_byte)(255 - i), 7};
         png_set_PLTE(png, info, palette, 1 << layout->depth);
         if (layout->clear) png_set_tRNS(png, info, alphas, 2, NULL);
     } else if (layout->clear) { /* the colour of pixel (2, 1) */
@@ -95,8 +99,7 @@ static void make_png(struct buffer *buffer, const struct layout *layout)
         clear.blue = (png_uint_16)chosen(layout, 2, 1, 2);
         png_set_tRNS(png, info, NULL, 0, &clear);
     }
-    if (layout->icc != NULL)
-        png_set_iCCP(png, info, "test", 0, layout->icc, layout->icc_bytes);
+    if (layout->icc != NULL) png_set_iCCP(png, info, "test", 0, layout->icc, layout->icc_bytes);
     for (uint32_t y = 0; y < H; y++) {
         pointers[y] = rows[y];
         for (uint32_t x = 0; x < W; x++)
@@ -129,7 +132,9 @@ static uint32_t expected(const struct layout *layout, uint32_t x, uint32_t y, ui
     if (layout->type == PNG_COLOR_TYPE_PALETTE) {
         const uint32_t index = chosen(layout, x, y, 0);
         const uint32_t colour = c == 0 ? index : c == 1 ? 255 - index : 7;
-        return on_white(colour * 257, !layout->clear || index > 1 ? 65535 : index == 0 ? 0 : 128 * 257);
+        return on_white(colour * 257, !layout->clear || index > 1 ? 65535
+                                      : index == 0                ? 0
+                                                                  : 128 * 257);
     }
     if (channels == 2 || channels == 4)
         return on_white(value, chosen(layout, x, y, channels - 1) * (65535 / most));
@@ -166,8 +171,8 @@ static void test_every_layout(void **state)
                 for (uint32_t i = 0; i < W * H * 3; i++) {
                     const uint32_t want = expected(&layout, i / 3 % W, i / 3 / W, i % 3);
                     if (image.rgb[i] != want)
-                        fail_msg("type %d, %d bits, variant %d: sample %u is %u, not %u", layout.type,
-                                 layout.depth, variant, i, image.rgb[i], want);
+                        fail_msg("type %d, %d bits, variant %d: sample %u is %u, not %u",
+                                 layout.type, layout.depth, variant, i, image.rgb[i], want);
                 }
                 image_close(&image);
             }
@@ -221,20 +226,20 @@ static void test_damage_is_refused(void **state)
 /* A profile whose numbers are not sRGB's: the draft must look the same, so its samples change. */
 static void test_profiles(void **state)
 {
-    const cmsCIExyY          white = {0.3127, 0.3290, 1};
-    const cmsCIExyYTRIPLE    wide = {{0.64, 0.33, 1}, {0.21, 0.71, 1}, {0.15, 0.06, 1}};
-    static struct buffer     buffer;
-    static uint8_t           icc[65536];
+    const cmsCIExyY       white = {0.3127, 0.3290, 1};
+    const cmsCIExyYTRIPLE wide = {{0.64, 0.33, 1}, {0.21, 0.71, 1}, {0.15, 0.06, 1}};
+    static struct buffer  buffer;
+    static uint8_t        icc[65536];
 
     (void)state;
     for (int grey = 0; grey < 2; grey++) {
-        struct layout   layout = {.depth = 16};
-        struct image    image = {0};
-        struct err      err = {0};
-        cmsToneCurve   *curve = cmsBuildGamma(NULL, 1.8);
-        cmsToneCurve   *curves[3] = {curve, curve, curve};
-        cmsHPROFILE     profile = grey ? cmsCreateGrayProfile(&white, curve)
-                                       : cmsCreateRGBProfile(&white, &wide, curves);
+        struct layout layout = {.depth = 16};
+        struct image  image = {0};
+        struct err    err = {0};
+        cmsToneCurve *curve = cmsBuildGamma(NULL, 1.8);
+        cmsToneCurve *curves[3] = {curve, curve, curve};
+        cmsHPROFILE   profile =
+            grey ? cmsCreateGrayProfile(&white, curve) : cmsCreateRGBProfile(&white, &wide, curves);
         cmsHPROFILE     srgb = cmsCreate_sRGBProfile();
         cmsUInt32Number bytes = 0;
 
@@ -245,19 +250,22 @@ static void test_profiles(void **state)
         make_png(&buffer, &layout);
         struct source source = source_of(&buffer);
         ASSERT_OK(image_read_memory(&image, &source, &err));
-        cmsHTRANSFORM transform = cmsCreateTransform(profile, grey ? TYPE_GRAY_DBL : TYPE_RGB_DBL, srgb,
-                                                     TYPE_RGB_DBL, INTENT_PERCEPTUAL, cmsFLAGS_NOOPTIMIZE);
-        double        largest = 0;
+        cmsHTRANSFORM transform =
+            cmsCreateTransform(profile, grey ? TYPE_GRAY_DBL : TYPE_RGB_DBL, srgb, TYPE_RGB_DBL,
+                               INTENT_PERCEPTUAL, cmsFLAGS_NOOPTIMIZE);
+        double largest = 0;
         for (uint32_t i = 0; i < W * H; i++) {
             double from[3], to[3];
-            for (uint32_t c = 0; c < 3; c++) from[c] = chosen(&layout, i % W, i / W, c) / 65535.0;
+            for (uint32_t c = 0; c < 3; c++)
+                from[c] = chosen(&layout, i % W, i / W, c) / 65535.0;
             cmsDoTransform(transform, from, to, 1);
             for (uint32_t c = 0; c < 3; c++) {
                 const double clamped = to[c] < 0 ? 0 : to[c] > 1 ? 1 : to[c];
                 const double apart = clamped - image.rgb[3 * i + c] / 65535.0;
                 const double moved = fabs(from[grey ? 0 : c] - clamped);
                 /* A few units of 16 bits: lcms2 rounds between its stages. */
-                if (apart > 1e-4 || apart < -1e-4) fail_msg("sample %u is off by %g", 3 * i + c, apart);
+                if (apart > 1e-4 || apart < -1e-4)
+                    fail_msg("sample %u is off by %g", 3 * i + c, apart);
                 largest = moved > largest ? moved : largest;
             }
         }
@@ -278,7 +286,8 @@ static struct image make_image(void)
     uint64_t     seed = 3;
     image.rgb = malloc(21 * 17 * 3 * sizeof *image.rgb);
     assert_non_null(image.rgb);
-    for (int i = 0; i < 21 * 17 * 3; i++) image.rgb[i] = (uint16_t)random_u64(&seed);
+    for (int i = 0; i < 21 * 17 * 3; i++)
+        image.rgb[i] = (uint16_t)random_u64(&seed);
     return image;
 }
 
@@ -294,8 +303,8 @@ static void test_written_and_read_again(void **state)
         ASSERT_OK(image_read(&back, path, &err));
         assert_true(back.w == image.w && back.h == image.h);
         for (int i = 0; i < 21 * 17 * 3; i++) {
-            const double rounded = bits == 8 ? (double)(int)(image.rgb[i] / 257.0 + 0.5) * 257
-                                             : (double)image.rgb[i];
+            const double rounded =
+                bits == 8 ? (double)(int)(image.rgb[i] / 257.0 + 0.5) * 257 : (double)image.rgb[i];
             assert_true((double)back.rgb[i] == rounded);
         }
         image_close(&image);
@@ -305,8 +314,8 @@ static void test_written_and_read_again(void **state)
 
 static void test_texts_and_srgb_mark(void **state)
 {
-    static const struct image_text texts[] = {{"Software", "mural 0.1.0"},
-                                              {"Description", "caf\xC3\xA9\nline \xF0\x9F\xA6\x8A"}};
+    static const struct image_text texts[] = {
+        {"Software", "mural 0.1.0"}, {"Description", "caf\xC3\xA9\nline \xF0\x9F\xA6\x8A"}};
     struct err         err = {0};
     struct image       image = make_image();
     struct png_request request = {.path = path, .bits = 8, .texts = texts, .text_count = 2};

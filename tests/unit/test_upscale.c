@@ -62,7 +62,8 @@ static void test_constant_stays_constant(void **state)
     for (size_t k = 0; k < ARRAY_COUNT(canvases); k++) {
         const int32_t w = canvases[k][0], h = canvases[k][1];
         struct image  image = make_image(40, 30);
-        for (int i = 0; i < 40 * 30 * 3; i++) image.rgb[i] = 47802;
+        for (int i = 0; i < 40 * 30 * 3; i++)
+            image.rgb[i] = 47802;
         float *rgb = resample(&image, w, h, -15, -15, w + 30, h + 30);
         for (int32_t i = 0; i < (w + 30) * (h + 30) * 3; i++)
             check_near((double)rgb[i], 47802 / 65535.0, 4e-7, "constant", i);
@@ -82,7 +83,8 @@ static double lanczos(double x)
 
 static int32_t reflect(int32_t at, int32_t size)
 {
-    while (at < 0 || at >= size) at = at < 0 ? -1 - at : 2 * size - 1 - at;
+    while (at < 0 || at >= size)
+        at = at < 0 ? -1 - at : 2 * size - 1 - at;
     return at;
 }
 
@@ -93,8 +95,10 @@ static int32_t tap_weights(double *weights, int32_t at, int32_t source, int32_t 
     const int32_t first = (int32_t)floor(centre - 3 * stretch), count = (int32_t)(6 * stretch) + 3;
     double        sum = 0;
 
-    for (int32_t i = 0; i < count; i++) sum += weights[i] = lanczos((first + i - centre) / stretch);
-    for (int32_t i = 0; i < count; i++) weights[i] /= sum;
+    for (int32_t i = 0; i < count; i++)
+        sum += weights[i] = lanczos((first + i - centre) / stretch);
+    for (int32_t i = 0; i < count; i++)
+        weights[i] /= sum;
     return first;
 }
 
@@ -109,8 +113,11 @@ static double slow_pixel(const struct image *image, int32_t canvas_w, int32_t ca
         for (int32_t i = 0; i < 512 && wy[j] != 0; i++)
             if (wx[i] != 0)
                 sum += wx[i] * wy[j] *
-                       image->rgb[(reflect(top + j, image->h) * image->w + reflect(left + i, image->w)) *
-                                      3 + c] / 65535.0;
+                       image->rgb[(reflect(top + j, image->h) * image->w +
+                                   reflect(left + i, image->w)) *
+                                      3 +
+                                  c] /
+                       65535.0;
     return sum < 0 ? 0 : sum > 1 ? 1 : sum;
 }
 
@@ -150,9 +157,10 @@ static void test_rectangles_agree_to_the_bit(void **state)
             const int32_t rh = (int32_t)random_between(&seed, 1, min_i64(h + 20 - y, 40));
             float        *rect = resample(&image, w, h, x, y, rw, rh);
             for (int32_t row = 0; row < rh; row++)
-                assert_memory_equal(rect + (size_t)row * (size_t)rw * 3,
-                                    all + ((size_t)(y + 20 + row) * (size_t)all_w + (size_t)(x + 20)) * 3,
-                                    (size_t)rw * 3 * sizeof *rect);
+                assert_memory_equal(
+                    rect + (size_t)row * (size_t)rw * 3,
+                    all + ((size_t)(y + 20 + row) * (size_t)all_w + (size_t)(x + 20)) * 3,
+                    (size_t)rw * 3 * sizeof *rect);
             free(rect);
         }
         free(all);
@@ -184,7 +192,8 @@ static void test_ramp_stays_linear(void **state)
     struct image  image = make_image(w, 4);
 
     (void)state;
-    for (int32_t i = 0; i < w * 4 * 3; i++) image.rgb[i] = (uint16_t)(20000 + 1000 * (i / 3 % w));
+    for (int32_t i = 0; i < w * 4 * 3; i++)
+        image.rgb[i] = (uint16_t)(20000 + 1000 * (i / 3 % w));
     float *rgb = resample(&image, w * scale, 40, 0, 0, w * scale, 40);
     /* Lanczos-3 bends a line by 2.0 % of one draft pixel's step at most; away from the edges. */
     for (int32_t x = 4 * scale; x < (w - 4) * scale; x++)
@@ -197,7 +206,8 @@ static void test_ramp_stays_linear(void **state)
 static double mean_of(const float *rgb, int32_t count)
 {
     double sum = 0;
-    for (int32_t i = 0; i < count; i++) sum += (double)rgb[i];
+    for (int32_t i = 0; i < count; i++)
+        sum += (double)rgb[i];
     return sum / count;
 }
 
@@ -245,7 +255,8 @@ static void test_values_are_clamped(void **state)
     float        least = 1, most = 0;
 
     (void)state;
-    for (int32_t i = 0; i < 8 * 8 * 3; i++) image.rgb[i] = i / 3 % 8 < 4 ? 0 : 65535;
+    for (int32_t i = 0; i < 8 * 8 * 3; i++)
+        image.rgb[i] = i / 3 % 8 < 4 ? 0 : 65535;
     float *rgb = resample(&image, 80, 80, 0, 0, 80, 80);
     for (int32_t i = 0; i < 80 * 80 * 3; i++) {
         least = rgb[i] < least ? rgb[i] : least;
@@ -265,7 +276,8 @@ static void test_far_corner_of_the_largest_canvas(void **state)
     (void)state;
     for (int c = 0; c < 3; c++) {
         const double corner = image.rgb[(256 * 512 - 1) * 3 + c] / 65535.0;
-        check_near((double)rgb[3 * (4 * 8 + 4) + c], (double)rgb[3 * (3 * 8 + 3) + c], 0, "mirror", c);
+        check_near((double)rgb[3 * (4 * 8 + 4) + c], (double)rgb[3 * (3 * 8 + 3) + c], 0, "mirror",
+                   c);
         if (corner > 0.2 && corner < 0.8)
             check_near((double)rgb[3 * (3 * 8 + 3) + c], corner, 0.5, "corner", c);
     }

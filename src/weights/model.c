@@ -1,0 +1,403 @@
+/*
+ * model.c - a model's folder: its configurations, the places of its files, its weights by name.
+ *
+ * Owns struct model.  Opening reads configurations and headers only; mapping checks every header
+ * and still touches no weights; a weight is a view of the mapping.
+ *
+ *     folder/transformer/  or folder/flux1-dev.safetensors, flux1-schnell.safetensors
+ *     folder/vae/          or folder/ae.safetensors
+ *     folder/text_encoder/, text_encoder_2/, scheduler/ (optional beside single files)
+ *
+ * Read next: names.c.
+ */
+#include "weights/weights_int.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const folders[PART_COUNT] = {"transformer", "vae", "text_encoder",
+                                                "text_encoder_2"};
+enum { CONFIG_BYTES_MAX = 1 << 20 };
+
+const char *model_part_name(enum model_part part)
+{
+    must((int)part >= 0 && part < PART_COUNT);
+    return folders[part];
+}
+
+static int join(char *out, size_t capacity, const char *folder, const char *name, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (!os_join(out, capacity, folder, name))
+        RAISE(err, ERR_USAGE, 0, "model: the path '%.80s...' is too long", folder);
+out:
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------- finding files */
+
+/* The weights of one component's folder: an index, or one file; an fp16 variant when it is all
+ * there is. */
+static int find_in_folder(char *out, size_t capacity, const char *folder, enum model_part part,
+                          struct err *err)
+{
+    static const char *const endings[] = {".safetensors.index.json", ".safetensors",
+                                          ".safetensors.index.fp16.json", ".fp16.safetensors"};
+    int                      rc = ERR_OK;
+    char                     name[128];
+    const char              *stem = part <= PART_VAE ? "diffusion_pytorch_model" : "model";
+
+    for (size_t i = 0; i < ARRAY_COUNT(endings); i++) {
+        (void)snprintf(name, sizeof name, "%s%s", stem, endings[i]);
+        TRY(join(out, capacity, folder, name, err));
+        if (os_is_file(out)) goto out;
+    }
+    RAISE(err, ERR_FORMAT, 0, "model: '%s' has no %s.safetensors and no %s.safetensors.index.json",
+          folder, stem, stem);
+out:
+    return rc;
+}
+
+/* Where a part lies: *folder_out for a diffusers component, or empty when file_out is a single
+ * file. */
+static int locate(char *folder_out, char *file_out, size_t capacity, const char *root,
+                  enum model_part part, const char *given, struct err *err)
+{
+    static const char *const transformers[] = {"flux1-dev.safetensors",
+                                               "flux1-schnell.safetensors"};
+    static const char *const vaes[] = {"ae.safetensors"};
+    const char *const       *singles = part == PART_TRANSFORMER ? transformers : vaes;
+    size_t                   count = part == PART_TRANSFORMER ? 2 : part == PART_VAE ? 1 : 0;
+    int                      rc = ERR_OK;
+
+    folder_out[0] = '\0';
+    if (given != NULL && os_is_file(given)) {
+        TRY(join(file_out, capacity, given, "", err));
+        file_out[strlen(file_out) - 1] = '\0';
+        goto out;
+    }
+    if (given != NULL && !os_is_dir(given))
+        RAISE(err, ERR_FORMAT, 0, "model: '%s' does not exist; it should hold the %s", given,
+              folders[part]);
+    if (given != NULL)
+        (void)snprintf(folder_out, capacity, "%.1000s", given);
+    else
+        TRY(join(folder_out, capacity, root, folders[part], err));
+    if (os_is_dir(folder_out)) {
+        TRY(find_in_folder(file_out, capacity, folder_out, part, err));
+        goto out;
+    }
+    for (size_t i = 0; i < count; i++) {
+        TRY(join(file_out, capacity, root, singles[i], err));
+        if (os_is_file(file_out)) {
+            folder_out[0] = '\0';
+            goto out;
+        }
+    }
+    RAISE(
+        err, ERR_FORMAT, 0,
+        "model: '%s' has no folder %s%s%s; give --model the folder of FLUX.1-dev or FLUX.1-schnell",
+        root, folders[part], count > 0 ? " and no " : "",
+        part == PART_TRANSFORMER ? "flux1-*.safetensors"
+        : part == PART_VAE       ? "ae.safetensors"
+                                 : "");
+out:
+    return rc;
+}
+
+/* ----------------------------------------------------------------------------- configurations */
+
+static int part_from_json(struct model *model, enum model_part part, const json_t *object,
+                          const char *file, struct err *err)
+{
+    switch (part) {
+    case PART_TRANSFORMER: return model_config_transformer(&model->transformer, object, file, err);
+    case PART_VAE: return model_config_vae(&model->vae, object, file, err);
+    case PART_CLIP: return model_config_clip(&model->clip, object, file, err);
+    default: return model_config_t5(&model->t5, object, file, err);
+    }
+}
+
+/* A single file says its sizes by its shapes, unless it is a diffusers file with its config.json.
+ */
+static int part_from_file(struct model *model, enum model_part part, struct err *err)
+{
+    int         rc = ERR_OK;
+    char        config[1100];
+    const char *slash = strrchr(model->file[part], '/');
+    json_t     *object = NULL;
+    bool        bfl = false;
+
+    TRY(safetensors_open(&model->tensors[part], model->file[part], err));
+    if (names_prefix(model->tensors[part], part, &bfl) != NULL && !bfl) {
+        (void)snprintf(config, sizeof config, "%.*s/config.json",
+                       slash == NULL ? 1 : (int)(slash - model->file[part]),
+                       slash == NULL ? "." : model->file[part]);
+        TRY(json_file_open(&object, config, CONFIG_BYTES_MAX, err));
+        TRY(part_from_json(model, part, object, config, err));
+    } else if (part == PART_TRANSFORMER) {
+        TRY(model_bfl_transformer(&model->transformer, model->tensors[part], err));
+    } else {
+        TRY(model_bfl_vae(&model->vae, model->tensors[part], err));
+    }
+out:
+    json_decref(object);
+    return rc;
+}
+
+static int open_part(struct model *model, enum model_part part, const char *given, struct err *err)
+{
+    int     rc = ERR_OK;
+    char    folder[1024], config[1100];
+    json_t *object = NULL;
+
+    TRY(locate(folder, model->file[part], sizeof folder, model->folder, part, given, err));
+    if (folder[0] == '\0') {
+        TRY(part_from_file(model, part, err));
+    } else {
+        TRY(join(config, sizeof config, folder, "config.json", err));
+        TRY(json_file_open(&object, config, CONFIG_BYTES_MAX, err));
+        TRY(part_from_json(model, part, object, config, err));
+    }
+    TRY(safetensors_file_bytes(&model->bytes[part], model->file[part], err));
+out:
+    json_decref(object);
+    return rc;
+}
+
+static int open_scheduler(struct model *model, struct err *err)
+{
+    int     rc = ERR_OK;
+    char    path[1100];
+    json_t *object = NULL;
+
+    TRY(join(path, sizeof path, model->folder, "scheduler/scheduler_config.json", err));
+    if (!os_is_file(path)) {
+        model->scheduler = model_config_scheduler_default(model->transformer.guidance);
+        goto out;
+    }
+    TRY(json_file_open(&object, path, CONFIG_BYTES_MAX, err));
+    TRY(model_config_scheduler(&model->scheduler, object, path, err));
+out:
+    json_decref(object);
+    return rc;
+}
+
+/* Another pipeline's folder has the same parts and means something else by them. */
+static int check_index(const struct model *model, struct err *err)
+{
+    int         rc = ERR_OK;
+    char        path[1100];
+    json_t     *object = NULL;
+    const char *name;
+
+    TRY(join(path, sizeof path, model->folder, "model_index.json", err));
+    if (!os_is_file(path)) goto out;
+    TRY(json_file_open(&object, path, CONFIG_BYTES_MAX, err));
+    name = json_string_value(json_object_get(object, "_class_name"));
+    if (name != NULL && strcmp(name, "FluxPipeline") != 0 &&
+        strcmp(name, "FluxImg2ImgPipeline") != 0)
+        RAISE(err, ERR_FORMAT, 0, "model: '%s' is a %.60s; mural paints with a FluxPipeline", path,
+              name);
+out:
+    json_decref(object);
+    return rc;
+}
+
+int model_open(struct model **out, const struct model_paths *paths, struct err *err)
+{
+    int           rc = ERR_OK;
+    struct model *model = NULL;
+
+    TRY(os_alloc((void **)&model, 1, sizeof *model, "a model", err));
+    if (strlen(paths->folder) >= sizeof model->folder)
+        RAISE(err, ERR_USAGE, 0, "model: the path '%.80s...' is too long", paths->folder);
+    memcpy(model->folder, paths->folder, strlen(paths->folder) + 1);
+    if (!os_is_dir(model->folder))
+        RAISE(err, ERR_FORMAT, 0, "model: the folder '%s' does not exist", model->folder);
+    TRY(check_index(model, err));
+    TRY(open_part(model, PART_TRANSFORMER, paths->transformer, err));
+    TRY(open_part(model, PART_VAE, paths->vae, err));
+    TRY(open_part(model, PART_CLIP, NULL, err));
+    TRY(open_part(model, PART_T5, NULL, err));
+    TRY(open_scheduler(model, err));
+    TRY(model_config_check(model, err));
+    *out = model;
+    model = NULL;
+out:
+    model_close(model);
+    return rc;
+}
+
+int model_config_check(const struct model *model, struct err *err)
+{
+    int                              rc = ERR_OK;
+    const struct transformer_config *t = &model->transformer;
+
+    if (t->in_channels != 4 * model->vae.latent_channels)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: the transformer takes %lld channels a token and the VAE makes 4 x %lld; they "
+              "do not "
+              "belong together",
+              (long long)t->in_channels, (long long)model->vae.latent_channels);
+    if (t->text_width != model->t5.hidden)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: the transformer takes text of width %lld and T5 makes %lld",
+              (long long)t->text_width, (long long)model->t5.hidden);
+    if (t->pooled_width != model->clip.hidden)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: the transformer takes a pooled vector of %lld and CLIP makes %lld",
+              (long long)t->pooled_width, (long long)model->clip.hidden);
+out:
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------ weights */
+
+static int map_part(struct model *model, enum model_part part, struct err *err)
+{
+    int  rc = ERR_OK;
+    bool bfl = false;
+
+    if (model->tensors[part] == NULL)
+        TRY(safetensors_open(&model->tensors[part], model->file[part], err));
+    model->prefix[part] = names_prefix(model->tensors[part], part, &bfl);
+    if (model->prefix[part] == NULL)
+        RAISE(err, ERR_FORMAT, 0, "weights: '%s' holds no %s of FLUX.1", model->file[part],
+              folders[part]);
+    model->bfl[part] = bfl;
+    for (uint32_t i = 0; i < safetensors_count(model->tensors[part]); i++) {
+        const struct safetensors_entry *entry = safetensors_at(model->tensors[part], i);
+        if (names_is_scale(entry->name))
+            RAISE(err, ERR_FORMAT, 0,
+                  "weights: '%s' holds scaled or packed weights (%s); use a bf16, fp16 or plain "
+                  "fp8 file",
+                  entry->file, entry->name);
+    }
+out:
+    return rc;
+}
+
+int model_map(struct model *model, struct err *err)
+{
+    int rc = ERR_OK;
+
+    for (int part = 0; part < PART_COUNT; part++)
+        TRY(map_part(model, (enum model_part)part, err));
+out:
+    return rc;
+}
+
+void model_close(struct model *model)
+{
+    if (model == NULL) return;
+    for (int part = 0; part < PART_COUNT; part++)
+        safetensors_close(model->tensors[part]);
+    os_free(model);
+}
+
+static void describe_shape(char *out, size_t capacity, const struct safetensors_entry *entry)
+{
+    int used = snprintf(out, capacity, "%.16s [", entry->dtype_name);
+
+    for (uint32_t i = 0; i < entry->rank; i++)
+        used += snprintf(out + used, capacity - (size_t)used, "%s%llu", i == 0 ? "" : ", ",
+                         (unsigned long long)entry->shape[i]);
+    (void)snprintf(out + used, capacity - (size_t)used, "]");
+}
+
+/* Rows and columns of a tensor: everything after the first side is one row. */
+static int check_shape(const struct safetensors_entry *entry, int64_t rows, int64_t cols,
+                       struct err *err)
+{
+    int      rc = ERR_OK;
+    uint64_t got_cols = 1;
+    char     got[256];
+
+    for (uint32_t i = 1; i < entry->rank; i++)
+        got_cols *= entry->shape[i];
+    if (!entry->usable || entry->rank == 0 || entry->shape[0] != (uint64_t)rows ||
+        got_cols != (uint64_t)cols) {
+        describe_shape(got, sizeof got, entry);
+        RAISE(err, ERR_FORMAT, 0,
+              "weights: '%s': %s is %s; needed %lld x %lld values of BF16, F16, F32 or F8",
+              entry->file, entry->name, got, (long long)rows, (long long)cols);
+    }
+out:
+    return rc;
+}
+
+int model_weight(struct matrix *out, const struct model *model,
+                 const struct weight_request *request, struct err *err)
+{
+    int                             rc = ERR_OK;
+    struct names_place              place = {.rows_file = request->rows_all};
+    const struct safetensors       *file = model->tensors[request->part];
+    const struct safetensors_entry *entry;
+    char                            whole[2 * NAMES_MAX];
+    int64_t                         first = request->first_row;
+
+    must(file != NULL && first >= 0 && request->rows > 0 &&
+         first + request->rows <= request->rows_all);
+    if (model->bfl[request->part]) {
+        must(names_to_bfl(&place, model, request->part, request->name, request->rows_all));
+        (void)snprintf(whole, sizeof whole, "%s%s", model->prefix[request->part], place.name);
+        entry = safetensors_find(file, whole);
+    } else {
+        (void)snprintf(whole, sizeof whole, "%s", request->name);
+        entry = names_find(file, request->part, whole);
+    }
+    if (entry == NULL)
+        RAISE(err, ERR_FORMAT, 0, "weights: '%s' has no tensor %s", safetensors_path(file), whole);
+    TRY(check_shape(entry, place.rows_file, request->cols, err));
+    if (place.halves_swapped) {
+        int64_t half = request->rows_all / 2;
+        must((first == 0 || first == half) && request->rows == half);
+        first = half - first;
+    }
+    first += place.first_row;
+    *out =
+        (struct matrix){.data = (char *)(uintptr_t)entry->data +
+                                (size_t)first * (size_t)request->cols * dtype_bytes(entry->dtype),
+                        .dtype = entry->dtype,
+                        .rows = request->rows,
+                        .cols = request->cols,
+                        .ld = request->cols};
+out:
+    return rc;
+}
+
+/* ----------------------------------------------------------------------------------- identity */
+
+/* Both ends of a tensor, and 64 places between. */
+static uint64_t sample_bytes(const struct safetensors_entry *entry, uint64_t seed)
+{
+    enum { END = 65536, PLACES = 64, PIECE = 64 };
+    const uint8_t *data = entry->data;
+
+    if (entry->bytes <= 2 * END) return hash64(data, (size_t)entry->bytes, seed);
+    seed = hash64(data, END, seed);
+    for (uint64_t i = 0; i < PLACES; i++) {
+        uint64_t at = END + (entry->bytes - 2 * END - PIECE) / PLACES * i;
+        if (at + PIECE <= entry->bytes) seed = hash64(data + at, PIECE, seed);
+    }
+    return hash64(data + entry->bytes - END, END, seed);
+}
+
+uint64_t model_identity(const struct model *model)
+{
+    uint64_t hash = 0;
+
+    for (int part = 0; part < PART_COUNT; part++) {
+        must(model->tensors[part] != NULL);
+        for (uint32_t i = 0; i < safetensors_count(model->tensors[part]); i++) {
+            const struct safetensors_entry *entry = safetensors_at(model->tensors[part], i);
+            hash = hash64(entry->name, strlen(entry->name), hash);
+            hash = hash64(entry->dtype_name, strlen(entry->dtype_name), hash);
+            hash = hash64(entry->shape, entry->rank * sizeof entry->shape[0], hash);
+            hash = sample_bytes(entry, hash);
+        }
+    }
+    return hash;
+}

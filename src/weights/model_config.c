@@ -1,0 +1,267 @@
+/*
+ * model_config.c - from config.json objects to numbers, everything checked.
+ *
+ * Knows the keys of FLUX.1's five configurations and what this engine can compute; reads no files.
+ *
+ * Read next: model.c, which finds the files.
+ */
+#include "weights/weights_int.h"
+
+#include <string.h>
+
+/* A string that must have one of two values; absent is fine. */
+static int need_text(const json_t *object, const char *file, const char *key, const char *value,
+                     const char *other, struct err *err)
+{
+    int           rc = ERR_OK;
+    const json_t *found = json_object_get(object, key);
+
+    if (found == NULL || json_is_null(found)) goto out;
+    if (!json_is_string(found)) RAISE(err, ERR_FORMAT, 0, "'%s': %s must be a string", file, key);
+    if (strcmp(json_string_value(found), value) != 0 &&
+        (other == NULL || strcmp(json_string_value(found), other) != 0))
+        RAISE(err, ERR_FORMAT, 0, "'%s': %s is '%.60s'; FLUX.1 has '%s'", file, key,
+              json_string_value(found), value);
+out:
+    return rc;
+}
+
+static int need_object(const json_t *object, const char *file, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (!json_is_object(object)) RAISE(err, ERR_FORMAT, 0, "'%s' must hold a JSON object", file);
+out:
+    return rc;
+}
+
+static int read_axes(struct transformer_config *config, const json_t *object, const char *file,
+                     struct err *err)
+{
+    int           rc = ERR_OK;
+    const json_t *axes = json_object_get(object, "axes_dims_rope");
+
+    if (axes == NULL || json_is_null(axes)) {
+        config->rope_axes[0] = 16;
+        config->rope_axes[1] = config->rope_axes[2] = 56;
+        goto out;
+    }
+    if (!json_is_array(axes) || json_array_size(axes) != 3)
+        RAISE(err, ERR_FORMAT, 0, "'%s': axes_dims_rope must be a list of 3 whole numbers", file);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *axis = json_array_get(axes, i);
+        if (!json_is_integer(axis) || json_integer_value(axis) < 2 ||
+            json_integer_value(axis) > 512)
+            RAISE(err, ERR_FORMAT, 0, "'%s': axes_dims_rope has a value that is not 2..512", file);
+        config->rope_axes[i] = json_integer_value(axis);
+    }
+out:
+    return rc;
+}
+
+int model_config_transformer(struct transformer_config *out, const json_t *object, const char *file,
+                             struct err *err)
+{
+    int                       rc = ERR_OK;
+    struct transformer_config c = {0};
+    int64_t                   patch = 0;
+    struct json_int_rule      heads = {"num_attention_heads", 1, 256, true, 0};
+    struct json_int_rule      head_dim = {"attention_head_dim", 8, 512, true, 0};
+    struct json_int_rule      doubles = {"num_layers", 0, 256, true, 0};
+    struct json_int_rule      singles = {"num_single_layers", 0, 256, true, 0};
+    struct json_int_rule      in = {"in_channels", 4, 4096, true, 0};
+    struct json_int_rule      channels = {"out_channels", 4, 4096, false, 0};
+    struct json_int_rule      text = {"joint_attention_dim", 1, 65536, true, 0};
+    struct json_int_rule      pooled = {"pooled_projection_dim", 1, 65536, true, 0};
+    struct json_int_rule      patch_size = {"patch_size", 1, 1, false, 1};
+
+    TRY(need_object(object, file, err));
+    TRY(json_read_int(&c.heads, object, file, &heads, err));
+    TRY(json_read_int(&c.head_dim, object, file, &head_dim, err));
+    TRY(json_read_int(&c.doubles, object, file, &doubles, err));
+    TRY(json_read_int(&c.singles, object, file, &singles, err));
+    TRY(json_read_int(&c.in_channels, object, file, &in, err));
+    channels.absent = c.in_channels;
+    TRY(json_read_int(&c.out_channels, object, file, &channels, err));
+    TRY(json_read_int(&c.text_width, object, file, &text, err));
+    TRY(json_read_int(&c.pooled_width, object, file, &pooled, err));
+    TRY(json_read_int(&patch, object, file, &patch_size, err));
+    TRY(json_read_bool(&c.guidance, object, file, "guidance_embeds", false, err));
+    TRY(read_axes(&c, object, file, err));
+    c.hidden = c.heads * c.head_dim;
+    c.mlp = 4 * c.hidden;
+    TRY(model_config_check_transformer(&c, file, err));
+    *out = c;
+out:
+    return rc;
+}
+
+int model_config_check_transformer(const struct transformer_config *c, const char *file,
+                                   struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t sum = c->rope_axes[0] + c->rope_axes[1] + c->rope_axes[2];
+
+    if (sum != c->head_dim)
+        RAISE(err, ERR_FORMAT, 0, "'%s': axes_dims_rope sums to %lld; attention_head_dim is %lld",
+              file, (long long)sum, (long long)c->head_dim);
+    for (int i = 0; i < 3; i++)
+        if (c->rope_axes[i] % 2 != 0)
+            RAISE(err, ERR_FORMAT, 0, "'%s': axes_dims_rope has the odd value %lld", file,
+                  (long long)c->rope_axes[i]);
+    if (c->in_channels != c->out_channels)
+        RAISE(err, ERR_FORMAT, 0,
+              "'%s': in_channels is %lld and out_channels %lld: this is a %s sibling of FLUX.1, "
+              "which takes more inputs than mural gives; use FLUX.1-dev or FLUX.1-schnell",
+              file, (long long)c->in_channels, (long long)c->out_channels,
+              c->in_channels == 384   ? "Fill"
+              : c->in_channels == 128 ? "Canny or Depth"
+                                      : "conditioned");
+out:
+    return rc;
+}
+
+int model_config_vae(struct vae_config *out, const json_t *object, const char *file,
+                     struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct vae_config    c = {0};
+    const json_t        *widths = json_object_get(object, "block_out_channels");
+    struct json_int_rule layers = {"layers_per_block", 1, 16, true, 0};
+    struct json_int_rule latent = {"latent_channels", 4, 256, true, 0};
+    struct json_int_rule image = {"in_channels", 3, 3, false, 3};
+    struct json_int_rule groups = {"norm_num_groups", 1, 1024, false, 32};
+    bool                 quant = false;
+
+    TRY(need_object(object, file, err));
+    if (!json_is_array(widths) || json_array_size(widths) < 1 || json_array_size(widths) > 8)
+        RAISE(err, ERR_FORMAT, 0, "'%s': block_out_channels must be a list of 1..8 widths", file);
+    c.block_count = (int64_t)json_array_size(widths);
+    for (size_t i = 0; i < json_array_size(widths); i++) {
+        c.widths[i] = json_integer_value(json_array_get(widths, i));
+        if (c.widths[i] < 1 || c.widths[i] > 8192)
+            RAISE(err, ERR_FORMAT, 0, "'%s': block_out_channels has a value that is not 1..8192",
+                  file);
+    }
+    TRY(json_read_int(&c.layers_per_block, object, file, &layers, err));
+    TRY(json_read_int(&c.latent_channels, object, file, &latent, err));
+    TRY(json_read_int(&c.image_channels, object, file, &image, err));
+    TRY(json_read_int(&c.norm_groups, object, file, &groups, err));
+    TRY(json_read_number(&c.scaling, object, file, "scaling_factor", 0.3611, err));
+    TRY(json_read_number(&c.shift, object, file, "shift_factor", 0.1159, err));
+    TRY(json_read_bool(&c.mid_attention, object, file, "mid_block_add_attention", true, err));
+    TRY(need_text(object, file, "act_fn", "silu", "swish", err));
+    TRY(json_read_bool(&quant, object, file, "use_quant_conv", false, err));
+    if (!quant) TRY(json_read_bool(&quant, object, file, "use_post_quant_conv", false, err));
+    if (quant)
+        RAISE(err, ERR_FORMAT, 0, "'%s': this VAE has quant convolutions; FLUX.1's has none", file);
+    TRY(model_config_check_vae(&c, file, err));
+    *out = c;
+out:
+    return rc;
+}
+
+int model_config_check_vae(const struct vae_config *c, const char *file, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (c->scaling <= 0) RAISE(err, ERR_FORMAT, 0, "'%s': scaling_factor must be above 0", file);
+    for (int64_t i = 0; i < c->block_count; i++)
+        if (c->widths[i] % c->norm_groups != 0)
+            RAISE(err, ERR_FORMAT, 0,
+                  "'%s': norm_num_groups is %lld, which does not divide the width %lld", file,
+                  (long long)c->norm_groups, (long long)c->widths[i]);
+out:
+    return rc;
+}
+
+int model_config_clip(struct clip_config *out, const json_t *object, const char *file,
+                      struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct clip_config   c = {0};
+    struct json_int_rule hidden = {"hidden_size", 1, 16384, true, 0};
+    struct json_int_rule mlp = {"intermediate_size", 1, 65536, true, 0};
+    struct json_int_rule layers = {"num_hidden_layers", 1, 256, true, 0};
+    struct json_int_rule heads = {"num_attention_heads", 1, 256, true, 0};
+    struct json_int_rule positions = {"max_position_embeddings", 2, 4096, false, 77};
+    struct json_int_rule vocab = {"vocab_size", 3, 10000000, true, 0};
+
+    TRY(need_object(object, file, err));
+    TRY(json_read_int(&c.hidden, object, file, &hidden, err));
+    TRY(json_read_int(&c.mlp, object, file, &mlp, err));
+    TRY(json_read_int(&c.layers, object, file, &layers, err));
+    TRY(json_read_int(&c.heads, object, file, &heads, err));
+    TRY(json_read_int(&c.positions, object, file, &positions, err));
+    TRY(json_read_int(&c.vocab, object, file, &vocab, err));
+    TRY(json_read_number(&c.eps, object, file, "layer_norm_eps", 1e-5, err));
+    TRY(need_text(object, file, "hidden_act", "quick_gelu", NULL, err));
+    if (c.hidden % c.heads != 0)
+        RAISE(err, ERR_FORMAT, 0, "'%s': hidden_size %lld cannot be split over %lld heads", file,
+              (long long)c.hidden, (long long)c.heads);
+    *out = c;
+out:
+    return rc;
+}
+
+int model_config_t5(struct t5_config *out, const json_t *object, const char *file, struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct t5_config     c = {0};
+    struct json_int_rule hidden = {"d_model", 1, 65536, true, 0};
+    struct json_int_rule mlp = {"d_ff", 1, 262144, true, 0};
+    struct json_int_rule head_dim = {"d_kv", 1, 1024, true, 0};
+    struct json_int_rule heads = {"num_heads", 1, 1024, true, 0};
+    struct json_int_rule layers = {"num_layers", 1, 256, true, 0};
+    struct json_int_rule vocab = {"vocab_size", 3, 10000000, true, 0};
+    struct json_int_rule buckets = {"relative_attention_num_buckets", 4, 1024, false, 32};
+    struct json_int_rule distance = {"relative_attention_max_distance", 2, 65536, false, 128};
+
+    TRY(need_object(object, file, err));
+    TRY(json_read_int(&c.hidden, object, file, &hidden, err));
+    TRY(json_read_int(&c.mlp, object, file, &mlp, err));
+    TRY(json_read_int(&c.head_dim, object, file, &head_dim, err));
+    TRY(json_read_int(&c.heads, object, file, &heads, err));
+    TRY(json_read_int(&c.layers, object, file, &layers, err));
+    TRY(json_read_int(&c.vocab, object, file, &vocab, err));
+    TRY(json_read_int(&c.buckets, object, file, &buckets, err));
+    TRY(json_read_int(&c.max_distance, object, file, &distance, err));
+    TRY(json_read_number(&c.eps, object, file, "layer_norm_epsilon", 1e-6, err));
+    TRY(need_text(object, file, "feed_forward_proj", "gated-gelu", NULL, err));
+    *out = c;
+out:
+    return rc;
+}
+
+int model_config_scheduler(struct scheduler_config *out, const json_t *object, const char *file,
+                           struct err *err)
+{
+    int                     rc = ERR_OK;
+    struct scheduler_config c = {0};
+    struct json_int_rule    base = {"base_image_seq_len", 1, 1 << 24, false, 256};
+    struct json_int_rule    most = {"max_image_seq_len", 1, 1 << 24, false, 4096};
+
+    TRY(need_object(object, file, err));
+    TRY(json_read_bool(&c.dynamic_shift, object, file, "use_dynamic_shifting", false, err));
+    TRY(json_read_number(&c.shift, object, file, "shift", 1.0, err));
+    TRY(json_read_number(&c.base_shift, object, file, "base_shift", 0.5, err));
+    TRY(json_read_number(&c.max_shift, object, file, "max_shift", 1.15, err));
+    TRY(json_read_int(&c.base_tokens, object, file, &base, err));
+    TRY(json_read_int(&c.max_tokens, object, file, &most, err));
+    if (c.shift <= 0) RAISE(err, ERR_FORMAT, 0, "'%s': shift must be above 0", file);
+    if (c.base_tokens >= c.max_tokens)
+        RAISE(err, ERR_FORMAT, 0, "'%s': base_image_seq_len must be below max_image_seq_len", file);
+    *out = c;
+out:
+    return rc;
+}
+
+struct scheduler_config model_config_scheduler_default(bool guidance)
+{
+    return (struct scheduler_config){.dynamic_shift = guidance,
+                                     .shift = guidance ? 3.0 : 1.0,
+                                     .base_shift = 0.5,
+                                     .max_shift = 1.15,
+                                     .base_tokens = 256,
+                                     .max_tokens = 4096};
+}
