@@ -14,89 +14,6 @@
 
 enum { TEXT_TOKENS_DEFAULT_MAX = 512, TEXT_TOKENS_MAX = 4096 };
 
-/* -------------------------------------------------------------------------------- computation */
-
-static void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
-                           int32_t w_px, int32_t h_px, float *latent_out)
-{
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
-    struct matrix     latent =
-        backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
-    struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
-
-    backend_upload(backend, pixels, rgb);
-    vae_encode(engine->networks.vae, backend, pixels, w_px, h_px, latent);
-    backend_download(backend, latent_out, latent);
-    arena_rewind(backend_arena(backend), mark);
-}
-
-static void compute_decode(const struct engine *engine, struct backend *backend,
-                           const float *latent, int32_t w_px, int32_t h_px, float *rgb_out)
-{
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
-    struct matrix     source =
-        backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
-    struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
-
-    backend_upload(backend, source, latent);
-    vae_decode(engine->networks.vae, backend, source, w_px, h_px, pixels);
-    backend_download(backend, rgb_out, pixels);
-    arena_rewind(backend_arena(backend), mark);
-}
-
-/* A tile's tokens, from its latent on the host. */
-static void pack(const struct engine *engine, struct backend *backend,
-                 const struct transformer_tile *work, const float *latent)
-{
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int32_t           h = 2 * work->h_tokens, w = 2 * work->w_tokens;
-    int32_t           channels = engine->facts.latent_channels;
-    struct matrix     cells = backend_take(backend, DTYPE_F32, (int64_t)h * w, channels, "latent");
-
-    backend_upload(backend, cells, latent);
-    backend_pack_latent(backend, work->tokens, cells.data, h, w, channels);
-    arena_rewind(backend_arena(backend), mark);
-}
-
-static void unpack(const struct engine *engine, struct backend *backend,
-                   const struct transformer_tile *work, float *velocity_out)
-{
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int32_t           h = 2 * work->h_tokens, w = 2 * work->w_tokens;
-    int32_t           channels = engine->facts.latent_channels;
-    struct matrix cells = backend_take(backend, DTYPE_F32, (int64_t)h * w, channels, "velocity");
-
-    backend_unpack_latent(backend, cells.data, work->velocity, h, w, channels);
-    backend_download(backend, velocity_out, cells);
-    arena_rewind(backend_arena(backend), mark);
-}
-
-/* work: [count], uninitialised. */
-static void compute_predict(const struct engine *engine, struct backend *backend,
-                            struct transformer_tile *work, const struct engine_tile *tiles,
-                            uint32_t count, uint32_t step)
-{
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           channels = 4 * (int64_t)engine->facts.latent_channels;
-
-    for (uint32_t t = 0; t < count; t++) {
-        int32_t h = tiles[t].h_px / engine->facts.px_per_token;
-        int32_t w = tiles[t].w_px / engine->facts.px_per_token;
-        int64_t rows = (int64_t)h * w;
-        work[t] = (struct transformer_tile){
-            .conditioning = &tiles[t].prompt->conditioning, .h_tokens = h, .w_tokens = w};
-        work[t].tokens = backend_take(backend, DTYPE_F32, rows, channels, "tokens");
-        work[t].velocity = backend_take(backend, DTYPE_F32, rows, channels, "velocity tokens");
-        pack(engine, backend, &work[t], tiles[t].latent);
-    }
-    transformer_forward(engine->networks.transformer, backend, work, count, step);
-    for (uint32_t t = 0; t < count; t++)
-        unpack(engine, backend, &work[t], tiles[t].velocity);
-    arena_rewind(backend_arena(backend), mark);
-}
-
 /* --------------------------------------------------------------------------------------- open */
 
 /* Relations between the parts that the engine relies on; each part's own were checked by weights.
@@ -193,6 +110,8 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
     engine->machine.threads = options->threads;
     engine->machine.conv_weight_elements_max =
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
+    engine->text_machine.compute = DTYPE_F32;
+    engine->text_machine.threads = options->threads;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
 }
 
@@ -287,99 +206,19 @@ uint64_t engine_model_identity(const struct engine *engine)
     return model_identity(engine->model);
 }
 
-/* ------------------------------------------------------------------------------------ measure */
-
-static int check_size(const struct engine *engine, const struct engine_size *size, struct err *err)
-{
-    int     rc = ERR_OK;
-    int32_t step = engine->facts.px_per_token, most = step * TRANSFORMER_SIDE_TOKENS_MAX;
-
-    if (size->w_px < step || size->h_px < step || size->w_px > most || size->h_px > most ||
-        size->w_px % step != 0 || size->h_px % step != 0)
-        RAISE(err, ERR_USAGE, 0,
-              "a rectangle of %d x %d px cannot be painted: this model's sides are multiples of %d "
-              "from %d to %d px",
-              size->w_px, size->h_px, step, step, most);
-    if (size->tiles < 1 || size->steps < 1 || size->steps > SCHEDULE_STEPS_MAX)
-        RAISE(err, ERR_USAGE, 0,
-              "%u rectangles at once and %u steps: needed are at least 1, and 1..%d", size->tiles,
-              size->steps, SCHEDULE_STEPS_MAX);
-out:
-    return rc;
-}
-
-/* FLOPs asked for since the last call. */
-static double flop_lap(const struct backend *backend, double *before)
-{
-    double all = backend_flops(backend), lap = all - *before;
-
-    *before = all;
-    return lap;
-}
-
-/* The phases of a picture on a dry backend.  `tiles` and `work` have room for size->tiles. */
-static void rehearse(const struct engine *engine, struct backend *backend,
-                     const struct engine_size *size, struct engine_tile *tiles,
-                     struct transformer_tile *work, struct engine_cost *cost_out)
-{
-    /* An address that arithmetic may start from; nothing reads it. */
-    float              *nowhere = arena_take(backend_arena(backend), 0, "nowhere");
-    struct schedule     schedule = {.steps = size->steps};
-    struct prompt_input input = {.clip_count = clip_tokenizer_max(engine->clip_tokenizer),
-                                 .sigmas = schedule.sigma,
-                                 .steps = size->steps};
-    struct prompt       prompt = {.conditioning = {.text = nowhere,
-                                                   .modulation = nowhere,
-                                                   .text_tokens = engine->facts.text_tokens,
-                                                   .steps = size->steps}};
-    double              before = 0;
-
-    prompt_compute(engine, backend, &input, nowhere, nowhere);
-    cost_out->flop_prompt = flop_lap(backend, &before);
-    compute_encode(engine, backend, NULL, size->w_px, size->h_px, NULL);
-    cost_out->flop_encode = flop_lap(backend, &before);
-    for (uint32_t t = 0; t < size->tiles; t++)
-        tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
-    compute_predict(engine, backend, work, tiles, size->tiles, 0);
-    cost_out->flop_predict = flop_lap(backend, &before) / size->tiles;
-    compute_decode(engine, backend, NULL, size->w_px, size->h_px, NULL);
-    cost_out->flop_decode = flop_lap(backend, &before);
-
-    cost_out->scratch_bytes = arena_bytes_peak(backend_arena(backend));
-    cost_out->fixed_bytes = backend_fixed_bytes(backend) + prompt_bytes(engine, size->steps) +
-                            arena_bytes_peak(engine->vectors);
-}
-
-static int measure(struct engine_cost *cost_out, const struct engine *engine,
-                   const struct engine_size *size, struct err *err)
-{
-    int                      rc = ERR_OK;
-    struct backend          *backend = NULL;
-    struct engine_tile      *tiles = NULL;
-    struct transformer_tile *work = NULL;
-
-    TRY(check_size(engine, size, err));
-    TRY(backend_open_dry(&backend, &engine->machine, err));
-    TRY(os_alloc((void **)&tiles, size->tiles, sizeof *tiles, "a list of tiles", err));
-    TRY(os_alloc((void **)&work, size->tiles, sizeof *work, "a list of tiles", err));
-    rehearse(engine, backend, size, tiles, work, cost_out);
-out:
-    os_free(work);
-    os_free(tiles);
-    backend_close(backend);
-    return rc;
-}
+/* ------------------------------------------------------------------------------------ reserve */
 
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err)
 {
-    int            rc = ERR_OK;
-    struct engine *engine = NULL;
+    int             rc = ERR_OK;
+    struct engine  *engine = NULL;
+    struct measured measured;
 
     TRY(open_dry(&engine, options, err));
-    for (size_t i = 0; i < size_count; i++)
-        TRY(measure(&cost_out[i], engine, &sizes[i], err));
+    TRY(measure_all(&measured, engine, sizes, size_count, err));
+    *cost_out = measured.cost;
     *facts_out = engine->facts;
 out:
     engine_close(engine);
@@ -389,22 +228,21 @@ out:
 int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
                    struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t bytes = 0;
+    int             rc = ERR_OK;
+    struct measured measured;
 
     must(engine->backend == NULL && size_count > 0);
+    TRY(measure_all(&measured, engine, sizes, size_count, err));
     for (size_t i = 0; i < size_count; i++) {
-        struct engine_cost cost;
-        TRY(measure(&cost, engine, &sizes[i], err));
-        if (cost.scratch_bytes > bytes) bytes = cost.scratch_bytes;
         if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
         if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;
     }
     TRY(os_alloc((void **)&engine->tiles, engine->tiles_max, sizeof *engine->tiles,
                  "a list of tiles", err));
-    engine->machine.arena_limit_bytes = bytes;
+    engine->machine.arena_limit_bytes = measured.tile_bytes;
+    engine->text_machine.arena_limit_bytes = measured.text_bytes;
     TRY(backend_open_cpu(&engine->backend, &engine->machine, err));
-    TRY(arena_seal(backend_arena(engine->backend), bytes, err));
+    TRY(arena_seal(backend_arena(engine->backend), measured.tile_bytes, err));
 out:
     return rc;
 }

@@ -39,10 +39,10 @@ struct engine_facts {
     bool     bf16;
 };
 
-/* What one rectangle costs, measured by a dry run of the very code that paints it. */
+/* What a rectangle costs, measured by a dry run of the very code that paints it. */
 struct engine_cost {
-    uint64_t scratch_bytes;  /* arena peak over encode, predict, decode and prompt   */
-    uint64_t fixed_bytes;    /* workspace and per-prompt tables                        */
+    uint64_t scratch_bytes;  /* of encode, predict and decode, and of a prompt while it is made */
+    uint64_t fixed_bytes;    /* workspace, vectors, and the tables of one prompt                */
     double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
@@ -52,7 +52,8 @@ struct engine_size {
     uint32_t steps;      /* length of the sigma list      */
 };
 
-/* Reads configurations only: no weights. */
+/* Reads configurations only: no weights.  Of several sizes, each number is the largest; the bytes are
+ * then what engine_reserve takes for them, and prompt_open for one prompt. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);

@@ -168,13 +168,14 @@ enum dtype engine_compute(enum precision precision);
 struct engine {
     struct model            *model;
     struct networks          networks;
-    struct arena            *vectors; /* fp32 copies of biases and norm weights                  */
+    struct arena            *vectors;      /* fp32 copies of biases and norm weights            */
     struct clip_tokenizer   *clip_tokenizer;
     struct t5_tokenizer     *t5_tokenizer;
     struct engine_facts      facts;
-    struct backend_options   machine;
-    struct backend          *backend; /* NULL until engine_reserve                               */
-    struct transformer_tile *tiles;   /* [tiles_max]                                             */
+    struct backend_options   machine;      /* for tiles; its arena limit is what they take      */
+    struct backend_options   text_machine; /* for prompts: always fp32                          */
+    struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
+    struct transformer_tile *tiles;        /* [tiles_max]                                       */
     uint32_t                 tiles_max, steps_max;
 };
 

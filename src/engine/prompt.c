@@ -2,7 +2,12 @@
  * prompt.c - from a text to everything that tiles need to know of it.
  *
  * Owns struct prompt: the embedded text and the modulation of every step, in host memory, taken
- * before the first tile.  The text encoders run once here and leave nothing else behind.
+ * before the first tile.  The text encoders run once here and leave nothing else behind: they have
+ * a backend of their own for the time being.
+ *
+ * It computes in fp32 whatever tiles are painted in.  A prompt is a millionth of a poster's work,
+ * and T5 does not scale its attention scores, so that one rounding to bf16 can move them by a
+ * tenth.
  *
  * Read next: t5.c and clip.c, then modulation.c.
  */
@@ -113,8 +118,9 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     uint32_t            steps = request->schedule->steps;
     struct prompt_input input = {
         .sigmas = request->schedule->sigma, .steps = steps, .guidance = request->guidance};
-    struct prompt *prompt = NULL;
-    int32_t       *ids = NULL;
+    struct backend *backend = NULL;
+    struct prompt  *prompt = NULL;
+    int32_t        *ids = NULL;
 
     must(engine->backend != NULL && steps > 0 && steps <= engine->steps_max);
     if (!isfinite(request->guidance))
@@ -124,13 +130,16 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
                  sizeof *ids, "token ids", err));
     TRY(tokenize(engine, request->text, ids, &input, err));
     TRY(make_prompt(&prompt, engine, steps, err));
-    prompt_compute(engine, engine->backend, &input, prompt->text, prompt->modulation);
-    TRY(backend_wait(engine->backend, err));
+    TRY(backend_open_cpu(&backend, &engine->text_machine, err));
+    TRY(arena_seal(backend_arena(backend), engine->text_machine.arena_limit_bytes, err));
+    prompt_compute(engine, backend, &input, prompt->text, prompt->modulation);
+    TRY(backend_wait(backend, err));
     TRY(check_numbers(prompt->text, text_values(engine), "text's states", err));
     TRY(check_numbers(prompt->modulation, modulation_values(engine, steps), "modulation", err));
     *out = prompt;
     prompt = NULL;
 out:
+    backend_close(backend);
     os_free(ids);
     prompt_close(prompt);
     return rc;

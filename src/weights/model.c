@@ -4,9 +4,10 @@
  * Owns struct model.  Opening reads configurations and headers only; mapping checks every header
  * and still touches no weights; a weight is a view of the mapping.
  *
- *     folder/transformer/  or folder/flux1-dev.safetensors, flux1-schnell.safetensors
- *     folder/vae/          or folder/ae.safetensors
- *     folder/text_encoder/, text_encoder_2/, scheduler/ (optional beside single files)
+ *     folder/transformer/  config.json and weights; or the weights in folder/flux1-dev.safetensors
+ *                          or flux1-schnell.safetensors, and config.json may then be missing
+ *     folder/vae/          the same with folder/ae.safetensors
+ *     folder/text_encoder/, text_encoder_2/, and scheduler/ (may be missing)
  *
  * Read next: names.c.
  */
@@ -39,69 +40,66 @@ out:
 
 /* The weights of one component's folder: an index, or one file; an fp16 variant when it is all
  * there is. */
-static int find_in_folder(char *out, size_t capacity, const char *folder, enum model_part part,
-                          struct err *err)
+static bool find_in_folder(char *out, size_t capacity, const char *folder, enum model_part part)
 {
     static const char *const endings[] = {".safetensors.index.json", ".safetensors",
                                           ".safetensors.index.fp16.json", ".fp16.safetensors"};
-    int                      rc = ERR_OK;
     char                     name[128];
-    const char              *stem = part <= PART_VAE ? "diffusion_pytorch_model" : "model";
 
     for (size_t i = 0; i < ARRAY_COUNT(endings); i++) {
-        (void)snprintf(name, sizeof name, "%s%s", stem, endings[i]);
-        TRY(join(out, capacity, folder, name, err));
-        if (os_is_file(out)) goto out;
+        (void)snprintf(name, sizeof name, "%s%s",
+                       part <= PART_VAE ? "diffusion_pytorch_model" : "model", endings[i]);
+        if (os_join(out, capacity, folder, name) && os_is_file(out)) return true;
     }
-    RAISE(err, ERR_FORMAT, 0, "model: '%s' has no %s.safetensors and no %s.safetensors.index.json",
-          folder, stem, stem);
-out:
-    return rc;
+    return false;
 }
 
-/* Where a part lies: *folder_out for a diffusers component, or empty when file_out is a single
- * file. */
-static int locate(char *folder_out, char *file_out, size_t capacity, const char *root,
-                  enum model_part part, const char *given, struct err *err)
+/* The single file of a part in the model's folder. */
+static bool find_single(char *out, size_t capacity, const char *root, enum model_part part)
 {
-    static const char *const transformers[] = {"flux1-dev.safetensors",
-                                               "flux1-schnell.safetensors"};
-    static const char *const vaes[] = {"ae.safetensors"};
-    const char *const       *singles = part == PART_TRANSFORMER ? transformers : vaes;
-    size_t                   count = part == PART_TRANSFORMER ? 2 : part == PART_VAE ? 1 : 0;
-    int                      rc = ERR_OK;
+    static const char *const names[][2] = {
+        [PART_TRANSFORMER] = {"flux1-dev.safetensors", "flux1-schnell.safetensors"},
+        [PART_VAE] = {"ae.safetensors", NULL}};
 
-    folder_out[0] = '\0';
-    if (given != NULL && os_is_file(given)) {
-        TRY(join(file_out, capacity, given, "", err));
-        file_out[strlen(file_out) - 1] = '\0';
-        goto out;
-    }
-    if (given != NULL && !os_is_dir(given))
-        RAISE(err, ERR_FORMAT, 0, "model: '%s' does not exist; it should hold the %s", given,
-              folders[part]);
-    if (given != NULL)
-        (void)snprintf(folder_out, capacity, "%.1000s", given);
-    else
-        TRY(join(folder_out, capacity, root, folders[part], err));
-    if (os_is_dir(folder_out)) {
-        TRY(find_in_folder(file_out, capacity, folder_out, part, err));
-        goto out;
-    }
-    for (size_t i = 0; i < count; i++) {
-        TRY(join(file_out, capacity, root, singles[i], err));
-        if (os_is_file(file_out)) {
-            folder_out[0] = '\0';
-            goto out;
+    for (size_t i = 0; part <= PART_VAE && i < 2 && names[part][i] != NULL; i++)
+        if (os_join(out, capacity, root, names[part][i]) && os_is_file(out)) return true;
+    return false;
+}
+
+/* Finds the weights of a part, and the folder of its config.json: beside the weights, or the part's
+ * own folder even when the weights are a single file. */
+static int locate(struct model *model, enum model_part part, const char *given, char *folder_out,
+                  size_t capacity, struct err *err)
+{
+    int    rc = ERR_OK;
+    char  *file = model->file[part];
+    size_t file_bytes = sizeof model->file[part];
+
+    if (given != NULL) {
+        if (strlen(given) >= capacity)
+            RAISE(err, ERR_USAGE, 0, "model: the path '%.80s...' is too long", given);
+        memcpy(folder_out, given, strlen(given) + 1);
+        if (os_is_file(given)) {
+            const char *slash = strrchr(given, '/');
+            memcpy(file, given, strlen(given) + 1);
+            (void)snprintf(folder_out, capacity, "%.*s", slash == NULL ? 1 : (int)(slash - given),
+                           slash == NULL ? "." : given);
+        } else if (!find_in_folder(file, file_bytes, given, part)) {
+            RAISE(err, ERR_FORMAT, 0, "model: '%s' is no file and no folder with the %s", given,
+                  folders[part]);
         }
+        goto out;
     }
-    RAISE(
-        err, ERR_FORMAT, 0,
-        "model: '%s' has no folder %s%s%s; give --model the folder of FLUX.1-dev or FLUX.1-schnell",
-        root, folders[part], count > 0 ? " and no " : "",
-        part == PART_TRANSFORMER ? "flux1-*.safetensors"
-        : part == PART_VAE       ? "ae.safetensors"
-                                 : "");
+    TRY(join(folder_out, capacity, model->folder, folders[part], err));
+    if (find_in_folder(file, file_bytes, folder_out, part)) goto out;
+    if (find_single(file, file_bytes, model->folder, part)) goto out;
+    RAISE(err, ERR_FORMAT, 0,
+          "model: '%s' has no weights in %s/%s%s; give --model the folder of FLUX.1-dev or "
+          "FLUX.1-schnell",
+          model->folder, folders[part], part <= PART_VAE ? " and no " : "",
+          part == PART_TRANSFORMER ? "flux1-*.safetensors"
+          : part == PART_VAE       ? "ae.safetensors"
+                                   : "");
 out:
     return rc;
 }
@@ -119,30 +117,19 @@ static int part_from_json(struct model *model, enum model_part part, const json_
     }
 }
 
-/* A single file says its sizes by its shapes, unless it is a diffusers file with its config.json.
- */
-static int part_from_file(struct model *model, enum model_part part, struct err *err)
+/* A file without a config.json says its sizes by its shapes. */
+static int part_from_shapes(struct model *model, enum model_part part, const char *config,
+                            struct err *err)
 {
-    int         rc = ERR_OK;
-    char        config[1100];
-    const char *slash = strrchr(model->file[part], '/');
-    json_t     *object = NULL;
-    bool        bfl = false;
+    int rc = ERR_OK;
 
+    if (part > PART_VAE) RAISE(err, ERR_FORMAT, 0, "model: '%s' does not exist", config);
     TRY(safetensors_open(&model->tensors[part], model->file[part], err));
-    if (names_prefix(model->tensors[part], part, &bfl) != NULL && !bfl) {
-        (void)snprintf(config, sizeof config, "%.*s/config.json",
-                       slash == NULL ? 1 : (int)(slash - model->file[part]),
-                       slash == NULL ? "." : model->file[part]);
-        TRY(json_file_open(&object, config, CONFIG_BYTES_MAX, err));
-        TRY(part_from_json(model, part, object, config, err));
-    } else if (part == PART_TRANSFORMER) {
+    if (part == PART_TRANSFORMER)
         TRY(model_bfl_transformer(&model->transformer, model->tensors[part], err));
-    } else {
+    else
         TRY(model_bfl_vae(&model->vae, model->tensors[part], err));
-    }
 out:
-    json_decref(object);
     return rc;
 }
 
@@ -152,13 +139,13 @@ static int open_part(struct model *model, enum model_part part, const char *give
     char    folder[1024], config[1100];
     json_t *object = NULL;
 
-    TRY(locate(folder, model->file[part], sizeof folder, model->folder, part, given, err));
-    if (folder[0] == '\0') {
-        TRY(part_from_file(model, part, err));
-    } else {
-        TRY(join(config, sizeof config, folder, "config.json", err));
+    TRY(locate(model, part, given, folder, sizeof folder, err));
+    TRY(join(config, sizeof config, folder, "config.json", err));
+    if (os_is_file(config)) {
         TRY(json_file_open(&object, config, CONFIG_BYTES_MAX, err));
         TRY(part_from_json(model, part, object, config, err));
+    } else {
+        TRY(part_from_shapes(model, part, config, err));
     }
     TRY(safetensors_file_bytes(&model->bytes[part], model->file[part], err));
 out:

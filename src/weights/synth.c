@@ -57,6 +57,8 @@ static int parent_of(char *out, size_t capacity, const char *folder, struct err 
     while (length > 1 && folder[length - 1] == '/') length--;
     memcpy(out, length == 0 ? "." : folder, length == 0 ? 1 : length);
     out[length == 0 ? 1 : length] = '\0';
+    if (!os_is_dir(out))
+        RAISE(err, ERR_USAGE, 0, "synth: the folder '%.200s' does not exist; make it first", out);
 out:
     return rc;
 }
@@ -136,20 +138,18 @@ static int write_part(struct synth_output *output, const struct synth_request *r
     struct synth_part file = {.layout = layout, .name = name, .dtype = request->dtype,
                               .seed = request->seed, .shard_bytes = request->shard_bytes};
 
-    if (diffusion && request->bfl) {
-        file.name = part == PART_VAE                      ? "ae"
-                    : spec->configs.transformer.guidance ? "flux1-dev"
-                                                         : "flux1-schnell";
-        file.shard_bytes = 0; /* that layout knows no shards */
-        TRY(synth_file_part(output, &file, err));
-        goto out;
-    }
     (void)snprintf(config, sizeof config, "%s/config.json", part_folder[part]);
     (void)snprintf(name, sizeof name, "%s/%s", part_folder[part],
                    diffusion ? "diffusion_pytorch_model" : "model");
     TRY(synth_file_folder(output, part_folder[part], err));
     TRY(write_json(output, config, config_object(spec->root, part_folder[part], classes[part]),
                    err));
+    if (diffusion && request->bfl) {
+        file.name = part == PART_VAE                      ? "ae"
+                    : spec->configs.transformer.guidance ? "flux1-dev"
+                                                         : "flux1-schnell";
+        file.shard_bytes = 0; /* that layout knows no shards */
+    }
     TRY(synth_file_part(output, &file, err));
 out:
     return rc;

@@ -1,5 +1,5 @@
 /*
- * synth_file.c - the files of a synthetic model: random values, safetensors, and taking it all back.
+ * synth_file.c - the files of a synthetic model: random values, safetensors, taking it all back.
  *
  * Owns the formula of the values and the list of what was made.  Knows no model.
  *

@@ -116,7 +116,7 @@ out:
     return rc;
 }
 
-/* How a special token is treated; `id` below 0 leaves what only some files want. */
+/* How a special token is treated; lists of tokens (`listed`) say also that it is special. */
 static json_t *special(const char *content, bool normalized, bool listed)
 {
     json_t *token = json_pack("{s:s, s:b, s:b, s:b, s:b}", "content", content, "lstrip", 0,
@@ -174,7 +174,7 @@ out:
 
 static const char *const t5_specials[T5_SPECIALS] = {"<pad>", "</s>", "<unk>"};
 
-/* False when memory is short, or when the vocabulary is full, which `limit` tells apart. */
+/* Nothing happens when the vocabulary is full. */
 static void add_piece(json_t *pieces, int64_t limit, const char *start, const char *piece,
                       double score)
 {
@@ -185,9 +185,12 @@ static void add_piece(json_t *pieces, int64_t limit, const char *start, const ch
     (void)json_array_append_new(pieces, json_pack("[s, f]", text, score));
 }
 
+/* NULL when memory is short. */
 static json_t *t5_pieces(int64_t limit)
 {
     json_t *pieces = json_array();
+    int64_t all = T5_SPECIALS + 1 + PRINTABLE_LAST - PRINTABLE_FIRST + 1 +
+                  (int64_t)(ARRAY_COUNT(words) + ARRAY_COUNT(endings));
 
     for (uint32_t i = 0; i < T5_SPECIALS; i++) add_piece(pieces, limit, "", t5_specials[i], 0.0);
     add_piece(pieces, limit, T5_SPACE, "", -2.0);
@@ -199,7 +202,9 @@ static json_t *t5_pieces(int64_t limit)
         add_piece(pieces, limit, T5_SPACE, words[i], -4.0 - 0.0625 * (double)i);
     for (size_t i = 0; i < ARRAY_COUNT(endings); i++)
         add_piece(pieces, limit, "", endings[i], -5.5 - 0.0625 * (double)i);
-    return pieces;
+    if ((int64_t)json_array_size(pieces) == min_i64(all, limit)) return pieces;
+    json_decref(pieces);
+    return NULL;
 }
 
 /* As the real file: a text, then </s>; or two texts, each followed by </s>. */

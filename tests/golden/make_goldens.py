@@ -186,7 +186,7 @@ def make(program, spec):
         folder = pathlib.Path(scratch) / spec["name"]
         subprocess.run([program, "synth", folder, "--spec", HERE / f"models/{spec['name']}.json",
                         "--dtype", spec["dtype"], "--seed", str(spec["seed"])], check=True)
-        pipe = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         out["weights"] = weight_sample(pipe)
         text_parts(pipe, spec, out)
