@@ -19,6 +19,12 @@
 
 #include "base/base.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MURAL_SANITIZED 1
+#else
+#define MURAL_SANITIZED 0
+#endif
+
 /* Both expect a local `struct err err`.  The call must succeed; its sentence is shown otherwise. */
 #define ASSERT_OK(call)                                                                            \
     do {                                                                                           \

@@ -2,8 +2,8 @@
  * backend.h - one interface, several machines.
  *
  * Rank 2.  The engine is written once against these operations.  `cpu` runs them through
- * the CPU files of kernels; `dry` runs nothing and only measures: bytes through its dry arena, FLOPs through
- * its counters; a GPU backend runs them asynchronously on a stream.
+ * the CPU files of kernels; `dry` runs nothing and only measures: bytes through its dry arena,
+ * FLOPs through its counters; a GPU backend runs them asynchronously on a stream.
  *
  * An operation never reports on its own.  The first failure is kept, later operations do nothing,
  * and backend_wait tells it: so the engine reads like the model's equations.
@@ -18,10 +18,10 @@
 struct backend;
 
 struct backend_options {
-    enum dtype compute;                 /* DTYPE_F32 or DTYPE_BF16: products and activations      */
-    uint32_t   threads;                 /* 0: all CPUs this process may use                       */
+    enum dtype compute; /* DTYPE_F32 or DTYPE_BF16: products and activations      */
+    uint32_t   threads; /* 0: all CPUs this process may use                       */
     uint64_t   conv_weight_elements_max; /* largest convolution weight of the model               */
-    uint64_t   arena_limit_bytes;       /* scratch may never exceed this                          */
+    uint64_t   arena_limit_bytes; /* scratch may never exceed this                          */
 };
 
 int  backend_open_cpu(struct backend **out, const struct backend_options *options, struct err *err);
@@ -72,17 +72,20 @@ void backend_layer_norm(struct backend *backend, struct matrix y, struct matrix 
 void backend_rms_norm(struct backend *backend, struct matrix y, struct matrix x,
                       const float *weight, float eps);
 void backend_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                        const float *weight, const float *bias, int32_t groups, float eps, bool silu);
+                        const float *weight, const float *bias, int32_t groups, float eps,
+                        bool silu);
 void backend_add(struct backend *backend, struct matrix x, struct matrix y);
 void backend_gate_add(struct backend *backend, struct matrix x, struct matrix y, const float *gate);
 void backend_gelu_mul(struct backend *backend, struct matrix y, struct matrix a, struct matrix b);
 void backend_silu(struct backend *backend, struct matrix y, struct matrix x);
 void backend_gather_rows(struct backend *backend, struct matrix y, struct matrix table,
                          const int32_t *ids);
-void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul, float add);
+void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul,
+                    float add);
 void backend_copy(struct backend *backend, struct matrix y, struct matrix x); /* casts */
 void backend_conv2d(struct backend *backend, const struct conv_request *request);
-void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h, int32_t w);
+void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
+                       int32_t w);
 void backend_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
                          int32_t h, int32_t w, int32_t channels);
 void backend_unpack_latent(struct backend *backend, float *latent, struct matrix tokens, int32_t h,

@@ -16,7 +16,8 @@ struct backend_ops {
     int (*qk_norm_rope)(struct backend *, const struct qk_rope_request *);
     int (*layer_norm)(struct backend *, struct matrix y, struct matrix x, const float *scale,
                       const float *shift, bool scale_plus_one, float eps);
-    int (*rms_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight, float eps);
+    int (*rms_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight,
+                    float eps);
     int (*group_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight,
                       const float *bias, int32_t groups, float eps, bool silu);
     int (*add)(struct backend *, struct matrix x, struct matrix y);
@@ -30,8 +31,8 @@ struct backend_ops {
     int (*upsample2)(struct backend *, struct matrix y, struct matrix x, int32_t h, int32_t w);
     int (*pack_latent)(struct backend *, struct matrix tokens, const float *latent, int32_t h,
                        int32_t w, int32_t channels);
-    int (*unpack_latent)(struct backend *, float *latent, struct matrix tokens, int32_t h, int32_t w,
-                         int32_t channels);
+    int (*unpack_latent)(struct backend *, float *latent, struct matrix tokens, int32_t h,
+                         int32_t w, int32_t channels);
     void (*describe)(int status, char *text_out, size_t capacity); /* (optional) */
     void (*close)(struct backend *);
 };
@@ -42,7 +43,7 @@ struct backend {
     enum dtype                compute;
     uint64_t                  fixed_bytes;
     double                    flops;
-    int                       status;    /* of the first operation that failed since the last wait */
+    int                       status; /* of the first operation that failed since the last wait */
     const char               *failed_op;
     struct workspace          workspace; /* CPU scratch of the kernels */
 };

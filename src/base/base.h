@@ -1,5 +1,6 @@
 /*
- * base.h - what C forgot: errors, checked arithmetic, log lines, files, clocks, JSON values, hashes.
+ * base.h - what C forgot: errors, checked arithmetic, log lines, files, clocks, JSON values,
+ * hashes.
  *
  * Rank 0: every other folder may include this door; it includes only libc and jansson.
  * Nothing here knows of pictures, models or devices.
@@ -39,8 +40,8 @@ struct err {
 
 /* Record an error and return its code.  The first raise wins: a caller adds where it was through
  * err_context, never a second sentence.  `err` may not be NULL. */
-int err_set(struct err *err, enum err_code code, int sys, const char *where, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
+int err_set(struct err *err, enum err_code code, int sys, const char *where, const char *format,
+            ...) __attribute__((format(printf, 5, 6)));
 
 /* Put "<text>: " before the sentence of an error that is already set. */
 void err_context(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -52,7 +53,8 @@ const char *err_name(enum err_code code);
 #define ERR_STRING(x)  ERR_STRING_(x)
 #define ERR_WHERE      __FILE__ ":" ERR_STRING(__LINE__)
 
-/* Functions that can fail hold `int rc = ERR_OK;` and one label `out:` which cleans up and returns rc. */
+/* Functions that can fail hold `int rc = ERR_OK;` and one label `out:` which cleans up and returns
+ * rc. */
 #define RAISE(err, code, sys, ...)                                                                 \
     do {                                                                                           \
         rc = err_set((err), (code), (sys), ERR_WHERE, __VA_ARGS__);                                \
@@ -166,17 +168,18 @@ struct os_map {
 int  os_map_open(struct os_map *out, const char *path, struct err *err);
 void os_map_close(struct os_map *map);
 
-int  os_open_read(int *fd_out, const char *path, struct err *err);
+int os_open_read(int *fd_out, const char *path, struct err *err);
 /* Creates or empties `path`. */
-int  os_open_write(int *fd_out, const char *path, struct err *err);
-int  os_close(int fd, const char *path, struct err *err);
-int  os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path, struct err *err);
-int  os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
-                 struct err *err);
-int  os_sync(int fd, const char *path, struct err *err);
+int os_open_write(int *fd_out, const char *path, struct err *err);
+int os_close(int fd, const char *path, struct err *err);
+int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path,
+               struct err *err);
+int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
+                struct err *err);
+int os_sync(int fd, const char *path, struct err *err);
 /* rename, then fsync of the folder that holds the target */
 int  os_rename(const char *source, const char *target, struct err *err);
-int  os_remove(const char *path, struct err *err); /* a missing file is fine */
+int  os_remove(const char *path, struct err *err);   /* a missing file is fine */
 int  os_make_dir(const char *path, struct err *err); /* an existing folder is fine */
 bool os_is_dir(const char *path);
 bool os_is_file(const char *path);
@@ -189,9 +192,10 @@ int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t 
 /* folder + "/" + name into out; false when it does not fit. */
 bool os_join(char *out, size_t capacity, const char *folder, const char *name);
 
-double   os_seconds(void);          /* monotonic */
-uint32_t os_cpu_count(void);        /* CPUs this process may use */
-uint64_t os_host_bytes_free(void);  /* memory this process may still take: MemAvailable under any cgroup limit */
+double   os_seconds(void);   /* monotonic */
+uint32_t os_cpu_count(void); /* CPUs this process may use */
+uint64_t os_host_bytes_free(
+    void); /* memory this process may still take: MemAvailable under any cgroup limit */
 
 /* ------------------------------------------------------------------------------------ json */
 
@@ -200,7 +204,8 @@ uint64_t os_host_bytes_free(void);  /* memory this process may still take: MemAv
 int json_file_open(json_t **out, const char *path, uint64_t limit_bytes, struct err *err);
 
 /* Typed reads from an object; `file` names the file in the sentence.  A key that is absent or null
- * gives `absent` (when `required` is false) or an error.  Values outside [least, most] are errors. */
+ * gives `absent` (when `required` is false) or an error.  Values outside [least, most] are errors.
+ */
 struct json_int_rule {
     const char *key;
     int64_t     least, most;

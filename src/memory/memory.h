@@ -25,7 +25,8 @@ int  arena_open_dry(struct arena **out, struct err *err);
 void arena_close(struct arena *arena);
 
 /* `bytes` at a 64-byte boundary, contents undefined.  Never NULL: sizes are planned beforehand, so
- * running out is a mistake of ours and stops the process. `label` names the bytes in that message. */
+ * running out is a mistake of ours and stops the process. `label` names the bytes in that message.
+ */
 void *arena_take(struct arena *arena, uint64_t bytes, const char *label);
 
 struct arena_mark arena_mark(const struct arena *arena);

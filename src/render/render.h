@@ -42,14 +42,16 @@ struct painter {
     int32_t channels; /* of a latent cell */
 
     /* Encode the prompt and fix the noise levels; how many steps will be run. */
-    int (*begin)(void *self, const struct painter_stage *stage, uint32_t *steps_out, struct err *err);
+    int (*begin)(void *self, const struct painter_stage *stage, uint32_t *steps_out,
+                 struct err *err);
     void (*end)(void *self);
 
     void (*noise)(void *self, const struct painter_noise *request, float *noise_out);
     /* [h, w, 3] 0..1 -> latent */
     int (*encode)(void *self, const float *rgb, int32_t w_px, int32_t h_px, float *latent_out,
                   struct err *err);
-    /* Latent at the first noise level of the stage; without a picture its content counts for nothing. */
+    /* Latent at the first noise level of the stage; without a picture its content counts for
+     * nothing. */
     void (*start)(void *self, float *latent, const float *noise, int64_t count);
     int (*predict)(void *self, const struct painter_tile *tiles, uint32_t count, uint32_t step,
                    struct err *err);
@@ -62,23 +64,24 @@ struct painter {
 
 /* Sizes and settings of one job, fixed before anything is painted. */
 struct render_plan {
-    struct grid  grid;
-    int32_t      draft_w_px, draft_h_px;
-    uint64_t     spool_bytes, output_bytes_worst;
-    uint64_t     host_bytes;   /* of render's own buffers, blend and file included */
+    struct grid grid;
+    int32_t     draft_w_px, draft_h_px;
+    uint64_t    spool_bytes, output_bytes_worst;
+    uint64_t    host_bytes; /* of render's own buffers, blend and file included */
 };
 int render_plan_make(struct render_plan *out, const struct config *config, struct err *err);
 /* Room on the disk that `output` goes to. */
 int render_disk_free(uint64_t *bytes_out, const char *output, struct err *err);
 /* Noise levels and sizes of the two stages, as the painter will get them. */
-struct painter_stage render_draft_stage(const struct config *config, const struct render_plan *plan);
+struct painter_stage render_draft_stage(const struct config      *config,
+                                        const struct render_plan *plan);
 struct painter_stage render_tile_stage(const struct config *config, const struct render_plan *plan);
 
 struct render_progress {
-    const char *phase;          /* "draft", "tiles", "file" */
+    const char *phase; /* "draft", "tiles", "file" */
     uint32_t    tiles_done, tiles_total;
-    uint32_t    step, steps;    /* of the rectangle in work */
-    double      fraction;       /* of the job's arithmetic, 0..1 */
+    uint32_t    step, steps; /* of the rectangle in work */
+    double      fraction;    /* of the job's arithmetic, 0..1 */
 };
 /* Non-zero: stop cleanly. */
 typedef int (*render_progress_fn)(const struct render_progress *progress, void *user);
@@ -93,9 +96,9 @@ struct render_request {
     const struct render_plan *plan;
     const struct painter     *painter;
     struct render_costs       costs;
-    const struct config      *used;          /* for metadata: config with "auto" replaced by facts */
+    const struct config      *used; /* for metadata: config with "auto" replaced by facts */
     const char               *software;
-    render_progress_fn        progress;      /* may be NULL */
+    render_progress_fn        progress; /* may be NULL */
     void                     *user;
 };
 

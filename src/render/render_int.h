@@ -25,7 +25,8 @@ int render_file_request(struct bigtiff_request *out, const struct config *config
 /* ------------------------------------------------------------------------------- draft.c */
 
 /* Paint one draft from pure noise with `seed` (the stage has begun). */
-int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t steps, struct err *err);
+int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t steps,
+                struct err *err);
 /* "a/b.png" -> "a/b-7.png" */
 int draft_name(char *out, size_t capacity, const char *path, uint64_t number, struct err *err);
 
@@ -38,8 +39,8 @@ int sheet_make(struct image *out, const struct image *drafts, uint32_t count, st
 
 /* Buffers for one tile; all memory is taken at open. */
 struct tile_desk;
-int      tile_desk_open(struct tile_desk **out, const struct render_request *request, struct err *err);
-void     tile_desk_close(struct tile_desk *desk);
+int  tile_desk_open(struct tile_desk **out, const struct render_request *request, struct err *err);
+void tile_desk_close(struct tile_desk *desk);
 uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels);
 
 /* 0..1, clamped, to the nearest of 65,536 levels. */
@@ -50,7 +51,8 @@ struct tile_job {
     const float          *noise_map; /* canvas latents from a file, or NULL: keyed by the seed */
     uint32_t              col, row, steps;
 };
-/* Gather, encode, paint, check, decode.  *samples_out: [tile_h, tile_w, 3], valid until the next. */
+/* Gather, encode, paint, check, decode.  *samples_out: [tile_h, tile_w, 3], valid until the next.
+ */
 int tile_paint(struct tile_desk *desk, struct meter *meter, const struct tile_job *job,
                const uint16_t **samples_out, struct err *err);
 
@@ -58,8 +60,9 @@ int tile_paint(struct tile_desk *desk, struct meter *meter, const struct tile_jo
 
 /* Finished tiles, exactly as painted, one file each in the folder `<output>.mural`. */
 struct spool;
-int  spool_open(struct spool **out, const char *output, const struct grid *grid, struct err *err);
-int  spool_put(struct spool *spool, uint32_t col, uint32_t row, const uint16_t *samples, struct err *err);
+int spool_open(struct spool **out, const char *output, const struct grid *grid, struct err *err);
+int spool_put(struct spool *spool, uint32_t col, uint32_t row, const uint16_t *samples,
+              struct err *err);
 /* Rows [first, first + count) of a tile. */
 int  spool_get(struct spool *spool, uint32_t col, uint32_t row, int32_t first, int32_t count,
                uint16_t *samples_out, struct err *err);
@@ -68,8 +71,8 @@ void spool_close(struct spool *spool); /* removes files and folder */
 /* ---------------------------------------------------------------------------- assemble.c */
 
 /* Blend the spooled tiles band by band into the poster's file. */
-int      assemble_poster(const struct render_request *request, struct spool *spool, struct meter *meter,
-                         struct err *err);
+int assemble_poster(const struct render_request *request, struct spool *spool, struct meter *meter,
+                    struct err *err);
 uint64_t assemble_bytes(const struct grid *grid, int bits);
 
 /* --------------------------------------------------------------------------- noise_map.c */

@@ -1,6 +1,7 @@
 #!/bin/bash
 # tidy.sh - lengths, names and banned calls, one check each.
 set -u
+export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/../.." || exit 2
 passed=0 failed=0
 mapfile -t sources < <(ls src/*.c src/*/*.c tiling/*.c kernels/*.c kernels/*.cu 2>/dev/null)

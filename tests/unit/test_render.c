@@ -6,10 +6,12 @@
  */
 #include "../test.h"
 
-#include "render/render.h"
+#include "render/render_int.h"
 
 #include <errno.h>
 #include <math.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <tiffio.h>
 
 enum { CHANNELS = 192 };
@@ -405,9 +407,54 @@ static void noise_files_must_fit(void **state)
     story_close(&story);
 }
 
+/* Peak memory in kB of a process of its own that assembles a canvas of constant tiles. */
+static long assemble_peak(int32_t w, int32_t h)
+{
+    struct story  story;
+    struct spool *spool = NULL;
+    struct err    err = {0};
+    struct rusage usage;
+    struct meter  meter;
+    int           status = 0;
+
+    story_open(&story, "even", 16);
+    story.config.width_px = w;
+    story.config.height_px = h;
+    story.config.tile_px = 512;
+    ASSERT_OK(render_plan_make(&story.plan, &story.config, &err));
+    pid_t child = fork();
+    if (child == 0) {
+        const struct grid *grid = &story.plan.grid;
+        uint16_t          *tile = calloc((size_t)grid->tile_w_px * (size_t)grid->tile_h_px * 3, 2);
+        int                rc = tile == NULL || spool_open(&spool, story.config.output, grid, &err);
+        for (uint32_t i = 0; rc == 0 && i < grid_count(grid); i++)
+            rc = spool_put(spool, i % grid->cols, i / grid->cols, tile, &err);
+        meter_init(&meter, &story.request, 0, 0, 0, 0);
+        if (rc == 0) rc = assemble_poster(&story.request, spool, &meter, &err);
+        spool_close(spool);
+        _exit(rc);
+    }
+    assert_int_equal(wait4(child, &status, 0, &usage), child);
+    assert_int_equal(status, 0);
+    story_close(&story);
+    return usage.ru_maxrss;
+}
+
+static void memory_does_not_grow_with_the_rows(void **state)
+{
+    long low, high;
+
+    (void)state;
+    if (MURAL_SANITIZED) skip(); /* a sanitizer's own memory grows with every allocation */
+    low = assemble_peak(2048, 1024);
+    high = assemble_peak(2048, 8192);
+    assert_true(low > 0 && high < low + low / 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(memory_does_not_grow_with_the_rows),
         cmocka_unit_test(even_tiles_give_back_the_enlarged_draft),
         cmocka_unit_test(exact_tiles_give_back_the_enlarged_draft),
         cmocka_unit_test(eight_bits_stay_within_the_dither),
