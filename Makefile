@@ -119,10 +119,16 @@ $(B)/tests/kernels/test_%_cuda: $(B)/tests/kernels/test_%_cuda.o $(B)/kernels/%.
 # ------------------------------------------------------------------------------------- pictures
 
 DEMO_PROMPT := A majestic mountain landscape at sunset, 8k
+# Until the sample model has its weights, the demo paints with a random one: a real poster of noise.
+SAMPLE_WEIGHTS := $(wildcard samples/model/transformer/*.safetensors)
 demo: $(PROGRAM) ## render the first 8K poster from nothing: build/demo/poster.tif
 	@mkdir -p build/demo
-	$(PROGRAM) render "$(DEMO_PROMPT)" -o build/demo/poster.tif --keep-draft build/demo/draft.png --overwrite
-	$(PROGRAM) info build/demo/poster.tif
+ifeq ($(SAMPLE_WEIGHTS),)
+	@rm -rf build/demo/model && $(PROGRAM) synth build/demo/model --spec tiny
+endif
+	$(PROGRAM) render "$(DEMO_PROMPT)" -o build/demo/poster.tif --overwrite \
+	    --keep-draft build/demo/draft.png $(if $(SAMPLE_WEIGHTS),,--model build/demo/model --tile 1024 --steps 4)
+	@$(PROGRAM) info build/demo/poster.tif
 
 # ---------------------------------------------------------------------------------------- tests
 

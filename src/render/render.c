@@ -65,11 +65,12 @@ int render_plan_make(struct render_plan *out, const struct config *config, struc
 {
     int                    rc = ERR_OK;
     struct render_plan     plan = {0};
+    bool                   exact = strcmp(config->fit, "exact") == 0;
     struct grid_request    grid = {.canvas_w_px = config->width_px,
                                    .canvas_h_px = config->height_px,
                                    .tile_max_px = config->tile_px,
                                    .overlap_px = config->overlap_px,
-                                   .fit = strcmp(config->fit, "exact") == 0 ? GRID_EXACT : GRID_EVEN};
+                                   .fit = exact ? GRID_EXACT : GRID_EVEN};
     struct bigtiff_request file;
 
     TRY(grid_make(&plan.grid, &grid, err));

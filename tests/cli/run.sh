@@ -28,7 +28,7 @@ matches() { # expected file, actual file
              if (want ~ /^~ /) return line ~ ("^(" substr(want, 3) ")$")
              return want == line
          }
-         FNR == NR { want[++wants] = $0; next }
+         FILENAME == ARGV[1] { want[++wants] = $0; next }
          { line[++lines] = $0 }
          END {
              at = 1; any = 0

@@ -3,8 +3,9 @@
  *
  *     fuzz_x CORPUS_FOLDER [MUTATIONS [SEED]]
  *
- * The mutations are crude (bytes set, flipped, cut, repeated, numbers made huge) but the same for the
- * same seed, so a finding can be repeated.  The same target links with libFuzzer instead of this file.
+ * The mutations are crude (bytes set, flipped, cut, repeated, numbers made huge) but the same for
+ * the same seed, so a finding can be repeated.  The same target links with libFuzzer instead of
+ * this file.
  */
 #include <dirent.h>
 #include <inttypes.h>
@@ -64,14 +65,19 @@ static size_t read_corpus(struct input *inputs, const char *folder)
 /* One small change in place; returns the new length. */
 static size_t mutate(uint8_t *bytes, size_t count, uint64_t *state)
 {
-    static const uint64_t tempting[] = {0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF,
+    static const uint64_t tempting[] = {0,          1,          0x7F,      0x80,
+                                        0xFF,       0x7FFF,     0xFFFF,    0x7FFFFFFF,
                                         0x80000000, 0xFFFFFFFF, INT64_MAX, UINT64_MAX};
-    size_t at = count == 0 ? 0 : (size_t)(random_next(state) % count);
-    size_t span = 1 + (size_t)(random_next(state) % 16);
+    size_t                at = count == 0 ? 0 : (size_t)(random_next(state) % count);
+    size_t                span = 1 + (size_t)(random_next(state) % 16);
 
     switch (random_next(state) % 7) {
-    case 0: if (count > 0) bytes[at] ^= (uint8_t)(1u << (random_next(state) % 8)); return count;
-    case 1: if (count > 0) bytes[at] = (uint8_t)random_next(state); return count;
+    case 0:
+        if (count > 0) bytes[at] ^= (uint8_t)(1u << (random_next(state) % 8));
+        return count;
+    case 1:
+        if (count > 0) bytes[at] = (uint8_t)random_next(state);
+        return count;
     case 2: return at;
     case 3:
         if (at + span > count) return count;
@@ -107,14 +113,16 @@ int main(int argc, char **argv)
     }
     count = read_corpus(inputs, argv[1]);
     if (count == 0) inputs[count++] = (struct input){.bytes = calloc(1, 1), .count = 0};
-    for (size_t i = 0; i < count; i++) (void)LLVMFuzzerTestOneInput(inputs[i].bytes, inputs[i].count);
+    for (size_t i = 0; i < count; i++)
+        (void)LLVMFuzzerTestOneInput(inputs[i].bytes, inputs[i].count);
     for (uint64_t i = 0; i < mutations; i++) {
         const struct input *source = &inputs[random_next(&state) % count];
         size_t              length = source->count;
         uint64_t            changes = 1 + random_next(&state) % 6;
 
         if (length > 0) memcpy(work, source->bytes, length);
-        while (changes-- > 0) length = mutate(work, length, &state);
+        while (changes-- > 0)
+            length = mutate(work, length, &state);
         /* An exact heap copy, so that a read past the end is seen. */
         uint8_t *exact = malloc(length == 0 ? 1 : length);
         if (exact == NULL) return 2;
@@ -122,8 +130,10 @@ int main(int argc, char **argv)
         (void)LLVMFuzzerTestOneInput(exact, length);
         free(exact);
     }
-    (void)printf("%s: %zu corpus files, %" PRIu64 " mutations, no finding\n", argv[0], count, mutations);
-    for (size_t i = 0; i < count; i++) free(inputs[i].bytes);
+    (void)printf("%s: %zu corpus files, %" PRIu64 " mutations, no finding\n", argv[0], count,
+                 mutations);
+    for (size_t i = 0; i < count; i++)
+        free(inputs[i].bytes);
     free(work);
     return 0;
 }

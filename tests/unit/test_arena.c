@@ -1,4 +1,5 @@
-/* test_arena.c - the stack of bytes: order, limits, the seal, and dry runs that agree with real ones. */
+/* test_arena.c - the stack of bytes: order, limits, the seal, and dry runs that agree with real
+ * ones. */
 #include "../test.h"
 
 #include "memory/memory.h"
@@ -86,7 +87,8 @@ static void grow_after_seal(void)
 {
     struct err    err = {0};
     struct arena *arena = NULL;
-    if (arena_open(&arena, 8u << 20, &err) != ERR_OK || arena_seal(arena, 100, &err) != ERR_OK) _exit(0);
+    if (arena_open(&arena, 8u << 20, &err) != ERR_OK || arena_seal(arena, 100, &err) != ERR_OK)
+        _exit(0);
     (void)arena_take(arena, 3u << 20, "too much");
 }
 static void grow_beyond_limit(void)

@@ -5,7 +5,9 @@
 
 static struct backend_options options(void)
 {
-    return (struct backend_options){.compute = DTYPE_F32, .threads = 1, .conv_weight_elements_max = 1000,
+    return (struct backend_options){.compute = DTYPE_F32,
+                                    .threads = 1,
+                                    .conv_weight_elements_max = 1000,
                                     .arena_limit_bytes = 16u << 20};
 }
 
@@ -31,7 +33,8 @@ static void dry_counts_what_the_real_one_counts(void **state)
         ASSERT_OK(backend_wait(machine, &err));
         assert_true(backend_flops(machine) == 2.0 * 5 * 8 * 6);
     }
-    assert_int_equal(arena_bytes_peak(backend_arena(machines[0])), arena_bytes_peak(backend_arena(machines[1])));
+    assert_int_equal(arena_bytes_peak(backend_arena(machines[0])),
+                     arena_bytes_peak(backend_arena(machines[1])));
     assert_int_equal(backend_fixed_bytes(machines[0]), backend_fixed_bytes(machines[1]));
     backend_close(machines[0]);
     backend_close(machines[1]);

@@ -23,7 +23,8 @@ static void errors_keep_sentence_and_place(void **state)
     assert_non_null(strstr(err.where, "test_base.c:"));
     err_context(&err, "shard '%s'", "a");
     assert_string_equal(err.text, "shard 'a': tensor 3 is wrong");
-    for (int i = 0; i < 200; i++) err_context(&err, "deeper");
+    for (int i = 0; i < 200; i++)
+        err_context(&err, "deeper");
     assert_true(strlen(err.text) < sizeof err.text);
     assert_string_equal(err_name(ERR_HOST_MEM), "host memory");
     assert_string_equal(err_name((enum err_code)99), "unknown");
@@ -48,14 +49,16 @@ static void utf8_is_judged_as_the_standard_says(void **state)
         const char *text;
         size_t      valid;
     } cases[] = {
-        {"plain", 5},           {"caf\xC3\xA9", 5},        {"\xF0\x9F\x90\xB1", 4}, {"a\x80", 1},
-        {"\xC0\xAF", 0},        {"\xE0\x80\x80", 0},       {"\xED\xA0\x80", 0},     {"ok\xF4\x90\x80\x80", 2},
-        {"\xF5\x80\x80\x80", 0}, {"\xE2\x82", 0},          {"\xF4\x8F\xBF\xBF", 4}, {"", 0},
+        {"plain", 5},        {"caf\xC3\xA9", 5},        {"\xF0\x9F\x90\xB1", 4},
+        {"a\x80", 1},        {"\xC0\xAF", 0},           {"\xE0\x80\x80", 0},
+        {"\xED\xA0\x80", 0}, {"ok\xF4\x90\x80\x80", 2}, {"\xF5\x80\x80\x80", 0},
+        {"\xE2\x82", 0},     {"\xF4\x8F\xBF\xBF", 4},   {"", 0},
     };
 
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++)
-        assert_int_equal(text_utf8_valid_prefix(cases[i].text, strlen(cases[i].text)), cases[i].valid);
+        assert_int_equal(text_utf8_valid_prefix(cases[i].text, strlen(cases[i].text)),
+                         cases[i].valid);
 }
 
 static void words_and_bytes_read_well(void **state)
@@ -142,9 +145,9 @@ static void maps_renames_and_folders(void **state)
 
 static void json_values_are_checked(void **state)
 {
-    struct err           err = {0};
-    json_t              *object = json_pack("{s:i, s:s, s:f, s:b, s:n}", "layers", 12, "name", "x", "eps",
-                                            0.5, "on", 1, "none");
+    struct err err = {0};
+    json_t *object = json_pack("{s:i, s:s, s:f, s:b, s:n}", "layers", 12, "name", "x", "eps", 0.5,
+                               "on", 1, "none");
     struct json_int_rule layers = {"layers", 1, 11, true, 0}, absent = {"depth", 1, 9, false, 4};
     struct json_int_rule name = {"name", 0, 1, true, 0}, missing = {"heads", 0, 1, true, 0};
     int64_t              whole = 0;
@@ -160,13 +163,15 @@ static void json_values_are_checked(void **state)
     ASSERT_OK(json_read_int(&whole, object, "f", &absent, &err));
     assert_int_equal(whole, 4);
     ASSERT_REFUSED(ERR_FORMAT, "name is a string", json_read_int(&whole, object, "f", &name, &err));
-    ASSERT_REFUSED(ERR_FORMAT, "heads is missing", json_read_int(&whole, object, "f", &missing, &err));
+    ASSERT_REFUSED(ERR_FORMAT, "heads is missing",
+                   json_read_int(&whole, object, "f", &missing, &err));
     ASSERT_OK(json_read_number(&number, object, "f", "layers", 1, &err));
     ASSERT_OK(json_read_number(&number, object, "f", "none", 1.5, &err));
     assert_true(number == 1.5);
     ASSERT_OK(json_read_bool(&flag, object, "f", "on", false, &err));
     assert_true(flag);
-    ASSERT_REFUSED(ERR_FORMAT, "eps is a number", json_read_bool(&flag, object, "f", "eps", true, &err));
+    ASSERT_REFUSED(ERR_FORMAT, "eps is a number",
+                   json_read_bool(&flag, object, "f", "eps", true, &err));
     json_decref(object);
 }
 

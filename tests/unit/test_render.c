@@ -21,7 +21,8 @@ struct fake {
     int fail_at; /* the n-th prediction fails; 0: none */
 };
 
-static int fake_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out, struct err *err)
+static int fake_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
+                      struct err *err)
 {
     (void)err;
     ((struct fake *)self)->begun++;
@@ -61,13 +62,15 @@ static void to_latent(const float *rgb, int32_t w, int32_t h, float *latent, boo
                     latent[at] = rgb[pixel];
             }
 }
-static int fake_encode(void *self, const float *rgb, int32_t w, int32_t h, float *latent, struct err *err)
+static int fake_encode(void *self, const float *rgb, int32_t w, int32_t h, float *latent,
+                       struct err *err)
 {
     (void)self, (void)err;
     to_latent(rgb, w, h, latent, false);
     return ERR_OK;
 }
-static int fake_decode(void *self, const float *latent, int32_t w, int32_t h, float *rgb, struct err *err)
+static int fake_decode(void *self, const float *latent, int32_t w, int32_t h, float *rgb,
+                       struct err *err)
 {
     (void)self, (void)err;
     to_latent(rgb, w, h, (float *)(uintptr_t)latent, true);
@@ -76,8 +79,7 @@ static int fake_decode(void *self, const float *latent, int32_t w, int32_t h, fl
 /* A draft starts from its noise; a tile keeps its picture. */
 static void fake_start(void *self, float *latent, const float *noise, int64_t count)
 {
-    if (((struct fake *)self)->begun == 1)
-        memcpy(latent, noise, (size_t)count * sizeof *latent);
+    if (((struct fake *)self)->begun == 1) memcpy(latent, noise, (size_t)count * sizeof *latent);
 }
 static int fake_predict(void *self, const struct painter_tile *tiles, uint32_t count, uint32_t step,
                         struct err *err)
@@ -88,21 +90,31 @@ static int fake_predict(void *self, const struct painter_tile *tiles, uint32_t c
     (void)step;
     assert_int_equal(count, 1);
     if (++fake->predictions == fake->fail_at) RAISE(err, ERR_NUMERIC, 0, "3 values are NaN");
-    memset(tiles->velocity, 0, (size_t)(tiles->w_px / 8) * (size_t)(tiles->h_px / 8) * CHANNELS * 4);
+    memset(tiles->velocity, 0,
+           (size_t)(tiles->w_px / 8) * (size_t)(tiles->h_px / 8) * CHANNELS * 4);
 out:
     return rc;
 }
-static void fake_advance(void *self, uint32_t step, float *latent, const float *velocity, int64_t count)
+static void fake_advance(void *self, uint32_t step, float *latent, const float *velocity,
+                         int64_t count)
 {
     (void)self, (void)step;
-    for (int64_t i = 0; i < count; i++) latent[i] += velocity[i];
+    for (int64_t i = 0; i < count; i++)
+        latent[i] += velocity[i];
 }
 
 static struct painter painter_of(struct fake *fake)
 {
-    return (struct painter){.self = fake, .channels = CHANNELS, .begin = fake_begin, .end = fake_end,
-                            .noise = fake_noise, .encode = fake_encode, .start = fake_start,
-                            .predict = fake_predict, .advance = fake_advance, .decode = fake_decode};
+    return (struct painter){.self = fake,
+                            .channels = CHANNELS,
+                            .begin = fake_begin,
+                            .end = fake_end,
+                            .noise = fake_noise,
+                            .encode = fake_encode,
+                            .start = fake_start,
+                            .predict = fake_predict,
+                            .advance = fake_advance,
+                            .decode = fake_decode};
 }
 
 struct story {
@@ -129,7 +141,8 @@ static void story_open(struct story *story, const char *fit, int bits)
     memset(story, 0, sizeof *story);
     config_defaults(&story->config);
     scratch_make(story->folder, sizeof story->folder);
-    (void)snprintf(story->config.output, sizeof story->config.output, "%s/poster.tif", story->folder);
+    (void)snprintf(story->config.output, sizeof story->config.output, "%s/poster.tif",
+                   story->folder);
     (void)snprintf(story->config.prompt, sizeof story->config.prompt, "a test");
     (void)snprintf(story->config.fit, sizeof story->config.fit, "%s", fit);
     story->config.width_px = 713;
@@ -142,10 +155,13 @@ static void story_open(struct story *story, const char *fit, int bits)
     story->config.bits = bits;
     ASSERT_OK(render_plan_make(&story->plan, &story->config, &err));
     story->painter = painter_of(&story->fake);
-    story->request = (struct render_request){
-        .config = &story->config, .plan = &story->plan, .painter = &story->painter,
-        .costs = {1, 1, 1, 1, 1, 1}, .used = &story->config, .software = "mural test",
-        .progress = count_down};
+    story->request = (struct render_request){.config = &story->config,
+                                             .plan = &story->plan,
+                                             .painter = &story->painter,
+                                             .costs = {1, 1, 1, 1, 1, 1},
+                                             .used = &story->config,
+                                             .software = "mural test",
+                                             .progress = count_down};
 }
 
 static void story_close(struct story *story)
@@ -175,7 +191,8 @@ static uint16_t *read_poster(const char *path, int32_t w, int32_t h, int bits)
                 for (uint32_t k = 0; k < 3 * tile && 3 * tx + k < 3 * file_w; k++) {
                     size_t at = (size_t)(y - ty) * 3 * tile + k;
                     out[(size_t)y * 3 * file_w + 3 * tx + k] =
-                        bits == 16 ? ((uint16_t *)buffer)[at] : (uint16_t)(257 * ((uint8_t *)buffer)[at]);
+                        bits == 16 ? ((uint16_t *)buffer)[at]
+                                   : (uint16_t)(257 * ((uint8_t *)buffer)[at]);
                 }
         }
     free(buffer);
@@ -193,7 +210,8 @@ static uint16_t *expected_poster(const struct image *draft, int32_t w, int32_t h
 
     ASSERT_OK(upscale_open(&guide, draft, w, h, &err));
     upscale_rect(guide, 0, 0, w, h, rgb);
-    for (size_t i = 0; i < (size_t)w * (size_t)h * 3; i++) out[i] = (uint16_t)(rgb[i] * 65535.0f + 0.5f);
+    for (size_t i = 0; i < (size_t)w * (size_t)h * 3; i++)
+        out[i] = (uint16_t)(rgb[i] * 65535.0f + 0.5f);
     upscale_close(guide);
     free(rgb);
     return out;
@@ -214,22 +232,24 @@ static void lossless_painter_gives_back_the_enlarged_draft(const char *fit)
     assert_int_equal(story.fake.predictions, 2 + 3 * (int)grid_count(&story.plan.grid));
 
     /* The poster again, from the draft's own painter noise at full precision. */
-    struct image known = {.w = story.plan.draft_w_px, .h = story.plan.draft_h_px};
-    size_t       samples = (size_t)known.w * (size_t)known.h * 3;
-    float       *latent = malloc(samples * 4), *rgb = malloc(samples * 4);
+    struct image         known = {.w = story.plan.draft_w_px, .h = story.plan.draft_h_px};
+    size_t               samples = (size_t)known.w * (size_t)known.h * 3;
+    float               *latent = malloc(samples * 4), *rgb = malloc(samples * 4);
     struct painter_noise noise = {.seed = 42, .rect = {0, 0, known.w / 8, known.h / 8}};
     fake_noise(&story.fake, &noise, latent);
     to_latent(rgb, known.w, known.h, latent, true);
     known.rgb = malloc(samples * 2);
-    for (size_t i = 0; i < samples; i++) known.rgb[i] = (uint16_t)(rgb[i] * 65535.0f + 0.5f);
+    for (size_t i = 0; i < samples; i++)
+        known.rgb[i] = (uint16_t)(rgb[i] * 65535.0f + 0.5f);
     ASSERT_OK(image_read(&draft, draft_path, &err));
     for (size_t i = 0; i < samples; i++)
-        if (abs(draft.rgb[i] - known.rgb[i]) > 129) fail_msg("the kept draft differs at sample %zu", i);
+        if (abs(draft.rgb[i] - known.rgb[i]) > 129)
+            fail_msg("the kept draft differs at sample %zu", i);
 
-    uint16_t *want = expected_poster(&known, 713, 1100), *got = read_poster(story.config.output, 713, 1100, 16);
+    uint16_t *want = expected_poster(&known, 713, 1100),
+             *got = read_poster(story.config.output, 713, 1100, 16);
     for (size_t i = 0; i < (size_t)713 * 1100 * 3; i++)
-        if (want[i] != got[i])
-            fail_msg("sample %zu is %u, not %u", i, got[i], want[i]);
+        if (want[i] != got[i]) fail_msg("sample %zu is %u, not %u", i, got[i], want[i]);
     assert_int_equal(scratch_count(story.folder), 2); /* poster and draft, nothing else */
     free(want);
     free(got);
@@ -285,14 +305,16 @@ static void a_given_picture_is_enlarged_without_a_draft(void **state)
 
     (void)state;
     story_open(&story, "even", 16);
-    for (size_t i = 0; i < ARRAY_COUNT(pixels); i++) pixels[i] = (uint16_t)(i * 37);
+    for (size_t i = 0; i < ARRAY_COUNT(pixels); i++)
+        pixels[i] = (uint16_t)(i * 37);
     (void)snprintf(story.config.input, sizeof story.config.input, "%s/in.png", story.folder);
     struct png_request png = {.path = story.config.input, .bits = 16};
     ASSERT_OK(png_write(&picture, &png, &err));
     story.fake.begun = 1; /* so that the tiles' stage keeps its pictures */
     ASSERT_OK(render_poster(&story.request, &err));
     assert_int_equal(story.fake.predictions, 3 * (int)grid_count(&story.plan.grid));
-    uint16_t *want = expected_poster(&picture, 713, 1100), *got = read_poster(story.config.output, 713, 1100, 16);
+    uint16_t *want = expected_poster(&picture, 713, 1100),
+             *got = read_poster(story.config.output, 713, 1100, 16);
     assert_memory_equal(want, got, (size_t)713 * 1100 * 6);
     free(want);
     free(got);
@@ -316,14 +338,17 @@ static void stopping_or_failing_leaves_nothing_behind(void **state)
     for (int n = 1; n <= 7; n += 3) {
         story_open(&story, "even", 16);
         story.fake.fail_at = n;
-        ASSERT_REFUSED(ERR_NUMERIC, n <= 2 ? "draft: 3 values" : n <= 5 ? "tile 0,0: 3" : "tile 1,0: 3",
+        ASSERT_REFUSED(ERR_NUMERIC,
+                       n <= 2   ? "draft: 3 values"
+                       : n <= 5 ? "tile 0,0: 3"
+                                : "tile 1,0: 3",
                        render_poster(&story.request, &err));
         assert_int_equal(scratch_count(story.folder), 0);
         story_close(&story);
     }
 }
 
-static int     calls_left;
+static int calls_left;
 static int64_t (*real_pwrite)(int, const void *, size_t, int64_t);
 static int64_t failing_pwrite(int fd, const void *buffer, size_t bytes, int64_t offset)
 {
@@ -398,7 +423,8 @@ static void noise_files_must_fit(void **state)
 
     (void)state;
     story_open(&story, "even", 16);
-    (void)snprintf(story.config.noise_file, sizeof story.config.noise_file, "%s/noise", story.folder);
+    (void)snprintf(story.config.noise_file, sizeof story.config.noise_file, "%s/noise",
+                   story.folder);
     FILE *file = fopen(story.config.noise_file, "wb");
     (void)fwrite("1234", 1, 4, file);
     (void)fclose(file);

@@ -1,8 +1,8 @@
 /*
  * test_scheduler.c - noise levels: published schedules, the image-to-image rule, refusals.
  *
- * The tables were computed from the published formula apart from this code; parity_scheduler compares
- * with the reference implementation itself.
+ * The tables were computed from the published formula apart from this code; parity_scheduler
+ * compares with the reference implementation itself.
  */
 #include "../test.h"
 
