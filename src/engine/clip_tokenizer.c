@@ -41,7 +41,7 @@ struct clip_tokenizer {
     int32_t             byte_ids[2][BYTE_SYMBOLS]; /* [at the end of its word?][byte]   */
     int32_t             start_id, end_id, id_limit;
     uint32_t            max;
-    bool                cuts_specials; /* the word pattern knows "<|endoftext|>", see clip_words.c */
+    bool                cuts_specials; /* the pattern knows "<|endoftext|>", see clip_words.c */
 };
 
 /* --------------------------------------------------------------------------- the merge table */
@@ -130,8 +130,8 @@ static int add_merge(struct source *source, const char *left, const char *right,
               source->file, left_id < 0 ? "left" : "right", rank + 1);
     if (source->own_ids) {
         if (symbol_id(source->vocabulary, product) >= 0)
-            RAISE(err, ERR_FORMAT, 0, "'%s': merge %u makes a symbol that exists; its id is unclear "
-                  "without vocab.json", source->file, rank + 1);
+            RAISE(err, ERR_FORMAT, 0, "'%s': merge %u makes a symbol that exists; its id is "
+                  "unclear without vocab.json", source->file, rank + 1);
         TRY(append_symbol(source, product, err));
     }
     slot = slot_of(source->tokenizer, pair_of(left_id, right_id));
@@ -185,8 +185,8 @@ out:
     return rc;
 }
 
-/* Cuts the line at *at into two symbols in place and moves *at behind it.  False when the line is not
- * "left right". */
+/* Cuts the line at *at into two symbols in place and moves *at behind it.  False when the line is
+ * not "left right". */
 static bool cut_line(char **at, char **left, char **right)
 {
     char *end = strchr(*at, '\n');
@@ -221,7 +221,10 @@ static int read_merges_text(struct source *source, struct err *err)
     for (size_t i = 0; i < bytes; i++) lines += text[i] == '\n';
     TRY(merges_alloc(source->tokenizer, lines, source->file, err));
     at = text;
-    if (strncmp(at, mark, sizeof mark - 1) == 0) at += strcspn(at, "\n") + (strchr(at, '\n') != NULL);
+    if (strncmp(at, mark, sizeof mark - 1) == 0) {
+        at += strcspn(at, "\n");
+        at += *at == '\n';
+    }
     while (*at != '\0') {
         if (!cut_line(&at, &left, &right))
             RAISE(err, ERR_FORMAT, 0, "'%s': merge %u is not two symbols with one space between",
@@ -329,8 +332,8 @@ static int read_tokenizer_json(struct source *source, struct err *err)
     kind = json_string_value(json_object_get(model, "type"));
     suffix = json_string_value(json_object_get(model, "end_of_word_suffix"));
     if (kind == NULL || strcmp(kind, "BPE") != 0 || suffix == NULL || strcmp(suffix, WORD_END) != 0)
-        RAISE(err, ERR_FORMAT, 0, "'%s': model must be of type BPE with the end_of_word_suffix '%s'",
-              source->file, WORD_END);
+        RAISE(err, ERR_FORMAT, 0, "'%s': model must be of type BPE with the end_of_word_suffix "
+              "'%s'", source->file, WORD_END);
     TRY(read_pattern(&tokenizer->cuts_specials, root, source->file, err));
     TRY(token_rules_add_list(tokenizer->rules, json_object_get(root, "added_tokens"), source->file,
                              err));
@@ -352,7 +355,8 @@ static int read_merges_and_vocab(struct source *source, const char *folder, stru
     source->own_ids = !os_is_file(path);
     if (source->own_ids) {
         source->vocabulary = json_object();
-        if (source->vocabulary == NULL) RAISE(err, ERR_HOST_MEM, 0, "memory: none left for symbols");
+        if (source->vocabulary == NULL)
+            RAISE(err, ERR_HOST_MEM, 0, "memory: none left for symbols");
         TRY(number_bytes(source, err));
     } else {
         TRY(json_file_open(&vocabulary, path, TOKEN_FILE_BYTES, err));
@@ -442,8 +446,8 @@ static int check_literals(const struct clip_tokenizer *tokenizer, const char *fi
         normal = NULL;
         TRY(clip_words_normalise(&normal, &bytes, literal->text, literal->bytes, err));
         if (bytes != literal->bytes || memcmp(normal, literal->text, bytes) != 0)
-            RAISE(err, ERR_FORMAT, 0, "'%s': special token %u is 'normalized' but not in lower case "
-                  "NFC, so no text can match it", file, i);
+            RAISE(err, ERR_FORMAT, 0, "'%s': special token %u is 'normalized' but not in lower "
+                  "case NFC, so no text can match it", file, i);
     }
 out:
     os_free(normal);

@@ -27,8 +27,8 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Brings runs of combining marks into canonical order.  A sort key holds class, place and character,
- * so marks of one class stay in place; no run of marks is slow, however long. */
+/* Brings runs of combining marks into canonical order.  A sort key holds class, place and
+ * character, so marks of one class stay in place; no run of marks is slow, however long. */
 static int sort_marks(utf8proc_int32_t *codes, size_t count, struct err *err)
 {
     int       rc = ERR_OK;
@@ -66,7 +66,7 @@ static size_t put_lower(char *out, utf8proc_int32_t code)
 int clip_words_normalise(char **out, size_t *bytes_out, const char *text, size_t bytes,
                          struct err *err)
 {
-    enum { LONGEST = 4 }; /* characters that one character decomposes to (Unicode stability policy) */
+    enum { LONGEST = 4 }; /* characters that one decomposes to (Unicode stability policy) */
     int               rc = ERR_OK, boundary = 0;
     void             *code_memory = NULL, *memory = NULL;
     utf8proc_int32_t *codes;
@@ -134,8 +134,8 @@ static size_t fixed_word(struct clip_words *words)
 
     for (size_t i = 0; i < ARRAY_COUNT(contractions); i++)
         if (starts_with(words, contractions[i])) return strlen(contractions[i]);
-    /* The pattern takes a special token as one word; a second pattern then cuts it into "<|", letters
-     * and "|>".  So the only trace of it is that "|>" does not join what follows. */
+    /* The pattern takes a special token as one word; a second pattern then cuts it into "<|",
+     * letters and "|>".  So the only trace of it is that "|>" does not join what follows. */
     for (size_t i = 0; words->cuts_specials && i < ARRAY_COUNT(specials); i++) {
         if (!starts_with(words, specials[i])) continue;
         words->cut = words->at + strlen(specials[i]);

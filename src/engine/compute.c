@@ -1,15 +1,16 @@
 /*
  * compute.c - the engine's primitives on any backend: host floats in, host floats out.
  *
- * Owns nothing.  On the dry backend these functions only measure, and what they measured is what the
- * arena of the real one is sealed at.  So none of them looks at data: both runs take the same bytes.
+ * Owns nothing.  On the dry backend these functions only measure, and what they measured is what
+ * the arena of the real one is sealed at.  So none of them looks at data: both runs take the same
+ * bytes.
  *
  * Read next: transformer.c, vae.c.
  */
 #include "engine/engine_int.h"
 
 void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
-                           int32_t w_px, int32_t h_px, float *latent_out)
+                    int32_t w_px, int32_t h_px, float *latent_out)
 {
     struct arena_mark mark = arena_mark(backend_arena(backend));
     int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
@@ -23,8 +24,8 @@ void compute_encode(const struct engine *engine, struct backend *backend, const 
     arena_rewind(backend_arena(backend), mark);
 }
 
-void compute_decode(const struct engine *engine, struct backend *backend,
-                           const float *latent, int32_t w_px, int32_t h_px, float *rgb_out)
+void compute_decode(const struct engine *engine, struct backend *backend, const float *latent,
+                    int32_t w_px, int32_t h_px, float *rgb_out)
 {
     struct arena_mark mark = arena_mark(backend_arena(backend));
     int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
@@ -65,10 +66,9 @@ static void unpack(const struct engine *engine, struct backend *backend,
     arena_rewind(backend_arena(backend), mark);
 }
 
-/* work: [count], uninitialised. */
 void compute_predict(const struct engine *engine, struct backend *backend,
-                            struct transformer_tile *work, const struct engine_tile *tiles,
-                            uint32_t count, uint32_t step)
+                     struct transformer_tile *work, const struct engine_tile *tiles, uint32_t count,
+                     uint32_t step)
 {
     struct arena_mark mark = arena_mark(backend_arena(backend));
     int64_t           channels = 4 * (int64_t)engine->facts.latent_channels;

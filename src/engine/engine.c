@@ -1,12 +1,10 @@
 /*
- * engine.c - the four networks as one machine: measured, opened, reserved, then used.
+ * engine.c - the four networks as one machine: opened, reserved, then used.
  *
- * Owns the model's files, the networks' views, and the backend with all scratch.  Each primitive is
- * a compute_* function that runs on any backend: on the dry one it only measures, and what it
- * measured is what the arena of the real one is sealed at.  No compute_* function looks at data, so
- * both runs take the same bytes.
+ * Owns the model's files, the networks' views, and the backend with all scratch.  What is computed
+ * is in compute.c; here sizes are decided, results waited for and looked at.
  *
- * Read next: transformer.c, vae.c, prompt.c.
+ * Read next: compute.c, measure.c, prompt.c.
  */
 #include "engine/engine_int.h"
 
@@ -16,36 +14,22 @@ enum { TEXT_TOKENS_DEFAULT_MAX = 512, TEXT_TOKENS_MAX = 4096 };
 
 /* --------------------------------------------------------------------------------------- open */
 
-/* Relations between the parts that the engine relies on; each part's own were checked by weights.
- */
-static int check_parts(const struct engine *engine, struct err *err)
+/* What weights accepts, but this engine cannot paint with. */
+static int check_model(const struct model *model, struct err *err)
 {
-    int                 rc = ERR_OK;
-    const struct model *model = engine->model;
-    int64_t             latent = model->vae.latent_channels;
+    int     rc = ERR_OK;
+    int64_t latent = model->vae.latent_channels;
 
-    if (model->transformer.in_channels != 4 * latent ||
-        model->transformer.out_channels != 4 * latent)
-        RAISE(
-            err, ERR_FORMAT, 0,
-            "model '%s': the transformer reads %lld and writes %lld channels a token, but the VAE "
-            "gives 4 x %lld; models for filling or control pictures are not supported",
-            model->folder, (long long)model->transformer.in_channels,
-            (long long)model->transformer.out_channels, (long long)latent);
-    if (latent % 4 != 0 || model->vae.image_channels != 3)
-        RAISE(
-            err, ERR_FORMAT, 0,
-            "model '%s': the VAE has %lld latent and %lld picture channels; needed are a multiple "
-            "of 4, and 3",
-            model->folder, (long long)latent, (long long)model->vae.image_channels);
-    if (model->transformer.pooled_width != model->clip.hidden ||
-        model->transformer.text_width != model->t5.hidden)
+    if (model->transformer.out_channels != 4 * latent)
         RAISE(err, ERR_FORMAT, 0,
-              "model '%s': the transformer expects text of %lld (pooled) and %lld values, but the "
-              "encoders give %lld (text_encoder) and %lld (text_encoder_2)",
-              model->folder, (long long)model->transformer.pooled_width,
-              (long long)model->transformer.text_width, (long long)model->clip.hidden,
-              (long long)model->t5.hidden);
+              "model '%s': the transformer's out_channels are %lld, but must be 4 x the VAE's %lld "
+              "latent_channels",
+              model->folder, (long long)model->transformer.out_channels, (long long)latent);
+    if (latent % 4 != 0 || model->vae.image_channels != 3)
+        RAISE(err, ERR_FORMAT, 0,
+              "model '%s': the VAE has %lld latent_channels for pictures of %lld channels, but "
+              "needed are a multiple of 4, and 3",
+              model->folder, (long long)latent, (long long)model->vae.image_channels);
 out:
     return rc;
 }
@@ -148,7 +132,7 @@ static int open_dry(struct engine **out, const struct engine_options *options, s
 
     TRY(os_alloc((void **)&engine, 1, sizeof *engine, "an engine", err));
     TRY(model_open(&engine->model, &paths, err));
-    TRY(check_parts(engine, err));
+    TRY(check_model(engine->model, err));
     TRY(open_tokenizers(engine, options->text_tokens, err));
     gather_facts(engine, options);
     TRY(arena_open_dry(&engine->vectors, err));
@@ -217,7 +201,7 @@ int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out
     struct measured measured;
 
     TRY(open_dry(&engine, options, err));
-    TRY(measure_all(&measured, engine, sizes, size_count, err));
+    TRY(measure_sizes(&measured, engine, sizes, size_count, err));
     *cost_out = measured.cost;
     *facts_out = engine->facts;
 out:
@@ -232,7 +216,7 @@ int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_
     struct measured measured;
 
     must(engine->backend == NULL && size_count > 0);
-    TRY(measure_all(&measured, engine, sizes, size_count, err));
+    TRY(measure_sizes(&measured, engine, sizes, size_count, err));
     for (size_t i = 0; i < size_count; i++) {
         if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
         if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;

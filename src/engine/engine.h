@@ -52,8 +52,8 @@ struct engine_size {
     uint32_t steps;      /* length of the sigma list      */
 };
 
-/* Reads configurations only: no weights.  Of several sizes, each number is the largest; the bytes are
- * then what engine_reserve takes for them, and prompt_open for one prompt. */
+/* Reads configurations only: no weights.  Of several sizes, each number is the largest; the bytes
+ * are then what engine_reserve takes for them, and prompt_open for one prompt. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);

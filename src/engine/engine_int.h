@@ -179,6 +179,27 @@ struct engine {
     uint32_t                 tiles_max, steps_max;
 };
 
+/* The primitives of engine.h without their checks, on any backend.  In a dry run the host pointers
+ * are never read. */
+void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
+                    int32_t w_px, int32_t h_px, float *latent_out);
+void compute_decode(const struct engine *engine, struct backend *backend, const float *latent,
+                    int32_t w_px, int32_t h_px, float *rgb_out);
+/* work: [count], uninitialised. */
+void compute_predict(const struct engine *engine, struct backend *backend,
+                     struct transformer_tile *work, const struct engine_tile *tiles,
+                     uint32_t count, uint32_t step);
+
+/* What some sizes take: of each number the largest. */
+struct measured {
+    uint64_t           tile_bytes, tile_workspace_bytes; /* arena and more of engine.machine  */
+    uint64_t           text_bytes, text_workspace_bytes; /* the same of engine.text_machine   */
+    uint64_t           table_bytes;                      /* of one prompt                     */
+    struct engine_cost cost;
+};
+int measure_sizes(struct measured *out, const struct engine *engine,
+                  const struct engine_size *sizes, size_t size_count, struct err *err);
+
 struct prompt {
     float              *text, *modulation; /* owned; see struct conditioning */
     struct conditioning conditioning;

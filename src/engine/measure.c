@@ -7,6 +7,8 @@
  */
 #include "engine/engine_int.h"
 
+#include <math.h>
+
 static int check_size(const struct engine *engine, const struct engine_size *size, struct err *err)
 {
     int     rc = ERR_OK;
@@ -26,13 +28,24 @@ out:
     return rc;
 }
 
-/* FLOPs asked for since the last call. */
-static double flop_lap(const struct backend *backend, double *before)
+static void raise_bytes(uint64_t *most, uint64_t bytes)
+{
+    if (bytes > *most) *most = bytes;
+}
+
+/* FLOPs asked for since `*before`, which moves on. */
+static void raise_flop(double *most, const struct backend *backend, double *before)
 {
     double all = backend_flops(backend), lap = all - *before;
 
     *before = all;
-    return lap;
+    if (lap > *most) *most = lap;
+}
+
+/* An address that arithmetic may start from; nothing reads it. */
+static float *nowhere(struct backend *backend)
+{
+    return arena_take(backend_arena(backend), 0, "nowhere");
 }
 
 static int measure_prompt(struct measured *out, const struct engine *engine, uint32_t steps,
@@ -44,16 +57,14 @@ static int measure_prompt(struct measured *out, const struct engine *engine, uin
     struct prompt_input input = {.clip_count = clip_tokenizer_max(engine->clip_tokenizer),
                                  .sigmas = schedule.sigma,
                                  .steps = steps};
-    float              *nowhere;
+    double              before = 0;
 
     TRY(backend_open_dry(&backend, &engine->text_machine, err));
-    /* An address that arithmetic may start from; nothing reads it. */
-    nowhere = arena_take(backend_arena(backend), 0, "nowhere");
-    prompt_compute(engine, backend, &input, nowhere, nowhere);
-    out->cost.flop_prompt = backend_flops(backend);
-    out->text_bytes = arena_bytes_peak(backend_arena(backend));
-    out->cost.scratch_bytes += out->text_bytes + backend_fixed_bytes(backend);
-    out->cost.fixed_bytes += prompt_bytes(engine, steps);
+    prompt_compute(engine, backend, &input, nowhere(backend), nowhere(backend));
+    raise_flop(&out->cost.flop_prompt, backend, &before);
+    raise_bytes(&out->text_bytes, arena_bytes_peak(backend_arena(backend)));
+    raise_bytes(&out->text_workspace_bytes, backend_fixed_bytes(backend));
+    raise_bytes(&out->table_bytes, prompt_bytes(engine, steps));
 out:
     backend_close(backend);
     return rc;
@@ -64,35 +75,33 @@ static void rehearse(struct measured *out, const struct engine *engine, struct b
                      const struct engine_size *size, struct engine_tile *tiles,
                      struct transformer_tile *work)
 {
-    float        *nowhere = arena_take(backend_arena(backend), 0, "nowhere");
-    struct prompt prompt = {.conditioning = {.text = nowhere,
-                                             .modulation = nowhere,
+    struct prompt prompt = {.conditioning = {.text = nowhere(backend),
+                                             .modulation = nowhere(backend),
                                              .text_tokens = engine->facts.text_tokens,
                                              .steps = size->steps}};
-    double        before = 0;
+    double        before = 0, predict = 0;
 
     compute_encode(engine, backend, NULL, size->w_px, size->h_px, NULL);
-    out->cost.flop_encode = flop_lap(backend, &before);
+    raise_flop(&out->cost.flop_encode, backend, &before);
     for (uint32_t t = 0; t < size->tiles; t++)
         tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
     compute_predict(engine, backend, work, tiles, size->tiles, 0);
-    out->cost.flop_predict = flop_lap(backend, &before) / size->tiles;
+    raise_flop(&predict, backend, &before);
+    out->cost.flop_predict = fmax(out->cost.flop_predict, predict / size->tiles);
     compute_decode(engine, backend, NULL, size->w_px, size->h_px, NULL);
-    out->cost.flop_decode = flop_lap(backend, &before);
-    out->tile_bytes = arena_bytes_peak(backend_arena(backend));
-    out->cost.scratch_bytes += out->tile_bytes;
-    out->cost.fixed_bytes += backend_fixed_bytes(backend);
+    raise_flop(&out->cost.flop_decode, backend, &before);
+    raise_bytes(&out->tile_bytes, arena_bytes_peak(backend_arena(backend)));
+    raise_bytes(&out->tile_workspace_bytes, backend_fixed_bytes(backend));
 }
 
-static int measure(struct measured *out, const struct engine *engine,
-                   const struct engine_size *size, struct err *err)
+static int measure_size(struct measured *out, const struct engine *engine,
+                        const struct engine_size *size, struct err *err)
 {
     int                      rc = ERR_OK;
     struct backend          *backend = NULL;
     struct engine_tile      *tiles = NULL;
     struct transformer_tile *work = NULL;
 
-    *out = (struct measured){.cost.fixed_bytes = arena_bytes_peak(engine->vectors)};
     TRY(check_size(engine, size, err));
     TRY(measure_prompt(out, engine, size->steps, err));
     TRY(backend_open_dry(&backend, &engine->machine, err));
@@ -106,35 +115,17 @@ out:
     return rc;
 }
 
-static uint64_t larger_u64(uint64_t a, uint64_t b)
+int measure_sizes(struct measured *out, const struct engine *engine,
+                  const struct engine_size *sizes, size_t size_count, struct err *err)
 {
-    return a > b ? a : b;
-}
-
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
-
-static int measure_all(struct measured *out, const struct engine *engine,
-                       const struct engine_size *sizes, size_t size_count, struct err *err)
-{
-    int             rc = ERR_OK;
-    struct measured one;
+    int rc = ERR_OK;
 
     *out = (struct measured){.tile_bytes = 0};
-    for (size_t i = 0; i < size_count; i++) {
-        struct engine_cost *all = &out->cost;
-        TRY(measure(&one, engine, &sizes[i], err));
-        out->tile_bytes = larger_u64(out->tile_bytes, one.tile_bytes);
-        out->text_bytes = larger_u64(out->text_bytes, one.text_bytes);
-        all->scratch_bytes = larger_u64(all->scratch_bytes, one.cost.scratch_bytes);
-        all->fixed_bytes = larger_u64(all->fixed_bytes, one.cost.fixed_bytes);
-        all->flop_prompt = larger(all->flop_prompt, one.cost.flop_prompt);
-        all->flop_encode = larger(all->flop_encode, one.cost.flop_encode);
-        all->flop_predict = larger(all->flop_predict, one.cost.flop_predict);
-        all->flop_decode = larger(all->flop_decode, one.cost.flop_decode);
-    }
+    for (size_t i = 0; i < size_count; i++)
+        TRY(measure_size(out, engine, &sizes[i], err));
+    out->cost.scratch_bytes = out->tile_bytes + out->text_bytes;
+    out->cost.fixed_bytes = out->tile_workspace_bytes + out->text_workspace_bytes +
+                            out->table_bytes + arena_bytes_peak(engine->vectors);
 out:
     return rc;
 }

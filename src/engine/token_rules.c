@@ -1,6 +1,6 @@
 /*
- * token_rules.c - what the two tokenizers share: the settings of a tokenizer folder, tokens that are
- * written out in a prompt, and which prompts are accepted.
+ * token_rules.c - what the two tokenizers share: the settings of a tokenizer folder, tokens that
+ * are written out in a prompt, and which prompts are accepted.
  *
  * Owns the parsed settings and the list of literal tokens.  Knows nothing of vocabularies or of how
  * ordinary text is cut: that is what the two tokenizers are for.
@@ -111,7 +111,8 @@ const char *token_rules_name(const struct token_rules *rules, const char *role, 
     return text == NULL ? absent : text;
 }
 
-int token_rules_max(uint32_t *out, const struct token_rules *rules, uint32_t absent, struct err *err)
+int token_rules_max(uint32_t *out, const struct token_rules *rules, uint32_t absent,
+                    struct err *err)
 {
     int                        rc = ERR_OK;
     int64_t                    value = 0;
@@ -196,7 +197,8 @@ static int add_entry(struct token_rules *rules, const json_t *entry, int64_t id,
     literal.bytes = strlen(text);
     if (literal.bytes > LITERAL_BYTES || rules->count == LITERAL_LIMIT)
         RAISE(err, ERR_FORMAT, 0, "'%s': special token %u has %zu bytes; at most %d tokens of %d "
-              "bytes are supported", file, rules->count, literal.bytes, LITERAL_LIMIT, LITERAL_BYTES);
+              "bytes are supported", file, rules->count, literal.bytes, LITERAL_LIMIT,
+              LITERAL_BYTES);
     for (size_t i = 0; i < ARRAY_COUNT(unsupported); i++) {
         TRY(json_read_bool(&flag, entry, file, unsupported[i], false, err));
         if (flag)
@@ -296,8 +298,8 @@ int token_rules_check_prompt(size_t *bytes_out, const char *text, struct err *er
               "reads only the first few thousand", bytes, TOKEN_PROMPT_BYTES);
     valid = text_utf8_valid_prefix(text, bytes);
     if (valid < bytes)
-        RAISE(err, ERR_USAGE, 0, "the prompt is not valid UTF-8: byte %zu is 0x%02X; save or type it "
-              "in UTF-8", valid, (unsigned)(uint8_t)text[valid]);
+        RAISE(err, ERR_USAGE, 0, "the prompt is not valid UTF-8: byte %zu is 0x%02X; save or type "
+              "it in UTF-8", valid, (unsigned)(uint8_t)text[valid]);
     *bytes_out = bytes;
 out:
     return rc;

@@ -5,7 +5,7 @@
  * them comes in as struct conditioning.
  *
  * Easy to get wrong, and wrong in ways that may still look like pictures:
- *   - text rows stand before image rows, in attention and in the single blocks;
+ *   - text rows stand before image rows: what is rotated and what leaves at the end depend on it;
  *   - modulation is LN(x) * (1 + scale) + shift; the LN has no weights and eps 1e-6;
  *   - it comes as shift, scale, gate everywhere but in the final layer: scale, shift
  * (modulation.c);

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
@@ -26,9 +28,9 @@ OUT = HERE / "engine"
 # Tile sizes in tokens, rows first; none is square.
 TILES = [(6, 4), (4, 10)]
 MODELS = [
-    {"name": "dev_small", "dtype": "f32", "seed": 11, "text_tokens": 24, "guidance": 3.5},
-    {"name": "dev_wide", "dtype": "bf16", "seed": 12, "text_tokens": 40, "guidance": 2.25},
-    {"name": "schnell", "dtype": "f16", "seed": 13, "text_tokens": 17, "guidance": 0.0},
+    {"name": "dev_small", "dtype": "bf16", "seed": 11, "text_tokens": 24, "guidance": 3.5},
+    {"name": "dev_wide", "dtype": "f16", "seed": 12, "text_tokens": 40, "guidance": 2.25},
+    {"name": "schnell", "dtype": "f32", "seed": 13, "text_tokens": 17, "guidance": 0.0},
 ]
 PROMPTS = ["", "A majestic mountain landscape at sunset, 8k",
            "two cats: one on the left, one on the right; a very long tail of words " * 8]
@@ -199,7 +201,9 @@ def make(program, spec):
     out = {name: value.to(torch.float32).contiguous() for name, value in out.items()}
     for name, value in out.items():
         assert bool(torch.isfinite(value).all()), name
-    save_file(out, OUT / f"{spec['name']}.safetensors")
+    path = OUT / f"{spec['name']}.safetensors"
+    save_file(out, path)
+    path.chmod(0o644)
     for name in ("clip.pooled.1", "t5.states.1", "transformer.velocity.0", "vae.latent.0",
                  "vae.decoded.0"):
         print(f"  {name}: mean {out[name].mean():.4f}, deviation {out[name].std():.4f}")
@@ -209,6 +213,8 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     torch.set_num_threads(1)
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
     OUT.mkdir(exist_ok=True)
     for spec in MODELS:
         make(sys.argv[1], spec)

@@ -2,8 +2,8 @@
  * parity.h - what the parity tests share: a random model folder, the engine on it, and what the
  * reference implementation computed for it (tests/golden/engine, see the README there).
  *
- * Every test runs once for each variant: a model in one layout, one precision.  Limits are relative
- * L2 errors: 1e-4 in fp32, where the order of sums differs, and 2e-2 in bf16, whose steps are 2^-8.
+ * A test runs once for each variant: a model in one layout, one precision.  Limits are relative L2
+ * errors: 1e-4 in fp32, where the order of sums differs, and 2e-2 in bf16, whose steps are 2^-8.
  */
 #ifndef MURAL_PARITY_H
 #define MURAL_PARITY_H
@@ -24,11 +24,25 @@ struct parity {
     const struct variant *variant;
     char                  folder[128]; /* scratch; the model is folder/model */
     json_t               *index;
-    const json_t         *spec;   /* the model's entry in index */
+    const json_t         *spec; /* the model's entry in index */
     struct safetensors   *golden;
     struct engine        *engine;
-    struct backend       *backend; /* unbounded scratch for networks that are run alone */
+    struct backend       *exact;    /* fp32, as prompts are computed            */
+    struct backend       *backend;  /* as tiles are computed                    */
+    bool                  possible; /* false: this CPU has no bf16 at all       */
 };
+
+/* First line of every test. */
+static inline struct parity *parity_begin(void **state)
+{
+    struct parity *p = *state;
+
+    if (!p->possible) {
+        print_message("# skipped: the library has no bf16 on this CPU\n");
+        skip();
+    }
+    return p;
+}
 
 /* ------------------------------------------------------------------------- expected values */
 
@@ -53,7 +67,8 @@ static inline int64_t golden_ids(const struct parity *p, int32_t *ids_out, int64
     const float *values = golden(p, &count, stem, number);
 
     assert_true(count <= capacity);
-    for (int64_t i = 0; i < count; i++) ids_out[i] = (int32_t)values[i];
+    for (int64_t i = 0; i < count; i++)
+        ids_out[i] = (int32_t)values[i];
     return count;
 }
 
@@ -190,16 +205,33 @@ static inline void read_spec(struct parity *p)
     ASSERT_OK(safetensors_open(&p->golden, path, &err));
 }
 
+/* Backends with room for networks that are run alone. */
+static inline void open_backends(struct parity *p)
+{
+    struct err             err = {0};
+    struct backend_options machine = {.compute = DTYPE_F32,
+                                      .threads = 2,
+                                      .conv_weight_elements_max = 9 * 64 * 64,
+                                      .arena_limit_bytes = 256 << 20};
+    struct matrix          x;
+
+    ASSERT_OK(backend_open_cpu(&p->exact, &machine, &err));
+    machine.compute = engine_compute(p->variant->precision);
+    ASSERT_OK(backend_open_cpu(&p->backend, &machine, &err));
+    x = backend_take(p->backend, machine.compute, 64, 64, "trial");
+    memset(x.data, 0, 64 * 64 * dtype_bytes(machine.compute));
+    backend_linear(p->backend, x, x, x, NULL, ACT_NONE);
+    p->possible = backend_wait(p->backend, &err) == ERR_OK;
+    assert_true(p->possible || p->variant->precision == PRECISION_BF16);
+}
+
 /* cmocka setup: *state is a struct variant before, a struct parity after. */
 static inline int parity_open(void **state)
 {
-    struct err             err = {0};
-    struct parity         *p = calloc(1, sizeof *p);
-    char                   folder[160];
-    struct engine_options  options = {.model_folder = folder, .threads = 2};
-    struct backend_options machine = {.threads = 2,
-                                      .conv_weight_elements_max = 9 * 64 * 64,
-                                      .arena_limit_bytes = 256 << 20};
+    struct err            err = {0};
+    struct parity        *p = calloc(1, sizeof *p);
+    char                  folder[160];
+    struct engine_options options = {.model_folder = folder, .threads = 2};
 
     assert_non_null(p);
     p->variant = *state;
@@ -211,8 +243,7 @@ static inline int parity_open(void **state)
     options.text_tokens = (uint32_t)spec_int(p->spec, "text_tokens");
     ASSERT_OK(engine_open(&p->engine, &options, &err));
     check_weights(p);
-    machine.compute = engine_compute(p->variant->precision);
-    ASSERT_OK(backend_open_cpu(&p->backend, &machine, &err));
+    open_backends(p);
     *state = p;
     return 0;
 }
@@ -222,6 +253,7 @@ static inline int parity_close(void **state)
     struct parity *p = *state;
 
     backend_close(p->backend);
+    backend_close(p->exact);
     engine_close(p->engine);
     safetensors_close(p->golden);
     json_decref(p->index);
@@ -230,36 +262,29 @@ static inline int parity_close(void **state)
     return 0;
 }
 
-/* Where the library cannot multiply bf16 at all, there is nothing to compare. */
-static inline void parity_wait(struct parity *p, struct backend *backend)
-{
-    struct err err = {0};
-
-    if (backend_wait(backend, &err) == ERR_OK) return;
-    if (p->variant->precision == PRECISION_F32) fail_msg("%s", err.text);
-    print_message("# no bf16 on this CPU: %s\n", err.text);
-    skip();
-}
-
+/* fp32 first. */
 static const struct variant variants[] = {
     {"dev_small", PRECISION_F32, false},  {"dev_wide", PRECISION_F32, false},
     {"schnell", PRECISION_F32, false},    {"dev_wide", PRECISION_F32, true},
     {"dev_small", PRECISION_BF16, false}, {"dev_wide", PRECISION_BF16, false},
     {"schnell", PRECISION_BF16, false},
 };
+enum { VARIANTS_F32 = 4, VARIANTS_ALL = ARRAY_COUNT(variants) };
 
-/* Every function for every variant. */
-static inline int parity_run(const struct CMUnitTest *functions, size_t count)
+/* Every function for the first `variant_count` variants. */
+static inline int parity_run(const struct CMUnitTest *functions, size_t function_count,
+                             size_t variant_count)
 {
     enum { MOST = 64 };
     static char              names[MOST][128];
-    static struct variant    states[ARRAY_COUNT(variants)];
+    static struct variant    states[VARIANTS_ALL];
     static struct CMUnitTest tests[MOST];
     size_t                   made = 0;
 
     memcpy(states, variants, sizeof variants);
-    for (size_t v = 0; v < ARRAY_COUNT(variants); v++)
-        for (size_t f = 0; f < count && made < MOST; f++, made++) {
+    assert_true(function_count * variant_count <= MOST);
+    for (size_t v = 0; v < variant_count; v++)
+        for (size_t f = 0; f < function_count; f++, made++) {
             (void)snprintf(names[made], sizeof names[made], "%s_%s_%s%s", functions[f].name,
                            states[v].model, states[v].precision == PRECISION_F32 ? "f32" : "bf16",
                            states[v].bfl ? "_bfl" : "");
@@ -271,6 +296,6 @@ static inline int parity_run(const struct CMUnitTest *functions, size_t count)
         }
     return _cmocka_run_group_tests("parity", tests, made, NULL, NULL);
 }
-#define PARITY_RUN(functions) parity_run((functions), ARRAY_COUNT(functions))
+#define PARITY_RUN(functions, variants) parity_run((functions), ARRAY_COUNT(functions), (variants))
 
 #endif

@@ -3,17 +3,19 @@
 
 static void pooled_vectors_agree(void **state)
 {
-    struct parity *p = *state;
+    struct err     err = {0};
+    struct parity *p = parity_begin(state);
     int64_t        width = p->engine->model->clip.hidden;
-    struct matrix  pooled = backend_take(p->backend, DTYPE_F32, 1, width, "pooled");
+    struct matrix  pooled = backend_take(p->exact, DTYPE_F32, 1, width, "pooled");
 
     for (size_t i = 0; i < (size_t)spec_int(p->spec, "prompts"); i++) {
         int32_t  ids[128];
         uint32_t count = (uint32_t)golden_ids(p, ids, 128, "clip.ids", i);
         /* The reference pads with the end token and pools at the first of them. */
-        while (count > 1 && ids[count - 2] == ids[count - 1]) count--;
-        clip_forward(p->engine->networks.clip, p->backend, ids, count, pooled);
-        parity_wait(p, p->backend);
+        while (count > 1 && ids[count - 2] == ids[count - 1])
+            count--;
+        clip_forward(p->engine->networks.clip, p->exact, ids, count, pooled);
+        ASSERT_OK(backend_wait(p->exact, &err));
         assert_close(p, pooled.data, "clip.pooled", i);
     }
 }
@@ -21,5 +23,5 @@ static void pooled_vectors_agree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(pooled_vectors_agree)};
-    return PARITY_RUN(tests);
+    return PARITY_RUN(tests, VARIANTS_F32);
 }

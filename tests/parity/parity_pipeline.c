@@ -34,11 +34,10 @@ static void run_open(struct run *run, struct parity *p, const char *name)
                                         .tokens = (int64_t)w * h,
                                         .sigma_start = 1,
                                         .strength = json_number_value(strength)};
-    struct prompt_request   prompt = {
-          .text = json_string_value(json_object_get(spec, "prompt")),
-          .guidance = spec_number(p->spec, "guidance"),
-          .schedule = &run->schedule};
-    struct engine_size size = {.tiles = 1, .steps = schedule.steps};
+    struct prompt_request   prompt = {.text = json_string_value(json_object_get(spec, "prompt")),
+                                      .guidance = spec_number(p->spec, "guidance"),
+                                      .schedule = &run->schedule};
+    struct engine_size      size = {.tiles = 1, .steps = schedule.steps};
 
     size.w_px = run->w_px = w * p->engine->facts.px_per_token;
     size.h_px = run->h_px = h * p->engine->facts.px_per_token;
@@ -49,12 +48,7 @@ static void run_open(struct run *run, struct parity *p, const char *name)
     run->rgb = numbers(run->rgb_count);
     ASSERT_OK(engine_reserve(p->engine, &size, 1, &err));
     ASSERT_OK(schedule_make(&run->schedule, p->engine, &schedule, &err));
-    if (prompt_open(&run->prompt, p->engine, &prompt, &err) != ERR_OK) {
-        if (err.code != ERR_DEVICE || p->variant->precision == PRECISION_F32)
-            fail_msg("%s", err.text);
-        print_message("# no bf16 on this CPU: %s\n", err.text);
-        skip();
-    }
+    ASSERT_OK(prompt_open(&run->prompt, p->engine, &prompt, &err));
 }
 
 static void run_close(struct run *run)
@@ -103,7 +97,7 @@ static void assert_picture(const struct parity *p, const struct run *run, const 
 
 static void text_to_image_agrees(void **state)
 {
-    struct parity *p = *state;
+    struct parity *p = parity_begin(state);
     struct run     run = {0};
     int64_t        count;
 
@@ -119,7 +113,7 @@ static void text_to_image_agrees(void **state)
 static void image_to_image_agrees(void **state)
 {
     struct err     err = {0};
-    struct parity *p = *state;
+    struct parity *p = parity_begin(state);
     struct run     run = {0};
     int64_t        count;
     const float   *noise;
@@ -151,13 +145,12 @@ struct group {
 
 static void group_open(struct group *g, struct parity *p)
 {
-    static const int32_t tokens[GROUP][2] = {{3, 5}, {5, 3}, {2, 2}};
-    struct err           err = {0};
-    int32_t              px = p->engine->facts.px_per_token;
-    struct engine_size   size = {.w_px = 5 * px, .h_px = 5 * px, .tiles = GROUP, .steps = 2};
-    struct prompt_request request = {
-        .text = "north", .guidance = 2, .schedule = &g->schedule};
-    uint64_t random = 1;
+    static const int32_t  tokens[GROUP][2] = {{3, 5}, {5, 3}, {2, 2}};
+    struct err            err = {0};
+    int32_t               px = p->engine->facts.px_per_token;
+    struct engine_size    size = {.w_px = 5 * px, .h_px = 5 * px, .tiles = GROUP, .steps = 2};
+    struct prompt_request request = {.text = "north", .guidance = 2, .schedule = &g->schedule};
+    uint64_t              random = 1;
 
     ASSERT_OK(engine_reserve(p->engine, &size, 1, &err));
     g->schedule = (struct schedule){.steps = 2, .sigma = {1, 0.4f, 0}};
@@ -193,7 +186,7 @@ static void group_close(struct group *g)
 static void a_group_gives_what_each_tile_gives_alone(void **state)
 {
     struct err     err = {0};
-    struct parity *p = *state;
+    struct parity *p = parity_begin(state);
     struct group   g = {0};
 
     group_open(&g, p);
@@ -214,7 +207,7 @@ static void a_group_gives_what_each_tile_gives_alone(void **state)
 static void what_was_measured_is_what_is_taken(void **state)
 {
     struct err            err = {0};
-    struct parity        *p = *state;
+    struct parity        *p = parity_begin(state);
     int32_t               px = p->engine->facts.px_per_token;
     struct engine_size    size = {.w_px = 4 * px, .h_px = 6 * px, .tiles = GROUP, .steps = 2};
     char                  folder[160];
@@ -247,7 +240,10 @@ static void what_was_measured_is_what_is_taken(void **state)
     ASSERT_OK(engine_encode(p->engine, rgb, size.w_px, size.h_px, latent, &err));
     ASSERT_OK(engine_predict(p->engine, tiles, GROUP, 1, &err));
     ASSERT_OK(engine_decode(p->engine, latent, size.w_px, size.h_px, rgb, &err));
-    assert_int_equal(arena_bytes_peak(backend_arena(p->engine->backend)), cost.scratch_bytes);
+    assert_int_equal(arena_bytes_peak(backend_arena(p->engine->backend)),
+                     p->engine->machine.arena_limit_bytes);
+    assert_int_equal(cost.scratch_bytes, p->engine->machine.arena_limit_bytes +
+                                             p->engine->text_machine.arena_limit_bytes);
     assert_true(cost.flop_prompt > 0 && cost.flop_encode > 0);
     assert_true(cost.flop_predict > 0 && cost.flop_decode > 0);
     prompt_close(prompt);
@@ -275,7 +271,7 @@ static int no_mprotect(void *address, size_t bytes, int protection)
 static void nothing_is_taken_while_tiles_are_painted(void **state)
 {
     struct err      err = {0};
-    struct parity  *p = *state;
+    struct parity  *p = parity_begin(state);
     struct group    g = {0};
     struct os_calls whole = os;
 
@@ -290,7 +286,7 @@ static void nothing_is_taken_while_tiles_are_painted(void **state)
 static void numbers_that_are_none_are_reported(void **state)
 {
     struct err     err = {0};
-    struct parity *p = *state;
+    struct parity *p = parity_begin(state);
     struct group   g = {0};
     float         *latent, *rgb;
 
@@ -312,7 +308,7 @@ static void numbers_that_are_none_are_reported(void **state)
 static void impossible_sizes_are_refused(void **state)
 {
     struct err         err;
-    struct parity     *p = *state;
+    struct parity     *p = parity_begin(state);
     int32_t            px = p->engine->facts.px_per_token;
     struct engine_size size = {.w_px = 4 * px + 1, .h_px = 4 * px, .tiles = 1, .steps = 1};
 
@@ -337,5 +333,5 @@ int main(void)
         cmocka_unit_test(numbers_that_are_none_are_reported),
         cmocka_unit_test(impossible_sizes_are_refused),
     };
-    return PARITY_RUN(tests);
+    return PARITY_RUN(tests, VARIANTS_ALL);
 }

@@ -3,7 +3,7 @@
 
 static void sigmas_agree(void **state)
 {
-    struct parity *p = *state;
+    struct parity *p = parity_begin(state);
 
     for (size_t i = 0; i < spec_count(p, "schedules"); i++) {
         const json_t           *spec = spec_object(p, "schedules", i);
@@ -28,5 +28,5 @@ static void sigmas_agree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(sigmas_agree)};
-    return PARITY_RUN(tests);
+    return PARITY_RUN(tests, VARIANTS_F32);
 }

@@ -17,45 +17,43 @@ static struct conditioning make_conditioning(struct parity *p, double sigma)
     const float              *states = golden(p, &count, "t5.states", 1), *pooled;
 
     assert_int_equal(count, tokens * p->engine->model->t5.hidden);
-    text = backend_take(p->backend, DTYPE_F32, tokens, p->engine->facts.hidden, "text");
-    transformer_embed_text(transformer, p->backend,
+    text = backend_take(p->exact, DTYPE_F32, tokens, p->engine->facts.hidden, "text");
+    transformer_embed_text(transformer, p->exact,
                            host_matrix(states, tokens, p->engine->model->t5.hidden), text);
     pooled = golden(p, &count, "clip.pooled", 1);
     request.pooled = host_matrix(pooled, 1, count);
     request.guidance = spec_number(p->spec, "guidance");
-    modulation =
-        backend_take(p->backend, DTYPE_F32, 1, modulation_count(transformer), "modulation");
-    modulation_make(transformer, p->backend, &request, modulation.data);
+    modulation = backend_take(p->exact, DTYPE_F32, 1, modulation_count(transformer), "modulation");
+    modulation_make(transformer, p->exact, &request, modulation.data);
     return (struct conditioning){
         .text = text.data, .modulation = modulation.data, .text_tokens = tokens, .steps = 1};
 }
 
 static void velocities_agree(void **state)
 {
-    struct parity *p = *state;
+    struct err     err = {0};
+    struct parity *p = parity_begin(state);
 
     for (size_t i = 0; i < spec_count(p, "tiles"); i++) {
         const json_t           *spec = spec_object(p, "tiles", i);
-        struct arena_mark       mark = arena_mark(backend_arena(p->backend));
         struct conditioning     conditioning = make_conditioning(p, spec_number(spec, "sigma"));
         struct transformer_tile tile = {.conditioning = &conditioning,
                                         .h_tokens = spec_int(spec, "h_tokens"),
                                         .w_tokens = spec_int(spec, "w_tokens")};
-        int64_t rows = (int64_t)tile.h_tokens * tile.w_tokens, count;
-        int64_t channels = p->engine->model->transformer.in_channels;
+        int64_t                 rows = (int64_t)tile.h_tokens * tile.w_tokens, count;
+        int64_t                 channels = p->engine->model->transformer.in_channels;
 
         tile.tokens = host_matrix(golden(p, &count, "transformer.tokens", i), rows, channels);
         assert_int_equal(count, rows * channels);
         tile.velocity = backend_take(p->backend, DTYPE_F32, rows, channels, "velocity");
         transformer_forward(p->engine->networks.transformer, p->backend, &tile, 1, 0);
-        parity_wait(p, p->backend);
+        ASSERT_OK(backend_wait(p->backend, &err));
         assert_close(p, tile.velocity.data, "transformer.velocity", i);
-        arena_rewind(backend_arena(p->backend), mark);
     }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(velocities_agree)};
-    return PARITY_RUN(tests);
+    return PARITY_RUN(tests, VARIANTS_ALL);
 }

@@ -16,11 +16,8 @@ static const struct scheduler_config dev = {.dynamic_shift = true,
                                             .max_shift = 1.15,
                                             .base_tokens = 256,
                                             .max_tokens = 4096};
-static const struct scheduler_config schnell = {.shift = 1.0,
-                                                .base_shift = 0.5,
-                                                .max_shift = 1.15,
-                                                .base_tokens = 256,
-                                                .max_tokens = 4096};
+static const struct scheduler_config schnell = {
+    .shift = 1.0, .base_shift = 0.5, .max_shift = 1.15, .base_tokens = 256, .max_tokens = 4096};
 
 static struct schedule made(const struct scheduler_config *config, struct schedule_request request)
 {
@@ -45,10 +42,10 @@ static void assert_sigmas(const struct schedule *schedule, const double *expecte
 
 static void whole_schedules_are_the_published_ones(void **state)
 {
-    static const double dev_1024[] = {
-        1,      .98841, .97622, .96339, .94987, .93560, .92051, .90453, .88758, .86958,
-        .85041, .82996, .80810, .78467, .75951, .73241, .70314, .67143, .63696, .59936,
-        .55816, .51284, .46275, .40708, .34485, .27483, .19545, .10472};
+    static const double dev_1024[] = {1,      .98841, .97622, .96339, .94987, .93560, .92051,
+                                      .90453, .88758, .86958, .85041, .82996, .80810, .78467,
+                                      .75951, .73241, .70314, .67143, .63696, .59936, .55816,
+                                      .51284, .46275, .40708, .34485, .27483, .19545, .10472};
     static const double dev_512[] = {1,      .97273, .94413, .91409, .88250, .84923, .81416,
                                      .77713, .73797, .69650, .65249, .60571, .55590, .50274,
                                      .44589, .38494, .31945, .24888, .17261, .08993};
@@ -114,9 +111,8 @@ static void strength_leaves_first_steps_out(void **state)
         const struct scheduler_config *config;
         uint32_t                       steps, left;
         double                         strength, first;
-    } rows[] = {{&dev, 28, 17, 0.6, .8300},   {&dev, 28, 9, 0.3, .5994},
-                {&dev, 20, 15, 0.75, .9045},  {&dev, 28, 27, 0.95, .9884},
-                {&dev, 28, 28, 1.0, 1.0},     {&schnell, 4, 2, 0.5, 0.5},
+    } rows[] = {{&dev, 28, 17, 0.6, .8300},  {&dev, 28, 9, 0.3, .5994}, {&dev, 20, 15, 0.75, .9045},
+                {&dev, 28, 27, 0.95, .9884}, {&dev, 28, 28, 1.0, 1.0},  {&schnell, 4, 2, 0.5, 0.5},
                 {&schnell, 4, 2, 0.3, 0.5}};
 
     (void)state;
@@ -139,11 +135,11 @@ static void a_first_sigma_is_met_exactly_and_steps_are_all_run(void **state)
 
     (void)state;
     for (int i = 0; i < 2000; i++) {
-        struct schedule_request request = {
-            .steps = (uint32_t)random_between(&random, 1, 60),
-            .tokens = random_between(&random, 1, 20000),
-            .sigma_start = (double)random_between(&random, 1, 10000) / 10000};
-        struct schedule schedule = made(i % 2 ? &dev : &schnell, request);
+        struct schedule_request request = {.steps = (uint32_t)random_between(&random, 1, 60),
+                                           .tokens = random_between(&random, 1, 20000),
+                                           .sigma_start =
+                                               (double)random_between(&random, 1, 10000) / 10000};
+        struct schedule         schedule = made(i % 2 ? &dev : &schnell, request);
 
         assert_int_equal(schedule.steps, request.steps);
         assert_true(schedule.sigma[0] == (float)request.sigma_start);

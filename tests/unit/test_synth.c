@@ -167,7 +167,7 @@ static void make_smallest(const char *path)
 static void failures_leave_the_place_as_it_was(void **state)
 {
     char                 folder[256], inside[300], spec_path[512];
-    struct synth_request request = {.spec = spec_path, .dtype = DTYPE_BF16, .shard_bytes = 30000};
+    struct synth_request request = {.spec = spec_path, .dtype = DTYPE_BF16, .shard_bytes = 60000};
 
     (void)state;
     scratch_make(folder, sizeof folder);
