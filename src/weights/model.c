@@ -121,10 +121,14 @@ static int part_from_json(struct model *model, enum model_part part, const json_
 static int part_from_shapes(struct model *model, enum model_part part, const char *config,
                             struct err *err)
 {
-    int rc = ERR_OK;
+    int  rc = ERR_OK;
+    bool bfl = false;
 
     if (part > PART_VAE) RAISE(err, ERR_FORMAT, 0, "model: '%s' does not exist", config);
     TRY(safetensors_open(&model->tensors[part], model->file[part], err));
+    if (names_prefix(model->tensors[part], part, &bfl) != NULL && !bfl)
+        RAISE(err, ERR_FORMAT, 0, "model: '%s' does not exist, and '%s' cannot do without it",
+              config, model->file[part]);
     if (part == PART_TRANSFORMER)
         TRY(model_bfl_transformer(&model->transformer, model->tensors[part], err));
     else
@@ -217,29 +221,6 @@ out:
     return rc;
 }
 
-int model_config_check(const struct model *model, struct err *err)
-{
-    int                              rc = ERR_OK;
-    const struct transformer_config *t = &model->transformer;
-
-    if (t->in_channels != 4 * model->vae.latent_channels)
-        RAISE(err, ERR_FORMAT, 0,
-              "model: the transformer takes %lld channels a token and the VAE makes 4 x %lld; they "
-              "do not "
-              "belong together",
-              (long long)t->in_channels, (long long)model->vae.latent_channels);
-    if (t->text_width != model->t5.hidden)
-        RAISE(err, ERR_FORMAT, 0,
-              "model: the transformer takes text of width %lld and T5 makes %lld",
-              (long long)t->text_width, (long long)model->t5.hidden);
-    if (t->pooled_width != model->clip.hidden)
-        RAISE(err, ERR_FORMAT, 0,
-              "model: the transformer takes a pooled vector of %lld and CLIP makes %lld",
-              (long long)t->pooled_width, (long long)model->clip.hidden);
-out:
-    return rc;
-}
-
 /* ------------------------------------------------------------------------------------ weights */
 
 static int map_part(struct model *model, enum model_part part, struct err *err)
@@ -258,8 +239,8 @@ static int map_part(struct model *model, enum model_part part, struct err *err)
         const struct safetensors_entry *entry = safetensors_at(model->tensors[part], i);
         if (names_is_scale(entry->name))
             RAISE(err, ERR_FORMAT, 0,
-                  "weights: '%s' holds scaled or packed weights (%s); use a bf16, fp16 or plain "
-                  "fp8 file",
+                  "weights: '%s' holds scaled or packed weights (%.160s); use a bf16, fp16 or "
+                  "plain fp8 file",
                   entry->file, entry->name);
     }
 out:
@@ -326,7 +307,7 @@ int model_weight(struct matrix *out, const struct model *model,
     int64_t                         first = request->first_row;
 
     must(file != NULL && first >= 0 && request->rows > 0 &&
-         first + request->rows <= request->rows_all);
+         first + request->rows <= request->rows_all && request->cols > 0);
     if (model->bfl[request->part]) {
         must(names_to_bfl(&place, model, request->part, request->name, request->rows_all));
         (void)snprintf(whole, sizeof whole, "%s%s", model->prefix[request->part], place.name);
@@ -366,7 +347,7 @@ static uint64_t sample_bytes(const struct safetensors_entry *entry, uint64_t see
     if (entry->bytes <= 2 * END) return hash64(data, (size_t)entry->bytes, seed);
     seed = hash64(data, END, seed);
     for (uint64_t i = 0; i < PLACES; i++) {
-        uint64_t at = END + (entry->bytes - 2 * END - PIECE) / PLACES * i;
+        uint64_t at = END + (entry->bytes - 2 * END) / PLACES * i;
         if (at + PIECE <= entry->bytes) seed = hash64(data + at, PIECE, seed);
     }
     return hash64(data + entry->bytes - END, END, seed);

@@ -11,8 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 
-const double model_bfl_scaling = 0.3611, model_bfl_shift = 0.1159;
-
 /* One dimension of a tensor that must exist. */
 static int dimension(int64_t *out, const struct safetensors *file, const char *prefix,
                      const char *name, uint32_t axis, struct err *err)
@@ -49,7 +47,8 @@ count_blocks(const struct safetensors *file, const char *prefix, const char *for
     return count;
 }
 
-void model_bfl_axes(int64_t axes_out[3], int64_t head_dim)
+/* 16, 56, 56 for FLUX.1's heads of 128. */
+static void guess_axes(int64_t axes_out[3], int64_t head_dim)
 {
     axes_out[0] = head_dim / 8 / 2 * 2;
     axes_out[1] = (head_dim - axes_out[0]) / 4 * 2;
@@ -80,7 +79,7 @@ int model_bfl_transformer(struct transformer_config *out, const struct safetenso
                       err));
     else
         TRY(dimension(&c.head_dim, file, prefix, "single_blocks.0.norm.key_norm.scale", 0, err));
-    if (c.head_dim < 8 || c.hidden % c.head_dim != 0)
+    if (c.head_dim < 16 || c.head_dim % 2 != 0 || c.hidden % c.head_dim != 0)
         RAISE(err, ERR_FORMAT, 0,
               "weights: '%s': a width of %lld cannot be split into heads of %lld",
               safetensors_path(file), (long long)c.hidden, (long long)c.head_dim);
@@ -88,7 +87,7 @@ int model_bfl_transformer(struct transformer_config *out, const struct safetenso
     c.mlp = 4 * c.hidden;
     (void)snprintf(guidance, sizeof guidance, "%sguidance_in.in_layer.weight", prefix);
     c.guidance = safetensors_find(file, guidance) != NULL;
-    model_bfl_axes(c.rope_axes, c.head_dim);
+    guess_axes(c.rope_axes, c.head_dim);
     TRY(model_config_check_transformer(&c, safetensors_path(file), err));
     *out = c;
 out:
@@ -96,7 +95,7 @@ out:
 }
 
 /* 32 in FLUX.1; a smaller VAE has as many as its narrowest level can share out evenly. */
-int64_t model_bfl_norm_groups(const struct vae_config *config)
+static int64_t guess_norm_groups(const struct vae_config *config)
 {
     for (int64_t groups = 32; groups > 1; groups /= 2) {
         bool divides = true;
@@ -113,7 +112,7 @@ int model_bfl_vae(struct vae_config *out, const struct safetensors *file, struct
     bool              bfl = false;
     const char       *prefix = names_prefix(file, PART_VAE, &bfl);
     struct vae_config c = {
-        .scaling = model_bfl_scaling, .shift = model_bfl_shift, .mid_attention = true};
+        .scaling = VAE_SCALING, .shift = VAE_SHIFT, .mid_attention = true};
     char name[NAMES_MAX], mid[NAMES_MAX];
 
     if (prefix == NULL || !bfl)
@@ -131,7 +130,7 @@ int model_bfl_vae(struct vae_config *out, const struct safetensors *file, struct
     TRY(dimension(&c.image_channels, file, prefix, "encoder.conv_in.weight", 1, err));
     (void)snprintf(mid, sizeof mid, "%sencoder.mid.attn_1.q.weight", prefix);
     c.mid_attention = safetensors_find(file, mid) != NULL;
-    c.norm_groups = model_bfl_norm_groups(&c);
+    c.norm_groups = guess_norm_groups(&c);
     TRY(model_config_check_vae(&c, safetensors_path(file), err));
     *out = c;
 out:

@@ -26,6 +26,27 @@ out:
     return rc;
 }
 
+/* A number that may be absent. */
+struct number_rule {
+    const char *key;
+    double      least, most, absent;
+};
+
+static int read_number(double *out, const json_t *object, const char *file,
+                       const struct number_rule *rule, struct err *err)
+{
+    int    rc = ERR_OK;
+    double value = 0;
+
+    TRY(json_read_number(&value, object, file, rule->key, rule->absent, err));
+    if (value < rule->least || value > rule->most)
+        RAISE(err, ERR_FORMAT, 0, "'%s': %s is %g; it must be %g..%g", file, rule->key, value,
+              rule->least, rule->most);
+    *out = value;
+out:
+    return rc;
+}
+
 static int need_object(const json_t *object, const char *file, struct err *err)
 {
     int rc = ERR_OK;
@@ -76,6 +97,7 @@ int model_config_transformer(struct transformer_config *out, const json_t *objec
     struct json_int_rule      patch_size = {"patch_size", 1, 1, false, 1};
 
     TRY(need_object(object, file, err));
+    TRY(need_text(object, file, "_class_name", "FluxTransformer2DModel", NULL, err));
     TRY(json_read_int(&c.heads, object, file, &heads, err));
     TRY(json_read_int(&c.head_dim, object, file, &head_dim, err));
     TRY(json_read_int(&c.doubles, object, file, &doubles, err));
@@ -96,6 +118,14 @@ out:
     return rc;
 }
 
+/* What the in_channels of the models beside FLUX.1-dev and FLUX.1-schnell say. */
+static const char *sibling(int64_t in_channels)
+{
+    if (in_channels == 384) return "a Fill";
+    if (in_channels == 128) return "a Canny or Depth";
+    return "a conditioned";
+}
+
 int model_config_check_transformer(const struct transformer_config *c, const char *file,
                                    struct err *err)
 {
@@ -111,12 +141,9 @@ int model_config_check_transformer(const struct transformer_config *c, const cha
                   (long long)c->rope_axes[i]);
     if (c->in_channels != c->out_channels)
         RAISE(err, ERR_FORMAT, 0,
-              "'%s': in_channels is %lld and out_channels %lld: this is a %s sibling of FLUX.1, "
+              "'%s': in_channels is %lld and out_channels %lld: this is %s sibling of FLUX.1, "
               "which takes more inputs than mural gives; use FLUX.1-dev or FLUX.1-schnell",
-              file, (long long)c->in_channels, (long long)c->out_channels,
-              c->in_channels == 384   ? "Fill"
-              : c->in_channels == 128 ? "Canny or Depth"
-                                      : "conditioned");
+              file, (long long)c->in_channels, (long long)c->out_channels, sibling(c->in_channels));
 out:
     return rc;
 }
@@ -131,9 +158,12 @@ int model_config_vae(struct vae_config *out, const json_t *object, const char *f
     struct json_int_rule latent = {"latent_channels", 4, 256, true, 0};
     struct json_int_rule image = {"in_channels", 3, 3, false, 3};
     struct json_int_rule groups = {"norm_num_groups", 1, 1024, false, 32};
+    struct number_rule   scaling = {"scaling_factor", 1e-6, 1e6, VAE_SCALING};
+    struct number_rule   shift = {"shift_factor", -1e6, 1e6, VAE_SHIFT};
     bool                 quant = false;
 
     TRY(need_object(object, file, err));
+    TRY(need_text(object, file, "_class_name", "AutoencoderKL", NULL, err));
     if (!json_is_array(widths) || json_array_size(widths) < 1 || json_array_size(widths) > 8)
         RAISE(err, ERR_FORMAT, 0, "'%s': block_out_channels must be a list of 1..8 widths", file);
     c.block_count = (int64_t)json_array_size(widths);
@@ -147,8 +177,8 @@ int model_config_vae(struct vae_config *out, const json_t *object, const char *f
     TRY(json_read_int(&c.latent_channels, object, file, &latent, err));
     TRY(json_read_int(&c.image_channels, object, file, &image, err));
     TRY(json_read_int(&c.norm_groups, object, file, &groups, err));
-    TRY(json_read_number(&c.scaling, object, file, "scaling_factor", 0.3611, err));
-    TRY(json_read_number(&c.shift, object, file, "shift_factor", 0.1159, err));
+    TRY(read_number(&c.scaling, object, file, &scaling, err));
+    TRY(read_number(&c.shift, object, file, &shift, err));
     TRY(json_read_bool(&c.mid_attention, object, file, "mid_block_add_attention", true, err));
     TRY(need_text(object, file, "act_fn", "silu", "swish", err));
     TRY(json_read_bool(&quant, object, file, "use_quant_conv", false, err));
@@ -165,7 +195,6 @@ int model_config_check_vae(const struct vae_config *c, const char *file, struct 
 {
     int rc = ERR_OK;
 
-    if (c->scaling <= 0) RAISE(err, ERR_FORMAT, 0, "'%s': scaling_factor must be above 0", file);
     for (int64_t i = 0; i < c->block_count; i++)
         if (c->widths[i] % c->norm_groups != 0)
             RAISE(err, ERR_FORMAT, 0,
@@ -186,6 +215,7 @@ int model_config_clip(struct clip_config *out, const json_t *object, const char 
     struct json_int_rule heads = {"num_attention_heads", 1, 256, true, 0};
     struct json_int_rule positions = {"max_position_embeddings", 2, 4096, false, 77};
     struct json_int_rule vocab = {"vocab_size", 3, 10000000, true, 0};
+    struct number_rule   eps = {"layer_norm_eps", 1e-12, 1, 1e-5};
 
     TRY(need_object(object, file, err));
     TRY(json_read_int(&c.hidden, object, file, &hidden, err));
@@ -194,7 +224,7 @@ int model_config_clip(struct clip_config *out, const json_t *object, const char 
     TRY(json_read_int(&c.heads, object, file, &heads, err));
     TRY(json_read_int(&c.positions, object, file, &positions, err));
     TRY(json_read_int(&c.vocab, object, file, &vocab, err));
-    TRY(json_read_number(&c.eps, object, file, "layer_norm_eps", 1e-5, err));
+    TRY(read_number(&c.eps, object, file, &eps, err));
     TRY(need_text(object, file, "hidden_act", "quick_gelu", NULL, err));
     if (c.hidden % c.heads != 0)
         RAISE(err, ERR_FORMAT, 0, "'%s': hidden_size %lld cannot be split over %lld heads", file,
@@ -216,6 +246,7 @@ int model_config_t5(struct t5_config *out, const json_t *object, const char *fil
     struct json_int_rule vocab = {"vocab_size", 3, 10000000, true, 0};
     struct json_int_rule buckets = {"relative_attention_num_buckets", 4, 1024, false, 32};
     struct json_int_rule distance = {"relative_attention_max_distance", 2, 65536, false, 128};
+    struct number_rule   eps = {"layer_norm_epsilon", 1e-12, 1, 1e-6};
 
     TRY(need_object(object, file, err));
     TRY(json_read_int(&c.hidden, object, file, &hidden, err));
@@ -226,8 +257,13 @@ int model_config_t5(struct t5_config *out, const json_t *object, const char *fil
     TRY(json_read_int(&c.vocab, object, file, &vocab, err));
     TRY(json_read_int(&c.buckets, object, file, &buckets, err));
     TRY(json_read_int(&c.max_distance, object, file, &distance, err));
-    TRY(json_read_number(&c.eps, object, file, "layer_norm_epsilon", 1e-6, err));
+    TRY(read_number(&c.eps, object, file, &eps, err));
     TRY(need_text(object, file, "feed_forward_proj", "gated-gelu", NULL, err));
+    /* A quarter of the buckets are exact; the others share what lies beyond by its logarithm. */
+    if (c.max_distance <= c.buckets / 4)
+        RAISE(err, ERR_FORMAT, 0, "'%s': relative_attention_max_distance is %lld; it must be above "
+              "a quarter of the %lld buckets", file, (long long)c.max_distance,
+              (long long)c.buckets);
     *out = c;
 out:
     return rc;
@@ -240,15 +276,18 @@ int model_config_scheduler(struct scheduler_config *out, const json_t *object, c
     struct scheduler_config c = {0};
     struct json_int_rule    base = {"base_image_seq_len", 1, 1 << 24, false, 256};
     struct json_int_rule    most = {"max_image_seq_len", 1, 1 << 24, false, 4096};
+    struct number_rule      shift = {"shift", 0.01, 100, 1};
+    struct number_rule      base_shift = {"base_shift", -10, 10, 0.5};
+    struct number_rule      max_shift = {"max_shift", -10, 10, 1.15};
 
     TRY(need_object(object, file, err));
+    TRY(need_text(object, file, "_class_name", "FlowMatchEulerDiscreteScheduler", NULL, err));
     TRY(json_read_bool(&c.dynamic_shift, object, file, "use_dynamic_shifting", false, err));
-    TRY(json_read_number(&c.shift, object, file, "shift", 1.0, err));
-    TRY(json_read_number(&c.base_shift, object, file, "base_shift", 0.5, err));
-    TRY(json_read_number(&c.max_shift, object, file, "max_shift", 1.15, err));
+    TRY(read_number(&c.shift, object, file, &shift, err));
+    TRY(read_number(&c.base_shift, object, file, &base_shift, err));
+    TRY(read_number(&c.max_shift, object, file, &max_shift, err));
     TRY(json_read_int(&c.base_tokens, object, file, &base, err));
     TRY(json_read_int(&c.max_tokens, object, file, &most, err));
-    if (c.shift <= 0) RAISE(err, ERR_FORMAT, 0, "'%s': shift must be above 0", file);
     if (c.base_tokens >= c.max_tokens)
         RAISE(err, ERR_FORMAT, 0, "'%s': base_image_seq_len must be below max_image_seq_len", file);
     *out = c;
@@ -264,4 +303,29 @@ struct scheduler_config model_config_scheduler_default(bool guidance)
                                      .max_shift = 1.15,
                                      .base_tokens = 256,
                                      .max_tokens = 4096};
+}
+
+int model_config_check(const struct model *model, struct err *err)
+{
+    int                              rc = ERR_OK;
+    const struct transformer_config *t = &model->transformer;
+
+    if (t->in_channels != 4 * model->vae.latent_channels)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: the transformer's in_channels are %lld and the VAE makes 4 x %lld; they do "
+              "not belong together%s",
+              (long long)t->in_channels, (long long)model->vae.latent_channels,
+              t->in_channels == 384 || t->in_channels == 128
+                  ? ", and siblings of FLUX.1 such as Fill, Canny and Depth are not for mural"
+                  : "");
+    if (t->text_width != model->t5.hidden)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: the transformer takes text of width %lld and T5 makes %lld",
+              (long long)t->text_width, (long long)model->t5.hidden);
+    if (t->pooled_width != model->clip.hidden)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: the transformer takes a pooled vector of %lld and CLIP makes %lld",
+              (long long)t->pooled_width, (long long)model->clip.hidden);
+out:
+    return rc;
 }

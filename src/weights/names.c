@@ -84,10 +84,10 @@ static bool apply(struct names_place *out, const struct rule *rules, size_t coun
 {
     for (size_t i = 0; i < count; i++) {
         const struct rule *rule = &rules[i];
-        bool               norm = strstr(rule->bfl, "y_norm") != NULL;
+        bool               gain = strstr(rule->bfl, "y_norm") != NULL; /* of queries or keys */
         if (strcmp(rule->diffusers, stem) != 0) continue;
         (void)snprintf(out->name, sizeof out->name, "%s%s%s", head, rule->bfl,
-                       norm ? ".scale" : tail);
+                       gain ? ".scale" : tail);
         out->first_row = rule->first_h * config->hidden;
         out->rows_file = rule->file_h * config->hidden + rule->file_m * config->mlp;
         if (out->rows_file == 0) out->rows_file = rows_all;
@@ -176,19 +176,21 @@ static bool vae_mid(struct names_place *out, const char *side, const char *rest)
 static bool vae_place(struct names_place *out, const struct vae_config *config, const char *name,
                       int64_t rows_all)
 {
-    const char *side = strncmp(name, "decoder.", 8) == 0 ? "decoder" : "encoder";
-    const char *rest = name + 8, *level = side[0] == 'd' ? "up" : "down", *word;
+    const bool  decoder = strncmp(name, "decoder.", 8) == 0;
+    const char *side = decoder ? "decoder" : "encoder", *level = decoder ? "up" : "down";
+    const char *rest, *word;
     char        head[64], form[32];
     unsigned    block = 0, layer = 0;
     int         used = 0, inner = 0;
 
     out->rows_file = rows_all;
-    if (strncmp(name, "encoder.", 8) != 0 && side[0] != 'd') return false;
+    if (!decoder && strncmp(name, "encoder.", 8) != 0) return false;
+    rest = name + 8;
     if (strncmp(rest, "mid_block.", 10) == 0) return vae_mid(out, side, rest + 10);
     (void)snprintf(form, sizeof form, "%s_blocks.%%u.%%n", level);
     if (sscanf(rest, form, &block, &used) == 1 && used > 0 &&
         (int64_t)block < config->block_count) {
-        if (side[0] == 'd') block = (unsigned)config->block_count - 1 - block;
+        if (decoder) block = (unsigned)config->block_count - 1 - block;
         rest += used;
         word = rename_inside(rest);
         if (word != NULL) {

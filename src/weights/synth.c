@@ -18,9 +18,6 @@
 /* What small files, headers and blocks of the file system may add to the tensors. */
 #define SLACK_BYTES UINT64_C(16000000)
 
-static const char *const part_folder[PART_COUNT] = {"transformer", "vae", "text_encoder",
-                                                    "text_encoder_2"};
-
 /* ------------------------------------------------------------------------------- the place */
 
 static int check_folder(bool *exists_out, const char *folder, struct err *err)
@@ -134,16 +131,16 @@ static int write_part(struct synth_output *output, const struct synth_request *r
                                                     "CLIPTextModel", "T5EncoderModel"};
     int               rc = ERR_OK;
     bool              diffusion = part == PART_TRANSFORMER || part == PART_VAE;
+    const char       *folder = model_part_name(part);
     char              config[64], name[64];
     struct synth_part file = {.layout = layout, .name = name, .dtype = request->dtype,
                               .seed = request->seed, .shard_bytes = request->shard_bytes};
 
-    (void)snprintf(config, sizeof config, "%s/config.json", part_folder[part]);
-    (void)snprintf(name, sizeof name, "%s/%s", part_folder[part],
+    (void)snprintf(config, sizeof config, "%s/config.json", folder);
+    (void)snprintf(name, sizeof name, "%s/%s", folder,
                    diffusion ? "diffusion_pytorch_model" : "model");
-    TRY(synth_file_folder(output, part_folder[part], err));
-    TRY(write_json(output, config, config_object(spec->root, part_folder[part], classes[part]),
-                   err));
+    TRY(synth_file_folder(output, folder, err));
+    TRY(write_json(output, config, config_object(spec->root, folder, classes[part]), err));
     if (diffusion && request->bfl) {
         file.name = part == PART_VAE                      ? "ae"
                     : spec->configs.transformer.guidance ? "flux1-dev"

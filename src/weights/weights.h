@@ -36,7 +36,6 @@ const struct safetensors_entry *safetensors_find(const struct safetensors *file,
 uint32_t safetensors_count(const struct safetensors *file);
 const struct safetensors_entry *safetensors_at(const struct safetensors *file, uint32_t index);
 const char *safetensors_path(const struct safetensors *file);
-uint64_t safetensors_bytes(const struct safetensors *file); /* of tensor data */
 
 /* ------------------------------------------------------------------------------- the model */
 

@@ -16,13 +16,39 @@ enum {
     SAFETENSORS_SHARDS_MAX = 1000
 };
 
+/* One file, and what was made of its header. */
+struct shard {
+    struct os_map  map;
+    const uint8_t *data; /* the mapping, or memory of the caller */
+    uint64_t       bytes;
+    char          *path;
+    char          *names; /* every tensor's name, each with its NUL */
+};
+struct safetensors {
+    char                     *path;
+    struct shard             *shards;
+    uint32_t                  shard_count;
+    struct safetensors_entry *entries; /* sorted by name after open */
+    uint32_t                  count;
+    uint64_t                  bytes; /* of all tensors */
+};
 /* A whole file in memory that outlives `out`; `path` is only what sentences call it. */
 int safetensors_open_memory(struct safetensors **out, const uint8_t *data, uint64_t bytes,
                             const char *path, struct err *err);
 /* Length of the file, or of all shards of an index, without opening any tensor. */
 int safetensors_file_bytes(uint64_t *bytes_out, const char *path, struct err *err);
 
+/* ------------------------------------------------------------------ safetensors_header.c */
+
+/* Checks the header at shard->data completely and appends its tensors to file->entries.  After a
+ * failure `file` can only be closed. */
+int safetensors_header_read(struct safetensors *file, struct shard *shard, struct err *err);
+
 /* ------------------------------------------------------------------------ model_config.c */
+
+/* FLUX.1's, where a file does not say. */
+#define VAE_SCALING 0.3611
+#define VAE_SHIFT   0.1159
 
 /* From a config.json object to numbers, everything checked that can be checked alone.  `file` is
  * what sentences call the object.  `out` is untouched on failure. */
@@ -51,11 +77,6 @@ int model_config_check(const struct model *model, struct err *err);
 int model_bfl_transformer(struct transformer_config *out, const struct safetensors *file,
                           struct err *err);
 int model_bfl_vae(struct vae_config *out, const struct safetensors *file, struct err *err);
-/* Axes of rotation and groups of norms stand in no tensor: these are the rules for guessing. */
-void    model_bfl_axes(int64_t axes_out[3], int64_t head_dim);
-int64_t model_bfl_norm_groups(const struct vae_config *config);
-enum { MODEL_BFL_HEADS_DIM = 128 };
-extern const double model_bfl_scaling, model_bfl_shift;
 
 /* ------------------------------------------------------------------------------- names.c */
 

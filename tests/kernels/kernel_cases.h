@@ -62,7 +62,8 @@ CASE_UNUSED static double decode(uint32_t bits, enum dtype dtype)
     if (exponent == top && f.infinities) return mantissa ? (double)NAN : sign * (double)INFINITY;
     if (exponent == top && mantissa == (1u << f.mantissa_bits) - 1) return (double)NAN;
     if (exponent == 0) return sign * ldexp((double)mantissa, 1 - bias - f.mantissa_bits);
-    return sign * ldexp((double)(mantissa | 1u << f.mantissa_bits), exponent - bias - f.mantissa_bits);
+    return sign * ldexp((double)(mantissa | 1u << f.mantissa_bits),
+                        exponent - bias - f.mantissa_bits);
 }
 
 /* Nearest, ties to even; finite values inside the type's range only. */
@@ -190,7 +191,8 @@ CASE_UNUSED static struct workspace workspace_open(uint64_t bytes)
 
 #define CHECK_NEAR(got, want, bound) check_near((got), (want), (bound), __FILE__, __LINE__)
 
-CASE_UNUSED static void check_near(double got, double want, double bound, const char *file, int line)
+CASE_UNUSED static void check_near(double got, double want, double bound, const char *file,
+                                   int line)
 {
     if (fabs(got - want) <= bound) return; /* false for a NaN */
     print_error("got %.9g, expected %.9g within %.3g\n", got, want, bound);
@@ -210,6 +212,22 @@ CASE_UNUSED static double gelu_tanh(double x)
 CASE_UNUSED static double sigmoid(double x)
 {
     return 1.0 / (1.0 + exp(-x));
+}
+
+/* oneDNN multiplies bf16 on AVX-512 machines only, in hardware or by emulation. */
+CASE_UNUSED static void skip_without_bf16(void)
+{
+    struct workspace workspace = workspace_open(1 << 20);
+    struct grid      x = grid_drawn(DTYPE_BF16, 32, 32, 32, 0, 1);
+    struct grid      y = grid_empty(DTYPE_F32, 32, 32, 32, 0);
+    int rc = k_linear_cpu(y.m, x.m, x.m, NULL, ACT_NONE, DTYPE_BF16, workspace);
+
+    free(workspace.data);
+    grid_free(&x);
+    grid_free(&y);
+    if (rc == 0) return;
+    print_message("skipped: oneDNN has no bf16 products on this processor (status %d)\n", rc);
+    skip();
 }
 
 /* ------------------------------------------------------------------------------------- bench */

@@ -2,10 +2,10 @@
  * test_attention.c - streamed softmax against the textbook in double precision, every type, odd
  * sizes, slices of packed matrices; properties; the q/k norm with rotation; --bench for speed.
  *
- * Bound of one output: with scores of magnitude s, an f32 score is off by at most (dim + 2) 2^-24 s;
- * the exponential turns that into a relative error of its weight, and adds its own 2e-7; a weighted
- * mean of values below 1 moves by twice the largest relative error of its weights.  In bf16 each
- * factor of a score and of the mean is rounded once more (2^-8).
+ * Bound of one output: with scores of magnitude s, an f32 score is off by at most (dim + 2) 2^-24
+ * s; the exponential turns that into a relative error of its weight, and adds its own 2e-7; a
+ * weighted mean of values below 1 moves by twice the largest relative error of its weights.  In
+ * bf16 each factor of a score and of the mean is rounded once more (2^-8).
  */
 #include <omp.h>
 
@@ -80,7 +80,8 @@ static double textbook(const struct attention_request *r, int64_t head, int64_t 
             weights[key] += get(r->q, query, first + i) * get(r->k, key, first + i);
         weights[key] *= (double)r->scale;
         if (r->bias)
-            weights[key] += (double)r->bias[head * (2 * r->k.rows - 1) + key - query + r->k.rows - 1];
+            weights[key] +=
+                (double)r->bias[head * (2 * r->k.rows - 1) + key - query + r->k.rows - 1];
         top = fmax(top, weights[key]);
         largest = fmax(largest, fabs(weights[key]));
     }
@@ -159,17 +160,19 @@ static void test_f32(void **state)
 static void test_bf16(void **state)
 {
     (void)state;
+    skip_without_bf16();
     all_cases(DTYPE_BF16);
 }
 
-/* The smallest workspaces make blocks of a few queries and keys: the running maximum moves often. */
+/* The smallest workspaces make blocks of a few queries and keys: the maximum moves often. */
 static void test_small_workspace_makes_small_blocks(void **state)
 {
     (void)state;
     const uint64_t threads = (uint64_t)omp_get_max_threads();
     for (int turn = 0; turn < 4; turn++) {
-        struct attention_case c = {40, 57, 2, 7, DTYPE_F32, DTYPE_F32, DTYPE_F32, turn & 1, turn & 2,
-                                   false, threads * (turn < 2 ? 1536 : 4096)};
+        struct attention_case c = {40,        57,        2,        7,        DTYPE_F32, DTYPE_F32,
+                                   DTYPE_F32, turn & 1,  turn & 2, false,
+                                   threads * (turn < 2 ? 1536 : 4096)};
         if (turn & 1) c.queries = c.keys;
         check_attention(&c);
     }
@@ -366,7 +369,7 @@ static int bench(void)
     bench_attention(12096, 1, 64, DTYPE_F32);
     bench_attention(12096, 1, 128, DTYPE_F32);
     bench_attention(4096, 1, 512, DTYPE_F32);
-    bench_attention(4160, 2, 128, DTYPE_BF16);
+    if (kernels_cpu_has_bf16()) bench_attention(4160, 2, 128, DTYPE_BF16);
     return 0;
 }
 

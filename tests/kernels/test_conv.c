@@ -28,7 +28,8 @@ static struct conv_data conv_open(const struct conv_case *c)
 
     d.out_h = (c->in_h + c->pad_top + c->pad_bottom - c->size) / c->stride + 1;
     d.out_w = (c->in_w + c->pad_left + c->pad_right - c->size) / c->stride + 1;
-    d.x = grid_drawn(c->x, (int64_t)c->in_h * c->in_w, c->in_channels, c->in_channels + c->gap, 0, 1);
+    d.x = grid_drawn(c->x, (int64_t)c->in_h * c->in_w, c->in_channels, c->in_channels + c->gap, 0,
+                     1);
     d.w = grid_drawn(c->w, c->out_channels, k, k, (size_t)(c->gap % 2), 2);
     d.y = grid_empty(c->y, d.out_h * d.out_w, c->out_channels, c->out_channels + c->gap, 0);
     d.bias = vector_drawn(c->out_channels, 3);
@@ -140,6 +141,7 @@ static void test_f32(void **state)
 static void test_bf16(void **state)
 {
     (void)state;
+    skip_without_bf16();
     all_types(DTYPE_BF16);
 }
 
@@ -151,7 +153,8 @@ static void test_small_workspace_makes_tiles(void **state)
         struct conv_case c = case_of(shape);
         const uint64_t in = (uint64_t)(c.in_channels + 15) / 16 * 16;
         const uint64_t out = (uint64_t)(c.out_channels + 15) / 16 * 16;
-        const uint64_t weights = 2 * in * out * 9 * 4 + out * 4;
+        const uint64_t ordered = (in + 63) / 64 * 64 * ((out + 63) / 64 * 64);
+        const uint64_t weights = (in * out + ordered) * 9 * 4 + out * 4;
         c.in_h = 23;
         c.in_w = 19;
         for (uint64_t room = 2048; room <= 32768; room *= 4) {

@@ -1,9 +1,9 @@
 /*
  * test_norm.c - layer, RMS and group norm against double precision; properties; --bench for speed.
  *
- * Bound of one output y = (x - mean) * inverse * a + b, all of magnitude about 1: a mean or variance
- * of n values in f32 is off by at most n half-spacings (far less in practice, since sums run in
- * lanes), the rest adds a few roundings.
+ * Bound of one output y = (x - mean) * inverse * a + b, all of magnitude about 1: a mean or
+ * variance of n values in f32 is off by at most n half-spacings (far less in practice, since sums
+ * run in lanes), the rest adds a few roundings.
  */
 #include <omp.h>
 

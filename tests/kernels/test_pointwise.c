@@ -4,6 +4,7 @@
  * Bound of one result: a rounding per operation (half a spacing each) and one for storing; the
  * activations add 4e-7 relative for their exponential and division.
  */
+#include "kernels/kernels_int.h"
 #include "tests/kernels/kernel_cases.h"
 
 static const int64_t shapes[][2] = {{1, 1}, {2, 3}, {3, 17}, {17, 65}, {65, 300}};
@@ -110,6 +111,20 @@ static void test_rows(void **state)
     }
 }
 
+/* The exponential under softmax, SiLU and GELU: every binade and everything between. */
+static void test_fast_exp2(void **state)
+{
+    (void)state;
+    for (int i = -126 * 4099; i <= 127 * 4099; i++) {
+        float x = (float)i / 4099.0f;
+        CHECK_NEAR((double)fast_exp2(x) / exp2((double)x), 1.0, 1.1e-7);
+    }
+    assert_true(fast_exp2(0.0f) == 1.0f);
+    assert_true(fast_exp2(-3e38f) == 0x1p-126f && fast_exp2(3e38f) == 0x1p127f);
+    assert_true(isnan(fast_exp2(NAN)) && isnan(fast_exp2(-NAN)));
+    assert_true(isnan(fast_exp2(float_from_bits(0x7fc00001u))));
+}
+
 /* Far from zero, where an exponential would overflow or vanish; and a NaN stays one. */
 static void test_activations_at_the_ends(void **state)
 {
@@ -159,7 +174,7 @@ static void test_gather_rows(void **state)
 static void test_sampling_steps(void **state)
 {
     (void)state;
-    static const int64_t counts[] = {1, 17, 65536, 200001}; /* one piece, several, a short last one */
+    static const int64_t counts[] = {1, 17, 65536, 200001}; /* one piece, several */
     for (int c = 0; c < 4; c++) {
         float *x = vector_drawn(counts[c], 1), *v = vector_drawn(counts[c], 2);
         float *before = vector_drawn(counts[c], 1);
@@ -226,6 +241,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_fast_exp2),
         cmocka_unit_test(test_activations_at_the_ends),
         cmocka_unit_test(test_gather_rows),
         cmocka_unit_test(test_sampling_steps),
