@@ -114,14 +114,15 @@ struct softmax_row {
     void        *p;        /* [keys]; may be scores */
     int64_t      visible;  /* keys that this query may see, the first ones of the block */
     int64_t      keys;
-    float        scale;
+    float        scale;    /* log2(e) included */
     float       *top, *sum;
 };
 
-KERNEL_INLINE float biased(const struct softmax_row *row, bool has_bias, int64_t i)
+/* A score times log2(e): powers of two are cheaper than powers of e, and softmax cannot tell. */
+KERNEL_INLINE float scaled(const struct softmax_row *row, bool has_bias, int64_t i)
 {
     float score = row->scores[i] * row->scale;
-    return has_bias ? score + row->bias[i] : score;
+    return has_bias ? score + row->bias[i] * LOG2_E : score;
 }
 
 KERNEL_INLINE float softmax_body(const struct softmax_row *row, enum dtype p_dtype, bool has_bias)
@@ -131,18 +132,18 @@ KERNEL_INLINE float softmax_body(const struct softmax_row *row, enum dtype p_dty
 
 #pragma omp simd reduction(max : top)
     for (int64_t i = 0; i < r.visible; i++) {
-        float score = biased(&r, has_bias, i);
+        float score = scaled(&r, has_bias, i);
         top = score > top ? score : top;
     }
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < r.visible; i++) {
-        float e = fast_exp(biased(&r, has_bias, i) - top);
+        float e = fast_exp2(scaled(&r, has_bias, i) - top);
         act_store(r.p, p_dtype, i, e);
         sum += e;
     }
     for (int64_t i = r.visible; i < r.keys; i++)
         act_store(r.p, p_dtype, i, 0.0f);
-    float keep = fast_exp(*r.top - top);
+    float keep = fast_exp2(*r.top - top);
     *r.sum = *r.sum * keep + sum;
     *r.top = top;
     return keep;
@@ -184,7 +185,7 @@ static int attend_block(struct scratch *s, const struct plan *plan, int64_t head
             .p = (char *)s->p + (size_t)(i * plan->keys) * dtype_bytes(plan->compute),
             .visible = r->causal ? max_i64(0, min_i64(keys, at + 1 - key)) : keys,
             .keys = keys,
-            .scale = r->scale,
+            .scale = r->scale * LOG2_E,
             .top = s->top + i,
             .sum = s->sum + i,
         };
@@ -235,13 +236,13 @@ static uint64_t scratch_bytes(const struct plan *plan)
 }
 
 /* Below this many items the blocks of queries shrink. */
-enum { ITEMS_MIN = 64 };
+enum { ITEMS_MIN = 32 };
 
 static struct plan plan_blocks(const struct attention_request *request, enum dtype compute,
                                uint64_t thread_bytes)
 {
-    /* Many queries share the cost of gathering a block of keys; more than 256 push the scores out of
-     * the second cache.  Measured in test_attention --bench. */
+    /* Many queries share the cost of gathering a block of keys; more than 256 push the scores out
+     * of the second cache.  Measured in test_attention --bench. */
     struct plan plan = {request, compute, 256, request->dim > 128 ? 128 : 256, thread_bytes};
     /* Enough items for every team, decided from the shape alone: the number of threads must not
      * change a bit. */

@@ -2,10 +2,10 @@
  * conv.c - 3x3 and 1x1 convolutions of channels-last maps, and nearest-neighbour enlargement.
  *
  * A map is convolved in tiles.  The input of each tile is copied into the workspace with its halo:
- * the copy adds the padding (so the library sees none, and only a few shapes), converts the type, and
- * fills few channels up to a multiple of 16, because the library's fast code wants whole vectors of
- * channels and falls back to loops a hundred times slower.  Against nine multiplications per value
- * and output channel one copy is small (test_conv --bench).
+ * the copy adds the padding (so the library sees none, and only a few shapes), converts the type,
+ * and fills few channels up to a multiple of 16, which keeps the library on its fast code for every
+ * processor.  Against nine multiplications per value and output channel one copy is small
+ * (test_conv --bench).
  *
  *     tile of x, halo and padding included  -> workspace, dense, compute type
  *     weights                               -> workspace, in the order the primitive asked for
@@ -29,7 +29,8 @@ struct plan {
     int64_t    tile_h, tile_w;            /* of output */
     bool       y_direct;
     void      *x, *y, *w, *bias;          /* workspace */
-    int64_t    ready_h, ready_w;          /* tile size that w was ordered for */
+    void      *ordered;                   /* w as the primitive wants it */
+    int64_t    ready_h, ready_w;          /* tile size that it was ordered for */
 };
 
 static int64_t in_span(const struct plan *plan, int64_t out_span)
@@ -37,9 +38,11 @@ static int64_t in_span(const struct plan *plan, int64_t out_span)
     return (out_span - 1) * plan->request->stride + plan->request->size;
 }
 
-static int64_t padded_channels(int64_t channels)
+/* The library pads its own orders of weights to blocks of up to 64 channels. */
+static uint64_t ordered_bytes(const struct plan *plan)
 {
-    return round_up_i64(channels, CHANNEL_STEP);
+    return (uint64_t)(round_up_i64(plan->in_channels, 64) * round_up_i64(plan->out_channels, 64)) *
+           (uint64_t)(plan->request->size * plan->request->size) * dtype_bytes(plan->compute);
 }
 
 /* ------------------------------------------------------------------------------------ copies */
@@ -52,7 +55,8 @@ static void stage_row(void *target, const struct plan *plan, int64_t row, int64_
     const size_t  cell = (size_t)plan->in_channels * dtype_bytes(plan->compute);
     const size_t  used = (size_t)r->x.cols * dtype_bytes(plan->compute);
     const int64_t left = min_i64(cols, max_i64(0, -first));
-    const int64_t end = row < 0 || row >= r->in_h ? left : max_i64(left, min_i64(cols, r->in_w - first));
+    const bool    inside = row >= 0 && row < r->in_h;
+    const int64_t end = inside ? max_i64(left, min_i64(cols, r->in_w - first)) : left;
 
     memset(target, 0, (size_t)left * cell);
     if (r->x.cols == plan->in_channels && r->x.ld == r->x.cols && end > left) {
@@ -73,10 +77,9 @@ static void stage_row(void *target, const struct plan *plan, int64_t row, int64_
 static void stage_tile(const struct plan *plan, int64_t top, int64_t left, int64_t rows,
                        int64_t cols)
 {
-    const size_t row_bytes =
-        (size_t)(cols * plan->in_channels) * dtype_bytes(plan->compute);
+    const size_t row_bytes = (size_t)(cols * plan->in_channels) * dtype_bytes(plan->compute);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * cols * plan->in_channels > 16384)
     for (int64_t row = 0; row < rows; row++)
         stage_row((char *)plan->x + (size_t)row * row_bytes, plan, top + row, left, cols);
 }
@@ -87,7 +90,7 @@ static void unstage_tile(const struct plan *plan, int64_t top, int64_t left, int
 {
     const struct matrix y = plan->request->y;
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * cols * y.cols > 16384)
     for (int64_t row = 0; row < rows; row++) {
         const float *source = (const float *)plan->y + row * cols * plan->out_channels;
         for (int64_t col = 0; col < cols; col++)
@@ -101,7 +104,8 @@ static void stage_weights(const struct plan *plan, void *target)
 {
     const struct matrix w = plan->request->w;
     const uint32_t      bytes = dtype_bytes(plan->compute);
-    const size_t        row_bytes = (size_t)(w.cols / plan->request->x.cols * plan->in_channels) * bytes;
+    const int64_t       area = (int64_t)plan->request->size * plan->request->size;
+    const size_t        row_bytes = (size_t)(area * plan->in_channels) * bytes;
     const size_t        used = (size_t)w.cols * bytes;
 
     for (int64_t row = 0; row < plan->out_channels; row++) {
@@ -141,8 +145,11 @@ static int order_weights(struct plan *plan, const struct onednn *onednn, dnnl_me
                          onednn_desc_view target_desc)
 {
     const int64_t out = plan->out_channels, in = plan->in_channels, size = plan->request->size;
-    const struct onednn_shape plain = {4, {out, in, size, size},
-                                       {in * size * size, size * size, size, 1}, plan->compute, false};
+    const struct onednn_shape plain = {4,
+                                       {out, in, size, size},
+                                       {in * size * size, size * size, size, 1},
+                                       plan->compute,
+                                       false};
     dnnl_memory_t source = NULL;
     onednn_desc   source_desc = {0};
 
@@ -154,8 +161,8 @@ static int order_weights(struct plan *plan, const struct onednn *onednn, dnnl_me
     return rc;
 }
 
-static int conv_tile(struct plan *plan, const struct onednn *onednn, void *ordered,
-                     uint64_t ordered_bytes, int64_t top, int64_t left, int64_t h, int64_t w)
+static int conv_tile(struct plan *plan, const struct onednn *onednn, int64_t top, int64_t left,
+                     int64_t h, int64_t w)
 {
     const struct conv_request  *r = plan->request;
     const struct onednn_product job = tile_product(plan, h, w);
@@ -168,8 +175,8 @@ static int conv_tile(struct plan *plan, const struct onednn *onednn, void *order
     int rc = onednn_product_open(&primitive, onednn, &job);
     if (rc) return rc;
     onednn_desc_view wanted = onednn_weights_desc(primitive);
-    must(dnnl_memory_desc_get_size(wanted) <= ordered_bytes);
-    rc = (int)dnnl_memory_create(&operands.weights, wanted, onednn->engine, ordered);
+    must(dnnl_memory_desc_get_size(wanted) <= ordered_bytes(plan));
+    rc = (int)dnnl_memory_create(&operands.weights, wanted, onednn->engine, plan->ordered);
     if (!rc && (plan->ready_h != h || plan->ready_w != w)) {
         rc = order_weights(plan, onednn, operands.weights, wanted);
         plan->ready_h = h;
@@ -185,21 +192,27 @@ static int conv_tile(struct plan *plan, const struct onednn *onednn, void *order
     return rc;
 }
 
-/* The largest tile whose input and output fit: full rows when at least one fits, else part of one. */
+/* ----------------------------------------------------------------------------- the whole call */
+
+static uint64_t tile_x_bytes(const struct plan *plan)
+{
+    return (uint64_t)(in_span(plan, plan->tile_h) * in_span(plan, plan->tile_w)) *
+           (uint64_t)plan->in_channels * dtype_bytes(plan->compute);
+}
+
+/* The largest tile whose input and output fit: full rows when one fits, else part of one. */
 static void plan_tiles(struct plan *plan, uint64_t bytes)
 {
     const struct conv_request *r = plan->request;
-    const uint64_t x_cell = (uint64_t)plan->in_channels * dtype_bytes(plan->compute);
-    const uint64_t y_cell = (uint64_t)plan->out_channels * 4;
+    const uint64_t y_cell = (uint64_t)plan->out_channels * sizeof(float);
 
     plan->y_direct = r->y.cols == plan->out_channels && r->y.ld == r->y.cols &&
                      (r->y.dtype == plan->compute || r->y.dtype == DTYPE_F32);
     plan->tile_h = plan->out_h;
     plan->tile_w = plan->out_w;
     for (;;) {
-        uint64_t x_bytes = (uint64_t)(in_span(plan, plan->tile_h) * in_span(plan, plan->tile_w)) * x_cell;
         uint64_t y_bytes = plan->y_direct ? 0 : (uint64_t)(plan->tile_h * plan->tile_w) * y_cell;
-        if (x_bytes + y_bytes + 128 <= bytes) break;
+        if (tile_x_bytes(plan) + y_bytes + 128 <= bytes) break; /* 128: two alignments */
         must(plan->tile_h > 1 || plan->tile_w > 1);
         if (plan->tile_h > 1) {
             plan->tile_h = (plan->tile_h + 1) / 2;
@@ -210,10 +223,31 @@ static void plan_tiles(struct plan *plan, uint64_t bytes)
     }
 }
 
-int k_conv2d_cpu(const struct conv_request *request, enum dtype compute, struct workspace workspace)
+/* Weights and bias into the workspace, the rest of it to tiles. */
+static void plan_workspace(struct plan *plan, struct workspace workspace)
+{
+    const struct conv_request *r = plan->request;
+    const size_t   bias_bytes = (size_t)plan->out_channels * sizeof(float);
+    const uint64_t w_elements = (uint64_t)(plan->in_channels * plan->out_channels) *
+                                (uint64_t)(r->size * r->size);
+
+    plan->w = workspace_take(&workspace, w_elements * dtype_bytes(plan->compute));
+    plan->ordered = workspace_take(&workspace, ordered_bytes(plan));
+    plan->bias = workspace_take(&workspace, bias_bytes);
+    memset(plan->bias, 0, bias_bytes);
+    if (r->bias) memcpy(plan->bias, r->bias, (size_t)r->y.cols * sizeof(float));
+    stage_weights(plan, plan->w);
+    plan_tiles(plan, workspace.bytes);
+    plan->x = workspace_take(&workspace, tile_x_bytes(plan));
+    plan->y = workspace.data;
+}
+
+int k_conv2d_cpu(const struct conv_request *request, enum dtype compute,
+                 struct workspace workspace)
 {
     const struct conv_request *r = request;
-    struct plan plan = {.request = r, .compute = compute};
+    struct plan   plan = {.request = r, .compute = compute};
+    struct onednn onednn;
 
     must(is_act(r->x) && is_act(r->y) && (r->size == 1 || r->size == 3) && r->stride >= 1);
     must(r->x.rows == (int64_t)r->in_h * r->in_w && r->w.rows == r->y.cols);
@@ -224,29 +258,13 @@ int k_conv2d_cpu(const struct conv_request *request, enum dtype compute, struct 
     if (r->size == 1 && r->stride == 1 && r->y.rows == r->x.rows)
         return k_linear_cpu(r->y, r->x, r->w, r->bias, ACT_NONE, compute, workspace);
 
-    plan.in_channels = padded_channels(r->x.cols);
-    plan.out_channels = padded_channels(r->y.cols);
-    const uint64_t w_bytes = (uint64_t)(plan.in_channels * plan.out_channels * r->size * r->size) *
-                             dtype_bytes(compute);
-    const size_t bias_bytes = (size_t)r->y.cols * sizeof(float);
-    plan.w = workspace_take(&workspace, w_bytes);
-    void *ordered = workspace_take(&workspace, w_bytes);
-    plan.bias = workspace_take(&workspace, (uint64_t)plan.out_channels * sizeof(float));
-    memset(plan.bias, 0, (size_t)plan.out_channels * sizeof(float));
-    if (r->bias) memcpy(plan.bias, r->bias, bias_bytes);
-    stage_weights(&plan, plan.w);
-    plan_tiles(&plan, workspace.bytes);
-    plan.x = workspace_take(&workspace, (uint64_t)(in_span(&plan, plan.tile_h) *
-                                                   in_span(&plan, plan.tile_w) * plan.in_channels) *
-                                            dtype_bytes(compute));
-    plan.y = workspace.data;
-
-    struct onednn onednn;
+    plan.in_channels = round_up_i64(r->x.cols, CHANNEL_STEP);
+    plan.out_channels = round_up_i64(r->y.cols, CHANNEL_STEP);
+    plan_workspace(&plan, workspace);
     int rc = onednn_open(&onednn);
     for (int64_t top = 0; top < plan.out_h && !rc; top += plan.tile_h)
         for (int64_t left = 0; left < plan.out_w && !rc; left += plan.tile_w)
-            rc = conv_tile(&plan, &onednn, ordered, w_bytes, top, left,
-                           min_i64(plan.tile_h, plan.out_h - top),
+            rc = conv_tile(&plan, &onednn, top, left, min_i64(plan.tile_h, plan.out_h - top),
                            min_i64(plan.tile_w, plan.out_w - left));
     onednn_close(&onednn);
     return rc;

@@ -6,25 +6,24 @@
 #include "kernels/kernels_int.h"
 #include "kernels/onednn.h"
 
-/* The library's answer rather than the CPU's: it also knows whether the system saves the tile
- * registers, and obeys ONEDNN_MAX_CPU_ISA. */
+/* The library's answer rather than the CPU's: it obeys ONEDNN_MAX_CPU_ISA. */
 bool kernels_cpu_has_bf16(void)
 {
     unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
     unsigned wanted = (unsigned)dnnl_cpu_isa_avx512_core_bf16;
 
-    return (isa & wanted) == wanted; /* a set of feature bits: later machines hold all earlier bits */
+    return (isa & wanted) == wanted; /* feature bits: later machines hold all earlier ones */
 }
 
 uint64_t kernels_workspace_bytes(uint32_t threads, uint64_t conv_weight_elements_max)
 {
     const uint64_t mib = 1024 * 1024;
-    /* Two f32 copies of a convolution's weights: in order, and as the library wants them.  Layers of
-     * few channels are padded to 16; the extra 16 Ki elements hold one such layer. */
-    uint64_t conv = 2 * 4 * (conv_weight_elements_max + 16384) + 48 * mib;
-    uint64_t attention = (uint64_t)threads * 2 * mib;
-    uint64_t linear = 64 * mib;
-    uint64_t most = linear > attention ? linear : attention;
+    /* Weights of a convolution twice: in f32, and in the library's order, which pads channels to
+     * whole blocks; small layers are padded to 64 x 64 channels.  The rest is for tiles. */
+    const uint64_t padded = 2 * conv_weight_elements_max + 64 * 64 * 9;
+    const uint64_t conv = 4 * (conv_weight_elements_max + padded) + 32 * mib;
+    /* Blocks of 256 queries and 256 keys of 128, or 256 and 128 of 512. */
+    const uint64_t attention = threads * 2 * mib;
 
-    return most > conv ? most : conv;
+    return conv > attention ? conv : attention;
 }

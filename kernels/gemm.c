@@ -1,16 +1,16 @@
 /*
  * gemm.c - linear layers: y = act(x w^T + bias).
  *
- * Weights are views of mapped files in whatever type and at whatever address the file has.  They are
- * converted a block of output columns at a time into the workspace, multiplied by oneDNN and
+ * Weights are views of mapped files in whatever type and at whatever address the file has.  They
+ * are converted a block of output columns at a time into the workspace, multiplied by oneDNN and
  * forgotten: memory stays bounded by the workspace, not by the layer.
  *
  *     for each block of w's rows (= columns of y)     converted once
  *         for each block of x's rows                  converted only when x has another type
  *             y block = x block . w block^T           bias and activation fused
  *
- * A few rows of x (modulation, pooled vectors) are another matter: there the reading of w is all the
- * work, so w is converted in registers and never written anywhere.
+ * A few rows of x (modulation, pooled vectors) are another matter: there the reading of w is all
+ * the work, so w is converted in small pieces and never leaves the first cache.
  *
  * Read next: onednn.h.
  */
@@ -19,19 +19,39 @@
 
 /* --------------------------------------------------------------------------------- a few rows */
 
-/* Up to this many rows of x, reading w once per row pair still beats converting it first: measured
- * in test_gemm --bench. */
-enum { FEW_ROWS = 8 };
+/* Up to this many rows of x the reading of w is the cost; fewer when w needs no conversion, since
+ * then the library reads it only once as well.  Measured in test_gemm --bench. */
+enum { FEW_ROWS = 16, FEW_ROWS_READY = 4 };
 /* Weight rows are converted in pieces of this many columns, which stay in the first cache. */
 enum { PIECE_COLS = 1024 };
 
-KERNEL_CLONES static float dot(const float *a, const float *b, int64_t count)
+KERNEL_CLONES static float dot(const float *x, const float *w, int64_t count)
 {
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < count; i++)
-        sum += a[i] * b[i];
+        sum += x[i] * w[i];
     return sum;
+}
+
+/* sums[m] += x[m] . w for four rows of x: one reading of w, four independent sums. */
+KERNEL_CLONES static void dot_four(float sums[4], const float *x, int64_t ld,
+                                   const float *w, int64_t count)
+{
+    const float *x0 = x, *x1 = x + ld, *x2 = x + 2 * ld, *x3 = x + 3 * ld;
+    float        s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t i = 0; i < count; i++) {
+        s0 += x0[i] * w[i];
+        s1 += x1[i] * w[i];
+        s2 += x2[i] * w[i];
+        s3 += x3[i] * w[i];
+    }
+    sums[0] += s0;
+    sums[1] += s1;
+    sums[2] += s2;
+    sums[3] += s3;
 }
 
 static float act_apply(float value, enum activation act)
@@ -49,35 +69,35 @@ static float act_apply(float value, enum activation act)
     return value;
 }
 
-/* Column `n` of y.  `x` is f32. */
-static void few_rows_column(struct matrix y, struct matrix x, struct matrix w, const float *bias,
+/* Column `n` of y.  `x` is f32 and dense. */
+static void few_rows_column(struct matrix y, const float *x, struct matrix w, const float *bias,
                             enum activation act, int64_t n)
 {
-    float piece[PIECE_COLS], sum[FEW_ROWS] = {0};
+    float piece[PIECE_COLS], sums[FEW_ROWS] = {0};
 
     for (int64_t first = 0; first < w.cols; first += PIECE_COLS) {
-        int64_t count = min_i64(PIECE_COLS, w.cols - first);
+        int64_t count = min_i64(PIECE_COLS, w.cols - first), m = 0;
         char   *row = (char *)row_of(w, n) + (size_t)first * dtype_bytes(w.dtype);
         cast_elements(piece, DTYPE_F32, row, w.dtype, count);
-        for (int64_t m = 0; m < x.rows; m++)
-            sum[m] += dot((const float *)row_of(x, m) + first, piece, count);
+        for (; m + 4 <= y.rows; m += 4)
+            dot_four(sums + m, x + m * w.cols + first, w.cols, piece, count);
+        for (; m < y.rows; m++)
+            sums[m] += dot(x + m * w.cols + first, piece, count);
     }
-    for (int64_t m = 0; m < x.rows; m++)
-        act_store(row_of(y, m), y.dtype, n, act_apply(sum[m] + (bias ? bias[n] : 0.0f), act));
+    for (int64_t m = 0; m < y.rows; m++)
+        act_store(row_of(y, m), y.dtype, n, act_apply(sums[m] + (bias ? bias[n] : 0.0f), act));
 }
 
 static void few_rows(struct matrix y, struct matrix x, struct matrix w, const float *bias,
                      enum activation act, struct workspace workspace)
 {
-    if (x.dtype != DTYPE_F32) {
-        struct matrix copy = {NULL, DTYPE_F32, x.rows, x.cols, x.cols};
-        copy.data = workspace_take(&workspace, (uint64_t)x.rows * (uint64_t)x.cols * 4);
-        k_cast_cpu(copy, x);
-        x = copy;
-    }
+    const uint64_t bytes = (uint64_t)(x.rows * x.cols) * sizeof(float);
+    struct matrix copy = {workspace_take(&workspace, bytes), DTYPE_F32, x.rows, x.cols, x.cols};
+
+    k_cast_cpu(copy, x);
 #pragma omp parallel for schedule(static) if (w.rows * w.cols > 16384)
     for (int64_t n = 0; n < w.rows; n++)
-        few_rows_column(y, x, w, bias, act, n);
+        few_rows_column(y, copy.data, w, bias, act, n);
 }
 
 /* ---------------------------------------------------------------------------------- many rows */
@@ -200,12 +220,11 @@ int k_linear_cpu(struct matrix y, struct matrix x, struct matrix w, const float 
     must(x.cols > 0 && w.rows > 0);
     struct onednn onednn;
 
-    if (x.rows == 0) return 0;
-    if (x.rows <= FEW_ROWS) {
+    const struct staging staging = plan_staging(y, x, w, compute, workspace);
+    if (x.rows <= (staging.stage_w ? FEW_ROWS : FEW_ROWS_READY)) {
         few_rows(y, x, w, bias, act, workspace);
         return 0;
     }
-    const struct staging staging = plan_staging(y, x, w, compute, workspace);
     int rc = onednn_open(&onednn);
     for (int64_t first = 0; first < w.rows && !rc; first += staging.w_rows) {
         int64_t       rows = min_i64(staging.w_rows, w.rows - first);

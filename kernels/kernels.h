@@ -37,7 +37,8 @@ struct workspace {
 /* -------------------------------------------------------------------- conversions (cast.c) */
 float    cast_to_f32(uint16_t bits, enum dtype dtype);   /* bf16 or f16 bits -> value */
 uint16_t cast_from_f32(float value, enum dtype dtype);   /* round to nearest even     */
-/* rows x cols elements of any dtype -> f32 or bf16 or f16; source may be unaligned.  In parallel. */
+/* rows x cols elements of any dtype -> f32 or bf16 or f16; source may be unaligned.  With a team
+ * of its own threads. */
 void k_cast_cpu(struct matrix target, struct matrix source);
 
 /* -------------------------------------------------------------------- linear layers (gemm.c) */
@@ -61,8 +62,8 @@ struct attention_request {
 int k_attention_cpu(const struct attention_request *request, enum dtype compute,
                     struct workspace workspace);
 
-/* In place on q and k [S, heads * dim]: RMS norm per head (weights f32 [dim], eps), then rotation of
- * adjacent pairs by cos/sin [S - first_rotated, dim / 2] for rows >= first_rotated. */
+/* In place on q and k [S, heads * dim]: RMS norm per head (weights f32 [dim], eps), then rotation
+ * of adjacent pairs by cos/sin [S - first_rotated, dim / 2] for rows >= first_rotated. */
 struct qk_rope_request {
     struct matrix q, k;
     int32_t       heads, dim;
@@ -84,18 +85,22 @@ void k_group_norm_cpu(struct matrix y, struct matrix x, const float *weight, con
                       int32_t groups, float eps, bool silu, struct workspace workspace);
 
 /* -------------------------------------------------------------------- pointwise.c */
-void k_add_cpu(struct matrix x, struct matrix y);                        /* x += y                 */
-void k_gate_add_cpu(struct matrix x, struct matrix y, const float *gate); /* x += gate[col] * y    */
-void k_gelu_mul_cpu(struct matrix y, struct matrix a, struct matrix b);  /* y = gelu_tanh(a) * b   */
+/* Operands are f32 or bf16; a and b of one type.  y may be x or a or b where it has their type. */
+void k_add_cpu(struct matrix x, struct matrix y);                         /* x += y */
+void k_gate_add_cpu(struct matrix x, struct matrix y, const float *gate); /* x += gate[col] * y */
+void k_gelu_mul_cpu(struct matrix y, struct matrix a, struct matrix b);   /* y = gelu_tanh(a) * b */
 void k_silu_cpu(struct matrix y, struct matrix x);
-void k_gather_rows_cpu(struct matrix y, struct matrix table, const int32_t *ids); /* y[i] = table[ids[i]] */
+/* y[i] = table[ids[i]]; table of any type, y f32 or bf16 */
+void k_gather_rows_cpu(struct matrix y, struct matrix table, const int32_t *ids);
 /* x += (sigma_next - sigma) * v, fp32 */
 void k_euler_step_cpu(float *x, const float *v, float dt, int64_t count);
 /* x = (1 - sigma) * x + sigma * noise */
 void k_mix_noise_cpu(float *x, const float *noise, float sigma, int64_t count);
 /* latent [h, w, C] f32 <-> tokens [(h/2)*(w/2), C*4], element (c, dy, dx) at c*4 + dy*2 + dx */
-void k_pack_latent_cpu(struct matrix tokens, const float *latent, int32_t h, int32_t w, int32_t channels);
-void k_unpack_latent_cpu(float *latent, struct matrix tokens, int32_t h, int32_t w, int32_t channels);
+void k_pack_latent_cpu(struct matrix tokens, const float *latent, int32_t h, int32_t w,
+                       int32_t channels);
+void k_unpack_latent_cpu(float *latent, struct matrix tokens, int32_t h, int32_t w,
+                         int32_t channels);
 /* count of values that are NaN or infinite */
 int64_t k_count_bad_cpu(const float *x, int64_t count);
 /* y = x * mul + add, element by element, any of f32/bf16 */
@@ -112,7 +117,8 @@ struct conv_request {
     int32_t       stride;   /* 1 or 2                                                     */
     int32_t       pad_top, pad_left, pad_bottom, pad_right;
 };
-int k_conv2d_cpu(const struct conv_request *request, enum dtype compute, struct workspace workspace);
+int k_conv2d_cpu(const struct conv_request *request, enum dtype compute,
+                 struct workspace workspace);
 /* nearest neighbour x2: [h, w, C] -> [2h, 2w, C] */
 void k_upsample2_cpu(struct matrix y, struct matrix x, int32_t h, int32_t w);
 

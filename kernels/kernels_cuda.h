@@ -1,7 +1,8 @@
 /*
  * kernels_cuda.h - the CUDA entry points beside kernels.h: the same contracts on device pointers.
  *
- * Calls put work on `stream` and return at once.  Return value: 0, or the cudaError_t of the launch.
+ * Calls put work on `stream` and return at once.  Return value: 0, or the cudaError_t of the
+ * launch.
  */
 #ifndef MURAL_KERNELS_CUDA_H
 #define MURAL_KERNELS_CUDA_H

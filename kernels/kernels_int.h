@@ -15,9 +15,9 @@
 #include "kernels/kernels.h"
 
 /* KERNEL_CLONES compiles a function for AVX-512, for AVX2 and for the baseline; the loader picks.
- * Put it on the function called *from* an OpenMP loop: the body that OpenMP outlines is compiled for
- * the baseline whatever its parent says.  The names are feature levels on purpose: a processor's name
- * would be compared with the processor's, and pick the baseline on every other.
+ * Put it on the function called *from* an OpenMP loop: the body that OpenMP outlines is compiled
+ * for the baseline whatever its parent says.  The names are feature levels on purpose: "haswell"
+ * would be chosen on a Haswell and nowhere else.
  *
  * The resolvers run before a sanitizer is ready, so sanitized builds go without; so do C libraries
  * and machines that have no resolvers, and clang, whose version 14 resolves levels wrongly. */
@@ -34,7 +34,7 @@
 #ifdef __clang__
 #pragma clang diagnostic ignored "-Wpass-failed"
 #endif
-/* For bodies that must become part of each clone, with their dtype arguments folded to constants. */
+/* For bodies that must become part of each clone, their dtype arguments folded to constants. */
 #define KERNEL_INLINE static inline __attribute__((always_inline))
 
 /* Weights are mapped files: an element may start at any address. */
@@ -111,26 +111,34 @@ static inline void *row_of(struct matrix m, int64_t row)
 void cast_elements(void *target, enum dtype target_dtype, const void *source,
                    enum dtype source_dtype, int64_t count);
 
-/* e^x, relative error below 2e-7 for -87 <= x <= 88; clamped outside, so that 0 and infinity never
- * appear.  Plain arithmetic, so a loop over it becomes vector code; libm's is called per element. */
+#define LOG2_E 1.44269504089f
+
+/* 2^x, relative error below 1.1e-7, exactly 1 at 0; clamped to 2^-126 and 2^127, so that 0 and
+ * infinity never appear; NaN stays.  Plain arithmetic, so that a loop over it becomes vector code;
+ * libm's is called element by element. */
+KERNEL_INLINE float fast_exp2(float x)
+{
+    /* 1.5 * 2^23 makes an addition round to a whole number; 127 more puts that number, as the
+     * exponent of a float counts, into the low bits of the sum. */
+    const float magic = 12582912.0f + 127.0f;
+    x = x < -126.0f ? -126.0f : x;
+    x = x > 127.0f ? 127.0f : x;
+    const float shifted = x + magic;
+    const float r = x - (shifted - magic);
+    /* Least largest relative error (2e-9) on |r| <= 1/2 among those that are 1 at 0. */
+    float p = 1.5353362e-4f;
+    p = p * r + 1.3398875e-3f;
+    p = p * r + 9.6184369e-3f;
+    p = p * r + 5.5503324e-2f;
+    p = p * r + 2.4022648e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = p * r + 1.0f;
+    return p * float_from_bits(float_bits(shifted) << 23);
+}
+/* The relative error grows by 6e-8 for each unit of |x|, which is what rounding x costs anyway. */
 KERNEL_INLINE float fast_exp(float x)
 {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504089f + magic;
-    float whole = shifted - magic;
-    /* ln 2 in two parts: whole * 0.693359375 is exact. */
-    float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    /* Taylor to the 7th order on |r| <= 0.3466; the next term is 5e-9. */
-    float p = 1.9841270e-4f;
-    p = p * r + 1.3888889e-3f;
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * float_from_bits((float_bits(shifted) - 0x4b400000u + 127u) << 23);
+    return fast_exp2(x * LOG2_E);
 }
 KERNEL_INLINE float fast_sigmoid(float x)
 {

@@ -81,8 +81,8 @@ NOISE_FN void noise_philox(uint32_t words[4], const uint32_t counter[4], uint64_
     words[3] = c3;
 }
 
-/* -2 ln u of u = (word + 1/2) / 2^32.  u = 2^e m with m in [sqrt 1/2, sqrt 2); ln m is the series of
- * 2 artanh f, f = (m - 1) / (m + 1), |f| <= 0.1716, cut where terms fall below 1e-14. */
+/* -2 ln u of u = (word + 1/2) / 2^32.  u = 2^e m with m in [sqrt 1/2, sqrt 2); ln m is the series
+ * of 2 artanh f, f = (m - 1) / (m + 1), |f| <= 0.1716, cut where terms fall below 1e-14. */
 NOISE_FN double noise_minus_two_ln(uint32_t word)
 {
     const double u = noise_mul(noise_add((double)word, 0.5), 0x1p-32);

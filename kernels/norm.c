@@ -1,9 +1,9 @@
 /*
  * norm.c - layer, RMS and group norm.
  *
- * Rows are independent in the first two; each is read by one thread, twice: the second reading comes
- * from cache.  Group norm spans the whole feature map and is the only reduction across threads here;
- * its partial sums belong to fixed runs of rows, so the result does not depend on the thread count.
+ * Rows are independent in the first two; each is read by one thread, twice: the second reading
+ * comes from cache.  Group norm spans the whole feature map and is the only reduction across
+ * threads here; its partial sums belong to fixed runs of rows, so their number changes no bit.
  *
  * Read next: pointwise.c.
  */

@@ -157,9 +157,9 @@ static void unpack_samples(const struct png_reader *reader, const uint8_t *row, 
             continue;
         }
         const png_color_16 *clear = reader->clear;
-        const bool          is_clear =
-            colours == 1 ? v[0] == clear->gray
-                                  : v[0] == clear->red && v[1] == clear->green && v[2] == clear->blue;
+        bool is_clear = v[0] == (colours == 1 ? clear->gray : clear->red);
+
+        if (colours == 3) is_clear = is_clear && v[1] == clear->green && v[2] == clear->blue;
         alpha[x] = is_clear ? 0 : 65535;
     }
 }

@@ -234,7 +234,7 @@ static void lossless_painter_gives_back_the_enlarged_draft(const char *fit)
     /* The poster again, from the draft's own painter noise at full precision. */
     struct image         known = {.w = story.plan.draft_w_px, .h = story.plan.draft_h_px};
     size_t               samples = (size_t)known.w * (size_t)known.h * 3;
-    float               *latent = malloc(samples * 4), *rgb = malloc(samples * 4);
+    float               *latent = malloc(samples * 4), *rgb = calloc(samples, 4);
     struct painter_noise noise = {.seed = 42, .rect = {0, 0, known.w / 8, known.h / 8}};
     fake_noise(&story.fake, &noise, latent);
     to_latent(rgb, known.w, known.h, latent, true);
