@@ -20,6 +20,8 @@
 
 #define VERSION "0.1.0"
 
+enum { GROUP_MAX = 64 }; /* tiles predicted together */
+
 /* What stands between the painter's calls. */
 struct studio {
     struct engine  *engine;
@@ -35,7 +37,7 @@ struct mural_job {
     struct engine_facts    facts;
     struct render_costs    costs;
     struct mural_plan_info info;
-    uint64_t               scratch_bytes;
+    uint64_t               scratch_bytes, host_bytes;
     struct studio          studio;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
@@ -123,14 +125,16 @@ static int studio_predict(void *self, const struct painter_tile *tiles, uint32_t
                           uint32_t step, struct err *err)
 {
     const struct studio *studio = self;
-    struct engine_tile   tile = {.prompt = studio->prompt,
-                                 .w_px = tiles->w_px,
-                                 .h_px = tiles->h_px,
-                                 .latent = tiles->latent,
-                                 .velocity = tiles->velocity};
+    struct engine_tile   group[GROUP_MAX];
 
-    must(count == 1);
-    return engine_predict(studio->engine, &tile, 1, step, err);
+    must(count > 0 && count <= GROUP_MAX);
+    for (uint32_t i = 0; i < count; i++)
+        group[i] = (struct engine_tile){.prompt = studio->prompt,
+                                        .w_px = tiles[i].w_px,
+                                        .h_px = tiles[i].h_px,
+                                        .latent = tiles[i].latent,
+                                        .velocity = tiles[i].velocity};
+    return engine_predict(studio->engine, group, count, step, err);
 }
 
 static void studio_advance(void *self, uint32_t step, float *latent, const float *velocity,
@@ -257,13 +261,37 @@ static struct engine_size tile_size(const struct mural_job *job)
                                 .steps = (uint32_t)job->config.steps};
 }
 
-/* Which sizes a task paints: 0 to 2 of them. */
+static bool paints_draft(const struct mural_job *job)
+{
+    return job->config.input[0] == '\0';
+}
+
+static bool paints_tiles(const struct mural_job *job)
+{
+    return job->task != MURAL_DRAFT;
+}
+
 static size_t sizes_of(const struct mural_job *job, struct engine_size *sizes_out)
 {
     size_t count = 0;
-    if (job->config.input[0] == '\0') sizes_out[count++] = draft_size(job);
-    if (job->task != MURAL_DRAFT) sizes_out[count++] = tile_size(job);
+
+    if (paints_draft(job)) sizes_out[count++] = draft_size(job);
+    if (paints_tiles(job)) sizes_out[count++] = tile_size(job);
     return count;
+}
+
+/* The grid, the noise and the store of tiles count in cells of 8 px. */
+static int check_cells(const struct mural_job *job, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (job->facts.px_per_lat != TILING_PX_PER_LAT ||
+        job->facts.px_per_token != TILING_PX_PER_TOKEN)
+        RAISE(err, ERR_FORMAT, 0,
+              "model: a latent cell of its VAE is %d px wide; FLUX.1's is %d px (4 levels)",
+              job->facts.px_per_lat, TILING_PX_PER_LAT);
+out:
+    return rc;
 }
 
 static int measure(struct mural_job *job, struct err *err)
@@ -271,20 +299,23 @@ static int measure(struct mural_job *job, struct err *err)
     int                rc = ERR_OK;
     struct engine_size sizes[2], draft = draft_size(job), tile = tile_size(job);
     size_t             count = sizes_of(job, sizes);
-    struct engine_cost draft_cost, tile_cost, both;
+    struct engine_cost draft_cost = {0}, tile_cost = {0}, both;
 
-    TRY(engine_estimate(&draft_cost, &job->facts, &job->options, &draft, 1, err));
-    tile_cost = draft_cost;
-    if (job->task != MURAL_DRAFT)
-        TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
     TRY(engine_estimate(&both, &job->facts, &job->options, sizes, count, err));
+    TRY(check_cells(job, err));
+    if (paints_draft(job))
+        TRY(engine_estimate(&draft_cost, &job->facts, &job->options, &draft, 1, err));
+    if (paints_tiles(job))
+        TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
     job->scratch_bytes = both.scratch_bytes + both.fixed_bytes;
+    job->host_bytes =
+        render_host_bytes(&job->config, &job->plan, job->facts.latent_channels, !paints_tiles(job));
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
                                        .draft_decode = draft_cost.flop_decode,
                                        .encode = tile_cost.flop_encode,
                                        .predict = tile_cost.flop_predict,
                                        .decode = tile_cost.flop_decode,
-                                       .prompt = draft_cost.flop_prompt};
+                                       .prompt = both.flop_prompt};
 out:
     return rc;
 }
@@ -292,13 +323,12 @@ out:
 static double flop_total(const struct mural_job *job)
 {
     const struct render_costs *costs = &job->costs;
-    double                     draft =
-        costs->prompt + costs->draft_decode + costs->draft_predict * job->config.draft_steps;
-    double tile = costs->encode + costs->predict * job->config.steps + costs->decode;
+    double drafts = paints_draft(job) ? (paints_tiles(job) ? 1 : job->config.count) : 0;
+    double tiles = paints_tiles(job) ? (double)grid_count(&job->plan.grid) : 0;
+    double draft = costs->draft_predict * job->config.draft_steps + costs->draft_decode;
+    double tile = costs->encode + costs->predict * render_tile_steps(&job->config) + costs->decode;
 
-    if (job->task == MURAL_DRAFT) return draft * job->config.count;
-    return (job->config.input[0] == '\0' ? draft : costs->prompt) +
-           tile * (double)grid_count(&job->plan.grid);
+    return costs->prompt + drafts * draft + tiles * tile;
 }
 
 static const char *last_part(const char *path)
@@ -323,7 +353,7 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
                                      .weight_bytes = job->facts.weight_bytes,
                                      .scratch_bytes = job->scratch_bytes,
                                      .host_bytes_peak = job->facts.weight_bytes +
-                                                        job->scratch_bytes + job->plan.host_bytes,
+                                                        job->scratch_bytes + job->host_bytes,
                                      .host_bytes_free = os_host_bytes_free(),
                                      .spool_bytes = job->plan.spool_bytes,
                                      .output_bytes_worst = job->plan.output_bytes_worst,
@@ -342,7 +372,7 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
 static int check_memory(const struct mural_job *job, struct err *err)
 {
     int      rc = ERR_OK;
-    uint64_t need = job->scratch_bytes + job->plan.host_bytes, have = os_host_bytes_free();
+    uint64_t need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
     char     need_words[32], have_words[32];
 
     if (need > have)
@@ -470,6 +500,8 @@ static int run(struct mural_job *job, struct err *err)
     TRY(used_settings(&used, job, err));
     request.used = used;
     TRY(engine_open(&job->studio.engine, &job->options, err));
+    log_line(LOG_INFO, "weights %016llx",
+             (unsigned long long)engine_model_identity(job->studio.engine));
     TRY(engine_reserve(job->studio.engine, sizes, count, err));
     if (job->task == MURAL_DRAFT)
         TRY(render_drafts(&request, err));

@@ -184,7 +184,10 @@ int t5_charsmap_normalise(char **out, size_t *bytes_out, const struct t5_charsma
     TRY(apply_charsmap(&mapped, map, text, bytes, err));
     for (size_t at = 0; at < mapped.bytes; at += length) {
         int32_t code = token_rules_character(&length, mapped.data + at, mapped.bytes - at);
-        if (!token_rules_is_space(code)) end = at + length;
+        if (!token_rules_is_space(code))
+            end = at + length;
+        else if (map->any_space)
+            memset(mapped.data + at, ' ', length);
     }
     TRY(text_add(&normal, T5_MARK, T5_MARK_BYTES, err));
     for (size_t at = 0; at < end; at++) {

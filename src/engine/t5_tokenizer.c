@@ -12,8 +12,8 @@
  * The order is the reference's fast tokenizer's: literals that are looked for in raw text, normal
  * text, literals that are looked for in normal text, words, pieces.
  *
- * A word begins with U+2581 (T5_MARK), which stands for spaces; only the first word of a prompt
- * gets one that the prompt does not have.
+ * A word begins with U+2581 (T5_MARK), which stands for spaces.  The first word of a prompt gets
+ * one that the prompt does not have; where the folder says so, the first after a literal does too.
  *
  * Read next: t5_charsmap.c, which makes normal text; t5_spiece.c, which keeps the pieces; t5.c.
  */
@@ -34,6 +34,7 @@ struct t5_tokenizer {
     struct t5_pieces    pieces;
     int32_t             pad_id, end_id, id_limit;
     uint32_t            max;
+    bool                marks_all; /* also a word right after a literal gets a mark */
 };
 
 /* ------------------------------------------------------------------------------ tokenizer.json */
@@ -72,7 +73,7 @@ static bool has_type(const json_t *object, const char *type)
     return text != NULL && strcmp(text, type) == 0;
 }
 
-/* Strip and Replace are T5's own, which normalise() does anyway. */
+/* Strip and Replace are T5's own, which t5_charsmap_normalise does anyway. */
 static int read_normalizer(struct t5_tokenizer *tokenizer, const json_t *normalizer,
                            struct err *err)
 {
@@ -96,6 +97,35 @@ static int read_normalizer(struct t5_tokenizer *tokenizer, const json_t *normali
     }
 out:
     os_free(data);
+    return rc;
+}
+
+/* Metaspace, alone or after WhitespaceSplit: transformers 5 writes the latter into the files it
+ * saves.  A file without the key is taken as T5's own. */
+static int read_pre_tokenizer(struct t5_tokenizer *tokenizer, const json_t *steps, struct err *err)
+{
+    int           rc = ERR_OK;
+    const char   *file = tokenizer->pieces.file, *mark, *scheme;
+    const json_t *list = json_object_get(steps, "pretokenizers"), *marks = steps;
+    bool          cuts = true;
+
+    if (steps == NULL) goto out;
+    if (has_type(steps, "Sequence") && json_array_size(list) == 2 &&
+        has_type(json_array_get(list, 0), "WhitespaceSplit")) {
+        tokenizer->charsmap.any_space = true;
+        marks = json_array_get(list, 1);
+    }
+    TRY(json_read_bool(&tokenizer->marks_all, marks, file, "add_prefix_space", true, err));
+    TRY(json_read_bool(&cuts, marks, file, "split", true, err));
+    mark = json_string_value(json_object_get(marks, "replacement"));
+    scheme = json_string_value(json_object_get(marks, "prepend_scheme"));
+    if (scheme == NULL) scheme = tokenizer->marks_all ? "always" : "never";
+    tokenizer->marks_all = strcmp(scheme, "always") == 0;
+    if (!has_type(marks, "Metaspace") || mark == NULL || strcmp(mark, T5_MARK) != 0 || !cuts ||
+        (!tokenizer->marks_all && (tokenizer->charsmap.any_space || strcmp(scheme, "first") != 0)))
+        RAISE(err, ERR_FORMAT, 0, "'%s': pre_tokenizer is not T5's: Metaspace that cuts at U+2581, "
+              "or WhitespaceSplit and a Metaspace that marks every word", file);
+out:
     return rc;
 }
 
@@ -140,6 +170,7 @@ static int read_tokenizer_json(struct t5_tokenizer *tokenizer, struct err *err)
     TRY(json_read_int(&unknown, model, file, &unknown_rule, err));
     tokenizer->pieces.unknown_id = (int32_t)unknown;
     TRY(read_normalizer(tokenizer, json_object_get(root, "normalizer"), err));
+    TRY(read_pre_tokenizer(tokenizer, json_object_get(root, "pre_tokenizer"), err));
     TRY(token_rules_add_list(tokenizer->rules, json_object_get(root, "added_tokens"), file, err));
     TRY(read_vocab(tokenizer, json_object_get(model, "vocab"), err));
 out:
@@ -162,6 +193,8 @@ static int read_spiece(struct t5_tokenizer *tokenizer, struct err *err)
     TRY(token_rules_add_decoder(tokenizer->rules, err));
     TRY(json_read_int(&extra, token_rules_config(rules), token_rules_config_path(rules),
                       &extra_rule, err));
+    TRY(json_read_bool(&tokenizer->marks_all, token_rules_config(rules),
+                       token_rules_config_path(rules), "legacy", false, err));
     TRY(os_read_text(&data, &bytes, pieces->file, TOKEN_FILE_BYTES, err));
     TRY(t5_spiece_read(pieces, &tokenizer->charsmap, (const uint8_t *)data, bytes, (uint32_t)extra,
                        err));
@@ -204,6 +237,9 @@ static int find_specials(struct t5_tokenizer *tokenizer, bool add, struct err *e
         if (literal->normalized && memchr(literal->text, ' ', literal->bytes) != NULL)
             RAISE(err, ERR_FORMAT, 0, "'%s': special token %u is 'normalized' and has a space, "
                   "which is not supported", tokenizer->pieces.file, i);
+        if (literal->normalized && tokenizer->marks_all)
+            RAISE(err, ERR_FORMAT, 0, "'%s': special token %u is 'normalized' while every word is "
+                  "marked, which is not supported", tokenizer->pieces.file, i);
         tokenizer->id_limit = (int32_t)max_i64(tokenizer->id_limit, literal->id + 1);
     }
 out:
@@ -358,10 +394,10 @@ static bool encode_words(struct work *work, const char *text, size_t bytes)
     return more;
 }
 
-/* Raw text between two literals; `first`: it is the start of the prompt.  *more_out: whether later
+/* Raw text between two literals; `marked`: its first word gets a mark.  *more_out: whether later
  * text can matter. */
 static int encode_span(bool *more_out, struct work *work, const char *text, size_t bytes,
-                       bool first, struct err *err)
+                       bool marked, struct err *err)
 {
     const struct token_rules   *rules = work->tokenizer->rules;
     const struct token_literal *literal;
@@ -376,7 +412,7 @@ static int encode_span(bool *more_out, struct work *work, const char *text, size
     work->cuts = cuts;
     while (from < bytes && *more_out) {
         literal = token_rules_find(&start, rules, normal, bytes, from, true);
-        if (first && from == T5_MARK_BYTES && start > from &&
+        if (marked && from == T5_MARK_BYTES && start > from &&
             (bytes < 2 * T5_MARK_BYTES || memcmp(normal + from, T5_MARK, T5_MARK_BYTES) != 0))
             from = 0;
         *more_out = encode_words(work, normal + from, start - from);
@@ -404,7 +440,8 @@ int t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text, 
     TRY(token_rules_check_prompt(&bytes, text, err));
     while (from < bytes && more) {
         literal = token_rules_find(&start, tokenizer->rules, text, bytes, from, false);
-        TRY(encode_span(&more, &work, text + from, start - from, from == 0, err));
+        TRY(encode_span(&more, &work, text + from, start - from,
+                        from == 0 || tokenizer->marks_all, err));
         from = start;
         if (literal == NULL || !more) continue;
         more = put(&work, literal->id);

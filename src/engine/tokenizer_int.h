@@ -100,6 +100,7 @@ struct t5_charsmap {
     uint32_t    count;   /* units in the array                                            */
     const char *strings; /* [bytes], valid UTF-8, each ends in NUL, and so does the last  */
     size_t      bytes;
+    bool        any_space; /* every white space separates words, not only U+0020          */
 };
 /* Copies and checks `data`; a second call is an error.  Closed also after a failure. */
 int  t5_charsmap_open(struct t5_charsmap *map, const uint8_t *data, size_t bytes, const char *file,

@@ -7,27 +7,37 @@
  */
 #include "render/render_int.h"
 
-enum { SUM_ROWS = 64 };
+enum { SUM_ROWS_MAX = 64 };
+
+static int32_t sum_rows(const struct grid *grid)
+{
+    return (int32_t)min_i64(SUM_ROWS_MAX, grid->canvas_h_px);
+}
+
+static int32_t band_rows(const struct grid *grid)
+{
+    return (int32_t)min_i64(BIGTIFF_TILE_PX, grid->canvas_h_px);
+}
 
 struct bench {
-    struct blend_band *band;      /* SUM_ROWS rows of sums */
-    uint16_t          *tile_rows; /* [SUM_ROWS, tile_w, 3] */
-    char              *samples;   /* [BIGTIFF_TILE_PX, canvas_w, 3] of 8 or 16 bits */
+    struct blend_band *band;      /* sum_rows rows of sums */
+    uint16_t          *tile_rows; /* [sum_rows, tile_w, 3] */
+    char              *samples;   /* [band_rows, canvas_w, 3] of 8 or 16 bits */
 };
 
 static uint64_t tile_row_samples(const struct grid *grid)
 {
-    return (uint64_t)SUM_ROWS * (uint64_t)grid->tile_w_px * 3;
+    return (uint64_t)sum_rows(grid) * (uint64_t)grid->tile_w_px * 3;
 }
 
 static uint64_t band_samples(const struct grid *grid)
 {
-    return (uint64_t)BIGTIFF_TILE_PX * (uint64_t)grid->canvas_w_px * 3;
+    return (uint64_t)band_rows(grid) * (uint64_t)grid->canvas_w_px * 3;
 }
 
 uint64_t assemble_bytes(const struct grid *grid, int bits)
 {
-    return blend_bytes(grid, SUM_ROWS) + tile_row_samples(grid) * sizeof(uint16_t) +
+    return blend_bytes(grid, sum_rows(grid)) + tile_row_samples(grid) * sizeof(uint16_t) +
            band_samples(grid) * (uint64_t)(bits / 8);
 }
 
@@ -35,7 +45,7 @@ static int bench_init(struct bench *bench, const struct grid *grid, int bits, st
 {
     int rc = ERR_OK;
 
-    TRY(blend_open(&bench->band, grid, SUM_ROWS, err));
+    TRY(blend_open(&bench->band, grid, sum_rows(grid), err));
     TRY(os_alloc((void **)&bench->tile_rows, tile_row_samples(grid), sizeof(uint16_t), "tile rows",
                  err));
     TRY(os_alloc((void **)&bench->samples, band_samples(grid), (uint64_t)(bits / 8),
@@ -68,7 +78,7 @@ out:
     return rc;
 }
 
-/* Blend canvas rows [top, top + rows) into samples_out, at most SUM_ROWS of them. */
+/* Blend canvas rows [top, top + rows) into samples_out, at most sum_rows of them. */
 static int blend_rows(struct bench *bench, struct spool *spool,
                       const struct render_request *request, int32_t top, int32_t rows,
                       char *samples_out, struct err *err)
@@ -88,34 +98,42 @@ out:
     return rc;
 }
 
-int assemble_poster(const struct render_request *request, struct spool *spool, struct meter *meter,
-                    struct err *err)
+int assemble_open_file(struct bigtiff **out, const struct render_request *request, struct err *err)
 {
     int                    rc = ERR_OK;
     const struct config   *config = request->config;
-    const struct grid     *grid = &request->plan->grid;
-    size_t                 row_bytes = (size_t)grid->canvas_w_px * 3 * (size_t)(config->bits / 8);
-    struct bench           bench = {0};
+    struct bigtiff_request file;
     char                  *settings = NULL;
-    struct bigtiff        *file = NULL;
-    struct bigtiff_request file_request;
 
-    TRY(render_file_request(&file_request, config, err));
+    TRY(render_file_request(&file, config, err));
     if (config->metadata) {
         TRY(config_to_json(&settings, request->used, err));
-        file_request.prompt = config->prompt;
-        file_request.settings_json = settings;
+        file.prompt = config->prompt;
+        file.settings_json = settings;
     }
-    file_request.software = request->software;
-    TRY(bench_init(&bench, grid, config->bits, err));
-    TRY(bigtiff_open(&file, &file_request, err));
+    file.software = request->software;
+    TRY(bigtiff_open(out, &file, err));
+out:
+    os_free(settings);
+    return rc;
+}
 
+int assemble_poster(const struct render_request *request, struct spool *spool, struct bigtiff *file,
+                    struct meter *meter, struct err *err)
+{
+    int                rc = ERR_OK;
+    int                bits = request->config->bits;
+    const struct grid *grid = &request->plan->grid;
+    size_t             row_bytes = (size_t)grid->canvas_w_px * 3 * (size_t)(bits / 8);
+    struct bench       bench = {0};
+
+    TRY(bench_init(&bench, grid, bits, err));
     meter->now.phase = "file";
     for (int32_t top = 0; top < grid->canvas_h_px; top += BIGTIFF_TILE_PX) {
         int32_t band = (int32_t)min_i64(BIGTIFF_TILE_PX, grid->canvas_h_px - top);
 
-        for (int32_t done = 0; done < band; done += SUM_ROWS) {
-            int32_t rows = (int32_t)min_i64(SUM_ROWS, band - done);
+        for (int32_t done = 0; done < band; done += SUM_ROWS_MAX) {
+            int32_t rows = (int32_t)min_i64(SUM_ROWS_MAX, band - done);
             TRY(blend_rows(&bench, spool, request, top + done, rows,
                            bench.samples + (size_t)done * row_bytes, err));
         }
@@ -124,8 +142,6 @@ int assemble_poster(const struct render_request *request, struct spool *spool, s
     }
     TRY(bigtiff_finish(file, err));
 out:
-    bigtiff_close(file);
     bench_fini(&bench);
-    os_free(settings);
     return rc;
 }

@@ -27,7 +27,7 @@ int meter_advance(struct meter *meter, double work, struct err *err)
     if (meter->now.fraction > 1) meter->now.fraction = 1;
     if (meter->request->progress == NULL) goto out;
     if (meter->request->progress(&meter->now, meter->request->user) != 0)
-        RAISE(err, ERR_CANCELLED, 0, "stopped on request; nothing was written to '%s'",
+        RAISE(err, ERR_CANCELLED, 0, "stopped on request; '%s' was not written",
               meter->request->config->output);
 out:
     return rc;

@@ -79,10 +79,32 @@ int render_plan_make(struct render_plan *out, const struct config *config, struc
     plan.spool_bytes = grid_count(&plan.grid) * (uint64_t)plan.grid.tile_w_px *
                        (uint64_t)plan.grid.tile_h_px * 3 * sizeof(uint16_t);
     plan.output_bytes_worst = bigtiff_bytes_worst(&file);
-    plan.host_bytes = tile_desk_bytes(&plan.grid, 16) + assemble_bytes(&plan.grid, config->bits);
     *out = plan;
 out:
     return rc;
+}
+
+uint64_t render_host_bytes(const struct config *config, const struct render_plan *plan,
+                           int32_t channels, bool drafts_only)
+{
+    uint64_t draft = (uint64_t)plan->draft_w_px * (uint64_t)plan->draft_h_px;
+    uint64_t picture = draft * 3 * sizeof(uint16_t);
+    uint64_t easel = draft * 3 * sizeof(float) + 3 * draft /
+                                                     (TILING_PX_PER_LAT * TILING_PX_PER_LAT) *
+                                                     (uint64_t)channels * sizeof(float);
+
+    if (drafts_only) return easel + (uint64_t)config->count * 2 * picture;
+    return max_u64(easel, tile_desk_bytes(&plan->grid, channels) +
+                              assemble_bytes(&plan->grid, config->bits)) +
+           picture;
+}
+
+uint32_t render_tile_steps(const struct config *config)
+{
+    double steps = config->steps, kept = steps * config->strength;
+
+    if (config->strength <= 0) return (uint32_t)config->steps;
+    return (uint32_t)(steps - floor(kept < steps ? steps - kept : 0));
 }
 
 static int64_t tokens_of(int32_t w_px, int32_t h_px)
@@ -114,18 +136,11 @@ struct painter_stage render_tile_stage(const struct config *config, const struct
 
 /* ------------------------------------------------------------------------------------ disk */
 
-static void folder_of(const char *path, char *out, size_t capacity)
-{
-    const char *slash = strrchr(path, '/');
-    int         length = slash == NULL ? 0 : slash == path ? 1 : (int)(slash - path);
-    (void)snprintf(out, capacity, "%.*s", length == 0 ? 1 : length, length == 0 ? "." : path);
-}
-
 int render_disk_free(uint64_t *bytes_out, const char *output, struct err *err)
 {
     char folder[1100];
 
-    folder_of(output, folder, sizeof folder);
+    must(os_folder(folder, sizeof folder, output));
     return os_free_bytes(bytes_out, folder, err);
 }
 
@@ -175,6 +190,22 @@ out:
     return rc;
 }
 
+/* The numbered drafts are outputs too: none of them is replaced unasked. */
+static int check_numbered(const struct config *config, struct err *err)
+{
+    int  rc = ERR_OK;
+    char name[1100];
+
+    for (uint32_t i = 0; config->count > 1 && i < (uint32_t)config->count; i++) {
+        TRY(draft_name(name, sizeof name, config->output, config->seed + i, err));
+        if (!config->overwrite && os_is_file(name))
+            RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite, or name another file with -o",
+                  name);
+    }
+out:
+    return rc;
+}
+
 int render_drafts(const struct render_request *request, struct err *err)
 {
     int                   rc = ERR_OK;
@@ -187,6 +218,7 @@ int render_drafts(const struct render_request *request, struct err *err)
     struct meter          meter;
     char                  name[1100];
 
+    TRY(check_numbered(config, err));
     TRY(os_alloc((void **)&drafts, count, sizeof *drafts, "the drafts", err));
     TRY(painter->begin(painter->self, &stage, &steps, err));
     meter_init(&meter, request, count, 0, steps, 0);
@@ -210,15 +242,19 @@ out:
 
 /* --------------------------------------------------------------------------------- poster */
 
+/* A picture from outside is stretched only by mistake.  Our own drafts have the poster's aspect,
+ * but for rounding to whole tokens and for sides that would be too small to paint. */
+static const double STRETCH_MAX_GIVEN = 1.02, STRETCH_MAX_OWN = 2.5;
+
 static void warn_of_stretch(const struct image *draft, const struct config *config)
 {
     double stretch = ((double)config->width_px / config->height_px) / ((double)draft->w / draft->h);
 
-    if (stretch > 1.02 || stretch < 1 / 1.02)
+    if (stretch < 1) stretch = 1 / stretch;
+    if (stretch > (config->input[0] != '\0' ? STRETCH_MAX_GIVEN : STRETCH_MAX_OWN))
         log_line(LOG_WARN,
-                 "'%s' is %d x %d px and the poster %d x %d: it is stretched by %.2f to fit",
-                 config->input, draft->w, draft->h, config->width_px, config->height_px,
-                 stretch > 1 ? stretch : 1 / stretch);
+                 "the draft is %d x %d px and the poster %d x %d: it is stretched by %.2f to fit",
+                 draft->w, draft->h, config->width_px, config->height_px, stretch);
 }
 
 /* The guide: the picture that was given, or a draft of our own. */
@@ -233,7 +269,6 @@ static int take_guide(struct image *out, const struct render_request *request, s
 
     if (config->input[0] != '\0') {
         TRY(image_read(out, config->input, err));
-        warn_of_stretch(out, config);
         goto out;
     }
     TRY(painter->begin(painter->self, &stage, &steps, err));
@@ -278,15 +313,6 @@ out:
     return rc;
 }
 
-/* Steps that a stage will run, before it begins: the reference rule may drop some. */
-static uint32_t steps_run(const struct painter_stage *stage)
-{
-    if (stage->strength <= 0) return stage->steps;
-    double kept = stage->steps * stage->strength;
-    double dropped = floor((double)stage->steps - (kept < stage->steps ? kept : stage->steps));
-    return stage->steps - (uint32_t)(dropped > 0 ? dropped : 0);
-}
-
 int render_poster(const struct render_request *request, struct err *err)
 {
     int                       rc = ERR_OK;
@@ -297,23 +323,27 @@ int render_poster(const struct render_request *request, struct err *err)
     struct image              draft = {0};
     struct upscale           *guide = NULL;
     struct spool             *spool = NULL;
+    struct bigtiff           *file = NULL;
     struct meter              meter;
     uint32_t                  steps = 0;
     uint32_t                  drafts = config->input[0] == '\0' ? 1 : 0;
 
     TRY(check_room(config, plan, err));
     TRY(spool_open(&spool, config->output, &plan->grid, err));
+    TRY(assemble_open_file(&file, request, err));
     meter_init(&meter, request, drafts, (uint32_t)grid_count(&plan->grid),
-               (uint32_t)config->draft_steps, steps_run(&stage));
+               (uint32_t)config->draft_steps, render_tile_steps(config));
     TRY(meter_advance(&meter, 0, err));
     TRY(take_guide(&draft, request, &meter, err));
+    warn_of_stretch(&draft, config);
     TRY(upscale_open(&guide, &draft, config->width_px, config->height_px, err));
     TRY(painter->begin(painter->self, &stage, &steps, err));
     TRY(meter_advance(&meter, request->costs.prompt, err));
     TRY(paint_tiles(request, &meter, guide, spool, steps, err));
-    TRY(assemble_poster(request, spool, &meter, err));
+    TRY(assemble_poster(request, spool, file, &meter, err));
 out:
     painter->end(painter->self);
+    bigtiff_close(file);
     spool_close(spool);
     upscale_close(guide);
     image_close(&draft);

@@ -70,6 +70,11 @@ struct render_plan {
     uint64_t    host_bytes; /* of render's own buffers, blend and file included */
 };
 int render_plan_make(struct render_plan *out, const struct config *config, struct err *err);
+/* Memory that render itself takes at most: buffers, draft, blend and file. */
+uint64_t render_host_bytes(const struct config *config, const struct render_plan *plan,
+                           int32_t channels, bool drafts_only);
+/* Steps that every tile will run: the reference rule (`strength`) drops some. */
+uint32_t render_tile_steps(const struct config *config);
 /* Room on the disk that `output` goes to. */
 int render_disk_free(uint64_t *bytes_out, const char *output, struct err *err);
 /* Noise levels and sizes of the two stages, as the painter will get them. */

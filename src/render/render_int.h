@@ -70,9 +70,11 @@ void spool_close(struct spool *spool); /* removes files and folder */
 
 /* ---------------------------------------------------------------------------- assemble.c */
 
-/* Blend the spooled tiles band by band into the poster's file. */
-int assemble_poster(const struct render_request *request, struct spool *spool, struct meter *meter,
-                    struct err *err);
+/* The poster's file, opened before anything is painted: what would refuse it refuses it now. */
+int assemble_open_file(struct bigtiff **out, const struct render_request *request, struct err *err);
+/* Blend the spooled tiles band by band into the poster's file and finish it. */
+int assemble_poster(const struct render_request *request, struct spool *spool, struct bigtiff *file,
+                    struct meter *meter, struct err *err);
 uint64_t assemble_bytes(const struct grid *grid, int bits);
 
 /* --------------------------------------------------------------------------- noise_map.c */

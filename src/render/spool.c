@@ -2,8 +2,9 @@
  * spool.c - finished tiles on disk until the poster is assembled.
  *
  * Owns the folder `<output>.mural` and the files `tile-<row>-<col>.rgb16` in it: raw samples,
- * [tile_h, tile_w, 3] of native 16-bit words, nothing else.  Invariant: a file that spool_get reads
- * was written whole by spool_put of the same run.
+ * [tile_h, tile_w, 3] of native 16-bit words, nothing else.  Invariant: the folder is locked while
+ * it is used, so two runs never mix their tiles, and a file that spool_get reads was written whole
+ * by spool_put of the same run.
  *
  * Tiles rest here rather than in memory because a canvas may be larger than any memory, and because
  * the file format wants bands of rows while tiles may finish in any order.
@@ -12,12 +13,17 @@
  */
 #include "render/render_int.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 struct spool {
     struct grid grid;
+    int         lock; /* the open folder, locked for this process */
     char        folder[1100];
 };
 
@@ -33,6 +39,42 @@ static uint64_t row_bytes(const struct spool *spool)
     return (uint64_t)spool->grid.tile_w_px * 3 * sizeof(uint16_t);
 }
 
+static bool is_tile(const char *name)
+{
+    return strncmp(name, "tile-", 5) == 0 && strstr(name, ".rgb16") != NULL;
+}
+
+/* What a killed run left behind would otherwise stay for ever. */
+static void remove_tiles(const char *folder)
+{
+    DIR           *listing = opendir(folder);
+    struct dirent *entry;
+    char           path[1500];
+
+    while (listing != NULL && (entry = readdir(listing)) != NULL) {
+        if (!is_tile(entry->d_name)) continue;
+        if (os_join(path, sizeof path, folder, entry->d_name)) (void)os.unlink(path);
+    }
+    if (listing != NULL) (void)closedir(listing);
+}
+
+/* Takes the folder for this process alone; the lock goes with the process, however it ends. */
+static int lock_folder(struct spool *spool, const char *output, struct err *err)
+{
+    int rc = ERR_OK;
+
+    TRY(os_make_dir(spool->folder, err));
+    spool->lock = os.open(spool->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (spool->lock < 0)
+        RAISE(err, ERR_IO, errno, "cannot open the folder '%s': %s", spool->folder,
+              strerror(errno));
+    if (flock(spool->lock, LOCK_EX | LOCK_NB) != 0)
+        RAISE(err, ERR_USAGE, errno,
+              "output: another mural is writing '%s'; wait for it or give another name", output);
+out:
+    return rc;
+}
+
 int spool_open(struct spool **out, const char *output, const struct grid *grid, struct err *err)
 {
     int           rc = ERR_OK;
@@ -41,12 +83,15 @@ int spool_open(struct spool **out, const char *output, const struct grid *grid, 
 
     TRY(os_alloc((void **)&spool, 1, sizeof *spool, "the tile store", err));
     spool->grid = *grid;
+    spool->lock = -1;
     wrote = snprintf(spool->folder, sizeof spool->folder, "%s.mural", output);
     must(wrote > 0 && (size_t)wrote < sizeof spool->folder);
-    TRY(os_make_dir(spool->folder, err));
+    TRY(lock_folder(spool, output, err));
+    remove_tiles(spool->folder);
     *out = spool;
     spool = NULL;
 out:
+    if (spool != NULL && spool->lock >= 0) (void)os.close(spool->lock);
     os_free(spool);
     return rc;
 }
@@ -84,13 +129,9 @@ out:
 void spool_close(struct spool *spool)
 {
     if (spool == NULL) return;
-    for (uint32_t row = 0; row < spool->grid.rows; row++) {
-        for (uint32_t col = 0; col < spool->grid.cols; col++) {
-            char path[1200];
-            tile_path(spool, col, row, path, sizeof path);
-            (void)os.unlink(path);
-        }
-    }
-    (void)rmdir(spool->folder);
+    remove_tiles(spool->folder);
+    if (rmdir(spool->folder) != 0)
+        log_line(LOG_WARN, "the folder '%s' stays: %s", spool->folder, strerror(errno));
+    (void)os.close(spool->lock);
     os_free(spool);
 }

@@ -1,5 +1,5 @@
 /*
- * tile.c - one tile's life: gather the guide, encode, mix in noise, paint, decode, check.
+ * tile.c - one tile's life: gather the guide, encode, mix in noise, paint, decode, quantise.
  *
  * Owns the buffers of the tile in work, taken once.  Knows the order of the primitives and nothing
  * of how they work.  Decides nothing from pixels: what depends on the picture is settled before.
@@ -8,7 +8,6 @@
  */
 #include "render/render_int.h"
 
-#include <math.h>
 #include <string.h>
 
 struct tile_desk {
@@ -98,7 +97,7 @@ void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count)
 {
 #pragma omp parallel for simd
     for (int64_t i = 0; i < count; i++) {
-        float value = rgb[i] < 0 ? 0 : rgb[i] > 1 ? 1 : rgb[i];
+        float value = !(rgb[i] > 0) ? 0 : rgb[i] > 1 ? 1 : rgb[i]; /* NaN is 0 */
         samples_out[i] = (uint16_t)(value * 65535.0f + 0.5f);
     }
 }

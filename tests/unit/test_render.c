@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <math.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <tiffio.h>
 
@@ -391,6 +392,62 @@ static void every_failing_write_is_told_and_leaves_nothing(void **state)
     assert_true(failures > 4); /* at least one write a tile */
 }
 
+static void two_runs_never_share_an_output(void **state)
+{
+    struct story  story;
+    struct spool *spool = NULL;
+    struct err    err = {0};
+    char          stale[256];
+
+    (void)state;
+    story_open(&story, "even", 16);
+    ASSERT_OK(spool_open(&spool, story.config.output, &story.plan.grid, &err));
+    ASSERT_REFUSED(ERR_USAGE, "another mural is writing", render_poster(&story.request, &err));
+    (void)snprintf(stale, sizeof stale, "%s.mural/tile-9-9.rgb16", story.config.output);
+    FILE *file = fopen(stale, "wb"); /* as if that run had been killed */
+    assert_non_null(file);
+    (void)fclose(file);
+    spool_close(spool);
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_int_equal(scratch_count(story.folder), 1);
+    story_close(&story);
+}
+
+static void a_file_that_cannot_be_made_is_told_before_painting(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+    char         part[256];
+
+    (void)state;
+    story_open(&story, "even", 16);
+    (void)snprintf(part, sizeof part, "%s.part", story.config.output);
+    assert_int_equal(mkdir(part, 0777), 0);
+    ASSERT_REFUSED(ERR_IO, "poster.tif.part", render_poster(&story.request, &err));
+    assert_int_equal(story.fake.predictions, 0);
+    story_close(&story);
+}
+
+static void numbered_drafts_are_not_replaced_unasked(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+    char         name[256];
+
+    (void)state;
+    story_open(&story, "even", 16);
+    (void)snprintf(story.config.output, sizeof story.config.output, "%s/d.png", story.folder);
+    story.config.count = 2;
+    (void)snprintf(name, sizeof name, "%s/d-43.png", story.folder);
+    FILE *file = fopen(name, "wb");
+    assert_non_null(file);
+    (void)fclose(file);
+    ASSERT_REFUSED(ERR_USAGE, "d-43.png' exists", render_drafts(&story.request, &err));
+    story.config.overwrite = true;
+    ASSERT_OK(render_drafts(&story.request, &err));
+    story_close(&story);
+}
+
 static void drafts_are_numbered_and_laid_on_a_sheet(void **state)
 {
     struct story story;
@@ -436,12 +493,13 @@ static void noise_files_must_fit(void **state)
 /* Peak memory in kB of a process of its own that assembles a canvas of constant tiles. */
 static long assemble_peak(int32_t w, int32_t h)
 {
-    struct story  story;
-    struct spool *spool = NULL;
-    struct err    err = {0};
-    struct rusage usage;
-    struct meter  meter;
-    int           status = 0;
+    struct story    story;
+    struct spool   *spool = NULL;
+    struct bigtiff *file = NULL;
+    struct err      err = {0};
+    struct rusage   usage;
+    struct meter    meter;
+    int             status = 0;
 
     story_open(&story, "even", 16);
     story.config.width_px = w;
@@ -456,7 +514,9 @@ static long assemble_peak(int32_t w, int32_t h)
         for (uint32_t i = 0; rc == 0 && i < grid_count(grid); i++)
             rc = spool_put(spool, i % grid->cols, i / grid->cols, tile, &err);
         meter_init(&meter, &story.request, 0, 0, 0, 0);
-        if (rc == 0) rc = assemble_poster(&story.request, spool, &meter, &err);
+        if (rc == 0) rc = assemble_open_file(&file, &story.request, &err);
+        if (rc == 0) rc = assemble_poster(&story.request, spool, file, &meter, &err);
+        bigtiff_close(file);
         spool_close(spool);
         _exit(rc);
     }
@@ -487,6 +547,9 @@ int main(void)
         cmocka_unit_test(a_given_picture_is_enlarged_without_a_draft),
         cmocka_unit_test(stopping_or_failing_leaves_nothing_behind),
         cmocka_unit_test(every_failing_write_is_told_and_leaves_nothing),
+        cmocka_unit_test(two_runs_never_share_an_output),
+        cmocka_unit_test(a_file_that_cannot_be_made_is_told_before_painting),
+        cmocka_unit_test(numbered_drafts_are_not_replaced_unasked),
         cmocka_unit_test(drafts_are_numbered_and_laid_on_a_sheet),
         cmocka_unit_test(noise_files_must_fit),
     };

@@ -464,6 +464,59 @@ static void t5_files_of_both_kinds_agree(void **state)
     t5_tokenizer_close(tokenizer);
 }
 
+/* `pre_tokenizer` is a JSON value. */
+static void write_marking_t5(const char *pre_tokenizer, const char *added)
+{
+    struct tiny json = {{0}, 0};
+
+    tiny_tokenizer_json(&json, NULL, added);
+    json.count--; /* the last brace */
+    tiny_text(&json, ",\"pre_tokenizer\":");
+    tiny_text(&json, pre_tokenizer);
+    tiny_text(&json, "}");
+    write_bytes("tokenizer.json", json.bytes, json.count);
+}
+
+#define METASPACE "{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\""
+static const char t5_literals[] =
+    "[{\"id\":0,\"content\":\"<pad>\"},{\"id\":1,\"content\":\"</s>\"}]";
+
+/* The words after a literal, and white space that the charsmap keeps, tell the kinds apart. */
+static void t5_marks_words_as_the_folder_says(void **state)
+{
+    static const struct {
+        const char *pre_tokenizer, *after_literal, *line_separator;
+    } cases[] = {
+        {METASPACE ",\"prepend_scheme\":\"first\",\"add_prefix_space\":true,\"split\":true}",
+         "7 1 8 1", "3 4 2 8 1"},
+        {METASPACE ",\"prepend_scheme\":\"always\"}", "7 1 3 8 1", "3 4 2 8 1"},
+        {METASPACE "}", "7 1 3 8 1", "3 4 2 8 1"},
+        {"{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"WhitespaceSplit\"}," METASPACE
+         ",\"prepend_scheme\":\"always\"}]}",
+         "7 1 3 8 1", "3 4 3 8 1"},
+    };
+    struct t5_tokenizer *tokenizer;
+    struct tiny          spiece = {{0}, 0};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        write_marking_t5(cases[i].pre_tokenizer, t5_literals);
+        tokenizer = t5_open();
+        check_t5(tokenizer, "ab</s>ba", cases[i].after_literal);
+        check_t5(tokenizer, "ab</s> ba", "7 1 3 8 1");
+        check_t5(tokenizer, "a\xE2\x80\xA8" "ba", cases[i].line_separator);
+        check_t5(tokenizer, " \xE2\x80\xA8 ", "1");
+        t5_tokenizer_close(tokenizer);
+    }
+    remove_file("tokenizer.json");
+    tiny_spiece(&spiece);
+    write_bytes("spiece.model", spiece.bytes, spiece.count);
+    write_text("tokenizer_config.json", "{\"legacy\": true}");
+    tokenizer = t5_open();
+    check_t5(tokenizer, "ab</s>ba", "7 1 3 8 1");
+    t5_tokenizer_close(tokenizer);
+}
+
 static void t5_without_a_charsmap_takes_text_as_it_is(void **state)
 {
     static const char *const normalizers[] = {
@@ -759,6 +812,32 @@ static void damaged_normalizers_and_tokens_are_refused(void **state)
     }
 }
 
+static void foreign_pre_tokenizers_are_refused(void **state)
+{
+    static const char *const cases[] = {
+        "null",
+        "7",
+        "{\"type\":\"Whitespace\"}",
+        "{\"type\":\"Metaspace\",\"replacement\":\"_\"}",
+        "{\"type\":\"Metaspace\"}",
+        METASPACE ",\"prepend_scheme\":\"never\"}",
+        METASPACE ",\"add_prefix_space\":false}",
+        METASPACE ",\"split\":false}",
+        "{\"type\":\"Sequence\",\"pretokenizers\":[]}",
+        "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"WhitespaceSplit\"}," METASPACE
+        ",\"prepend_scheme\":\"first\"}]}"};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        write_marking_t5(cases[i], t5_literals);
+        refused_t5("pre_tokenizer is not T5's");
+    }
+    write_marking_t5(METASPACE ",\"split\":1}", t5_literals);
+    refused_t5("split");
+    write_marking_t5(METASPACE "}", NULL);
+    refused_t5("while every word is marked");
+}
+
 static void damaged_spiece_models_are_refused(void **state)
 {
     static const struct {
@@ -962,6 +1041,7 @@ int main(void)
         FOLDER_TEST(clip_takes_ids_from_vocab_json),
         FOLDER_TEST(clip_reads_tokenizer_json),
         FOLDER_TEST(t5_files_of_both_kinds_agree),
+        FOLDER_TEST(t5_marks_words_as_the_folder_says),
         FOLDER_TEST(t5_without_a_charsmap_takes_text_as_it_is),
         FOLDER_TEST(prompts_that_are_not_utf8_are_refused),
         FOLDER_TEST(empty_folders_are_refused),
@@ -971,6 +1051,7 @@ int main(void)
         FOLDER_TEST(damaged_settings_are_refused),
         FOLDER_TEST(damaged_t5_tokenizer_json_is_refused),
         FOLDER_TEST(damaged_normalizers_and_tokens_are_refused),
+        FOLDER_TEST(foreign_pre_tokenizers_are_refused),
         FOLDER_TEST(damaged_spiece_models_are_refused),
         FOLDER_TEST(of_equal_pieces_the_last_counts),
         FOLDER_TEST(files_cut_anywhere_are_harmless),
