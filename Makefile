@@ -52,7 +52,7 @@ ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
 SETUP := setup
 endif
 
-.PHONY: all help setup demo test quick checks lint asan fuzz gpu-checks clean
+.PHONY: all help setup demo test quick unit checks lint fuzz clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -135,9 +135,12 @@ endif
 test: $(SETUP) ## everything: lint, unit, kernel, parity, command line, sanitizers, short fuzzing
 	@tests/run.sh "$(MAKE)"
 
-quick: checks lint ## unit, kernel and lint checks only
+quick: $(SETUP) ## lint, unit and kernel checks only
+	@tests/run.sh "$(MAKE)" quick
 
-checks: $(UNIT) $(KERNEL) $(PARITY) $(PROGRAM) $(CUDA_CHECKS)
+unit: $(UNIT) $(KERNEL)
+
+checks: unit $(PARITY) $(PROGRAM) $(CUDA_CHECKS)
 
 lint: ## layers, file and function lengths, names
 	@tests/lint/layers.sh

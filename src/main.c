@@ -447,7 +447,8 @@ static int synth(struct session *session, struct err *err)
 
 static int read_prompt_from_stdin(char **word_out, struct err *err)
 {
-    enum { PROMPT_BYTES_MAX = sizeof((struct config *)0)->prompt };
+    /* The longest prompt, its line end, and one byte more that tells of a longer one. */
+    enum { LIMIT = sizeof((struct config *)0)->prompt - 1, READ = LIMIT + 2 + 1 };
     static const char key[] = "prompt=";
     const size_t      start = sizeof key - 1;
     int               rc = ERR_OK;
@@ -455,15 +456,17 @@ static int read_prompt_from_stdin(char **word_out, struct err *err)
     void             *room = NULL;
     char             *text;
 
-    TRY(os_alloc(&room, start + PROMPT_BYTES_MAX + 1, 1, "the prompt", err));
+    TRY(os_alloc(&room, start + READ + 1, 1, "the prompt", err));
     memcpy(room, key, start);
     text = (char *)room + start;
-    length = fread(text, 1, PROMPT_BYTES_MAX, stdin);
+    length = fread(text, 1, READ, stdin);
     if (ferror(stdin)) RAISE(err, ERR_IO, errno, "cannot read the prompt from standard input");
     if (memchr(text, '\0', length) != NULL)
         RAISE(err, ERR_USAGE, 0, "the prompt on standard input holds a NUL byte; it must be text");
-    while (length > 0 && (text[length - 1] == '\n' || text[length - 1] == '\r'))
+    while (length > 0 && length < READ && (text[length - 1] == '\n' || text[length - 1] == '\r'))
         length--;
+    if (length > LIMIT)
+        RAISE(err, ERR_USAGE, 0, "the prompt on standard input has more than %d bytes", LIMIT);
     text[length] = '\0';
     *word_out = room;
     room = NULL;

@@ -99,6 +99,10 @@ static inline int64_t max_i64(int64_t a, int64_t b)
 {
     return a > b ? a : b;
 }
+static inline uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
 static inline int64_t ceil_div_i64(int64_t a, int64_t b)
 {
     return (a + b - 1) / b; /* a >= 0, b > 0 */
@@ -142,16 +146,13 @@ struct os_calls {
     int64_t (*pread)(int fd, void *buffer, size_t bytes, int64_t offset);
     int64_t (*pwrite)(int fd, const void *buffer, size_t bytes, int64_t offset);
     int (*fsync)(int fd);
-    int (*ftruncate)(int fd, int64_t bytes);
     int (*rename)(const char *source, const char *target);
     int (*unlink)(const char *path);
     int (*mkdir)(const char *path, unsigned mode);
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
-    void *(*malloc)(size_t bytes);
     void *(*calloc)(size_t count, size_t bytes);
-    void *(*realloc)(void *old, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
 };
 extern struct os_calls os;
@@ -183,6 +184,8 @@ int  os_remove(const char *path, struct err *err);   /* a missing file is fine *
 int  os_make_dir(const char *path, struct err *err); /* an existing folder is fine */
 bool os_is_dir(const char *path);
 bool os_is_file(const char *path);
+/* Do both names lead to one existing file, by whatever links? */
+bool os_same_file(const char *a, const char *b);
 int  os_free_bytes(uint64_t *bytes_out, const char *folder, struct err *err);
 
 /* Whole small file into a NUL-terminated heap buffer; more than `limit_bytes` is an error. */
@@ -191,11 +194,13 @@ int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t 
 
 /* folder + "/" + name into out; false when it does not fit. */
 bool os_join(char *out, size_t capacity, const char *folder, const char *name);
+/* The folder part of `path` into out, "." when there is none; false when it does not fit. */
+bool os_folder(char *out, size_t capacity, const char *path);
 
 double   os_seconds(void);   /* monotonic */
 uint32_t os_cpu_count(void); /* CPUs this process may use */
-uint64_t os_host_bytes_free(
-    void); /* memory this process may still take: MemAvailable under any cgroup limit */
+/* Memory this process may still take: MemAvailable, or less under the limit of a cgroup. */
+uint64_t os_host_bytes_free(void);
 
 /* ------------------------------------------------------------------------------------ json */
 

@@ -30,10 +30,6 @@ static int64_t call_pwrite(int fd, const void *buffer, size_t bytes, int64_t off
 {
     return pwrite(fd, buffer, bytes, (off_t)offset);
 }
-static int call_ftruncate(int fd, int64_t bytes)
-{
-    return ftruncate(fd, (off_t)bytes);
-}
 static void *call_mmap(void *address, size_t bytes, int protection, int flags, int fd,
                        int64_t offset)
 {
@@ -46,16 +42,13 @@ struct os_calls os = {
     .pread = call_pread,
     .pwrite = call_pwrite,
     .fsync = fsync,
-    .ftruncate = call_ftruncate,
     .rename = rename,
     .unlink = unlink,
     .mkdir = call_mkdir,
     .mmap = call_mmap,
     .munmap = munmap,
     .mprotect = mprotect,
-    .malloc = malloc,
     .calloc = calloc,
-    .realloc = realloc,
     .aligned_alloc = aligned_alloc,
 };
 
@@ -175,30 +168,14 @@ out:
     return rc;
 }
 
-/* The folder part of `path`, "." when there is none. */
-static void folder_of(char *out, size_t capacity, const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    size_t      length = slash == NULL ? 0 : slash == path ? 1 : (size_t)(slash - path);
-
-    must(length + 2 <= capacity);
-    if (length == 0) {
-        memcpy(out, ".", 2);
-        return;
-    }
-    memcpy(out, path, length);
-    out[length] = '\0';
-}
-
 static int sync_folder(const char *path, struct err *err)
 {
     int  rc = ERR_OK, fd = -1;
     char folder[4096];
 
-    if (strlen(path) + 2 > sizeof folder)
-        RAISE(err, ERR_USAGE, 0, "the path '%.64s...' is longer than %zu bytes", path,
-              sizeof folder - 2);
-    folder_of(folder, sizeof folder, path);
+    if (!os_folder(folder, sizeof folder, path))
+        RAISE(err, ERR_USAGE, 0, "the folder of '%.64s...' has more than %zu bytes", path,
+              sizeof folder - 1);
     TRY(os_open_read(&fd, folder, err));
     TRY(os_sync(fd, folder, err));
 out:
@@ -248,6 +225,13 @@ bool os_is_file(const char *path)
 {
     struct stat about;
     return stat(path, &about) == 0 && S_ISREG(about.st_mode);
+}
+
+bool os_same_file(const char *a, const char *b)
+{
+    struct stat one, other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
+           one.st_ino == other.st_ino;
 }
 
 int os_free_bytes(uint64_t *bytes_out, const char *folder, struct err *err)
@@ -334,6 +318,18 @@ bool os_join(char *out, size_t capacity, const char *folder, const char *name)
     return wrote >= 0 && (size_t)wrote < capacity;
 }
 
+bool os_folder(char *out, size_t capacity, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *folder = slash == NULL ? "." : path;
+    size_t      length = slash == NULL || slash == path ? 1 : (size_t)(slash - path);
+
+    if (length >= capacity) return false;
+    memcpy(out, folder, length);
+    out[length] = '\0';
+    return true;
+}
+
 /* ------------------------------------------------------------------------------ the machine */
 
 double os_seconds(void)
@@ -350,35 +346,69 @@ uint32_t os_cpu_count(void)
     return 1;
 }
 
-/* The number after `key` in a small file of the kernel's, or UINT64_MAX. */
-static uint64_t kernel_number(const char *path, const char *key)
+/* What follows `key` on its line in a small file of the kernel's; false when there is none. */
+static bool kernel_text(char *out, size_t capacity, const char *path, const char *key)
 {
-    char     line[256];
-    uint64_t value = UINT64_MAX;
-    size_t   length = strlen(key);
-    FILE    *file = fopen(path, "re");
+    char   line[1024];
+    size_t length = strlen(key);
+    bool   found = false;
+    FILE  *file = fopen(path, "re");
 
-    if (file == NULL) return UINT64_MAX;
-    while (fgets(line, sizeof line, file) != NULL) {
-        if (strncmp(line, key, length) != 0) continue;
-        char              *end;
-        unsigned long long number = strtoull(line + length, &end, 10);
-        if (end != line + length) value = number;
-        break;
-    }
+    if (file == NULL) return false;
+    while (!found && fgets(line, sizeof line, file) != NULL)
+        found = strncmp(line, key, length) == 0;
     (void)fclose(file);
-    return value;
+    if (!found) return false;
+    line[strcspn(line, "\n")] = '\0';
+    (void)snprintf(out, capacity, "%s", line + length);
+    return true;
 }
 
+/* The same as a number; UINT64_MAX when there is none, as in "max". */
+static uint64_t kernel_number(const char *path, const char *key)
+{
+    char               text[64], *end;
+    unsigned long long number;
+
+    if (!kernel_text(text, sizeof text, path, key)) return UINT64_MAX;
+    number = strtoull(text, &end, 10);
+    return end == text ? UINT64_MAX : number;
+}
+
+/* Room under the limit of one cgroup.  Pages of files that were not read lately count as used, but
+ * the kernel drops them before it refuses memory. */
+static uint64_t group_bytes_free(const char *group)
+{
+    char     path[1152];
+    uint64_t limit, used, dropped;
+
+    must(os_join(path, sizeof path, group, "memory.max"));
+    limit = kernel_number(path, "");
+    must(os_join(path, sizeof path, group, "memory.current"));
+    used = kernel_number(path, "");
+    must(os_join(path, sizeof path, group, "memory.stat"));
+    dropped = kernel_number(path, "inactive_file ");
+    if (limit == UINT64_MAX || used == UINT64_MAX) return UINT64_MAX;
+    if (dropped != UINT64_MAX) used -= dropped < used ? dropped : used;
+    return used < limit ? limit - used : 0;
+}
+
+/* A limit of any group above the process's own binds as well, so the walk goes up to the root; in a
+ * container the own group may not be visible, and the root is what is left. */
 uint64_t os_host_bytes_free(void)
 {
-    uint64_t free_kib = kernel_number("/proc/meminfo", "MemAvailable:");
-    uint64_t limit = kernel_number("/sys/fs/cgroup/memory.max", "");
-    uint64_t used = kernel_number("/sys/fs/cgroup/memory.current", "");
-    uint64_t bytes = free_kib > UINT64_MAX / 1024 ? UINT64_MAX : free_kib * 1024;
+    static const char root[] = "/sys/fs/cgroup";
+    char              own[1024] = "", group[sizeof root + sizeof own];
+    uint64_t          free_kib = kernel_number("/proc/meminfo", "MemAvailable:");
+    uint64_t          bytes = free_kib > UINT64_MAX / 1024 ? UINT64_MAX : free_kib * 1024;
 
-    if (limit != UINT64_MAX && used != UINT64_MAX) {
-        uint64_t room = used < limit ? limit - used : 0;
+    (void)kernel_text(own, sizeof own, "/proc/self/cgroup", "0::");
+    (void)snprintf(group, sizeof group, "%s%s", root, own);
+    for (char *end = group + strlen(group); end != NULL;
+         end = strrchr(group + sizeof root - 1, '/')) {
+        uint64_t room;
+        *end = '\0';
+        room = group_bytes_free(group);
         if (room < bytes) bytes = room;
     }
     return bytes;

@@ -159,7 +159,7 @@ static const struct setting rows[] = {
     {.key = "noise_file", .flag = "noise-file", .type = SETTING_PATH, FIELD(noise_file),
      .absent = "", .value = "FILE", .group = GROUP_MACHINE, .commands = PAINT,
      .marks = MARK_PICTURE,
-     .sentence = "raw noise instead of the seed's, to compare with other programs"},
+     .sentence = "raw noise: render and draft use it for the draft, upscale for the tiles"},
     /* ---- running */
     {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
      .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
@@ -299,6 +299,23 @@ out:
     return rc;
 }
 
+/* One layer says the size in one way, or the order of its words would decide. */
+static int check_size_words(const struct layers *layers, struct err *err)
+{
+    int  rc = ERR_OK;
+    bool size = false, side = false;
+
+    for (size_t i = 0; i < layers->word_count; i++) {
+        const char *word = layers->words[i];
+        size |= strncmp(word, "size=", 5) == 0;
+        side |= strncmp(word, "width=", 6) == 0 || strncmp(word, "height=", 7) == 0;
+    }
+    if (size && side)
+        RAISE(err, ERR_USAGE, 0, "size sets width and height; give size, or width and height");
+out:
+    return rc;
+}
+
 /* The name of one layer's file is itself a setting of a higher layer, so the layers are laid again
  * each time that one more file becomes known. */
 int config_load(struct config *out, enum config_command command, const char *const *words,
@@ -307,6 +324,7 @@ int config_load(struct config *out, enum config_command command, const char *con
     int           rc = ERR_OK;
     struct layers layers = {.words = words, .word_count = word_count};
 
+    TRY(check_size_words(&layers, err));
     TRY(apply(out, &layers, err));
     if (out->settings_file[0] != '\0') {
         (void)snprintf(layers.settings_file, sizeof layers.settings_file, "%s", out->settings_file);
@@ -348,6 +366,14 @@ out:
     return rc;
 }
 
+/* What keeps `path` from being read as a picture. */
+static const char *why_no_picture(const char *path)
+{
+    if (os_is_dir(path)) return "is a folder, not a picture";
+    if (access(path, F_OK) == 0) return "is not a regular file";
+    return errno == ENOENT ? "does not exist" : strerror(errno);
+}
+
 static int check_inputs(const struct config *config, enum config_command command, struct err *err)
 {
     int rc = ERR_OK;
@@ -360,13 +386,16 @@ static int check_inputs(const struct config *config, enum config_command command
         RAISE(err, ERR_USAGE, 0, "no %s given; write its name after 'mural %s'",
               command == COMMAND_SYNTH ? "folder" : "file", config_command_name(command));
     if ((command & (COMMAND_UPSCALE | COMMAND_INFO)) != 0 && !os_is_file(config->input))
-        RAISE(err, ERR_FORMAT, 0, "'%s' %s", config->input,
-              os_is_dir(config->input) ? "is a folder, not a picture" : "does not exist");
+        RAISE(err, ERR_FORMAT, 0, "'%s' %s", config->input, why_no_picture(config->input));
     if ((command & (PAINT | PLANNED)) != 0 && !os_is_dir(config->model))
         RAISE(err, ERR_FORMAT, 0,
               "model folder '%s' does not exist; name one with --model, or make a random one with "
               "'mural synth'",
               config->model);
+    if (command == COMMAND_DRAFT && config->count > 1 && config->noise_file[0] != '\0')
+        RAISE(err, ERR_USAGE, 0,
+              "count is %d, but with a noise file all drafts would be the same; leave one out",
+              config->count);
 out:
     return rc;
 }
@@ -379,13 +408,10 @@ static bool ends_with(const char *text, const char *end)
 
 static int check_target(const char *path, bool png, bool overwrite, struct err *err)
 {
-    int         rc = ERR_OK;
-    char        folder[1024] = ".";
-    const char *slash = strrchr(path, '/');
+    int  rc = ERR_OK;
+    char folder[1024];
 
-    if (slash != NULL)
-        (void)snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path),
-                       path);
+    must(os_folder(folder, sizeof folder, path));
     if (png && !ends_with(path, ".png"))
         RAISE(err, ERR_USAGE, 0, "'%s' must end in .png: drafts are PNG files", path);
     if (!png && !ends_with(path, ".tif") && !ends_with(path, ".tiff"))
@@ -403,18 +429,41 @@ out:
     return rc;
 }
 
+/* What is read must not be written over, by whatever name it goes. */
+static int check_kept(const struct config *config, const char *target, const char *flag,
+                      struct err *err)
+{
+    int rc = ERR_OK;
+    const struct {
+        const char *path, *what;
+    } kept[] = {{config->input, "draft"},
+                {config->noise_file, "noise file"},
+                {config->settings_file, "settings file"}};
+
+    for (size_t i = 0; i < ARRAY_COUNT(kept); i++)
+        if (os_same_file(kept[i].path, target))
+            RAISE(err, ERR_USAGE, 0, "'%s' is both the %s and the output; name another with %s",
+                  target, kept[i].what, flag);
+out:
+    return rc;
+}
+
 /* An output that cannot be written is found out now, not after hours of painting. */
 static int check_outputs(const struct config *config, enum config_command command, struct err *err)
 {
     int rc = ERR_OK;
 
-    if ((command & PAINT) != 0)
+    if ((command & PAINT) != 0) {
         TRY(check_target(config->output, command == COMMAND_DRAFT, config->overwrite, err));
-    if (command == COMMAND_RENDER && config->draft[0] != '\0')
+        TRY(check_kept(config, config->output, "-o", err));
+    }
+    if (command == COMMAND_RENDER && config->draft[0] != '\0') {
         TRY(check_target(config->draft, true, config->overwrite, err));
-    if (command == COMMAND_UPSCALE && strcmp(config->input, config->output) == 0)
-        RAISE(err, ERR_USAGE, 0, "'%s' is both the draft and the output; name another with -o",
-              config->output);
+        TRY(check_kept(config, config->draft, "--keep-draft", err));
+        if (os_same_file(config->draft, config->output))
+            RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the output",
+                  config->draft);
+    }
     if (command == COMMAND_SYNTH && os_is_file(config->input))
         RAISE(err, ERR_USAGE, 0, "'%s' is a file; a model needs a folder", config->input);
 out:

@@ -127,6 +127,23 @@ static int complain_of_key(struct reader *reader, const char *key)
                     values_quote(shown, key), near->key);
 }
 
+/* One file says the size in one way, or the order of its lines would decide. */
+static int check_size_keys(struct reader *reader, const struct setting *row,
+                           const struct setting *rows)
+{
+    static const char *const pairs[][2] = {
+        {"size", "width"}, {"size", "height"}, {"width", "size"}, {"height", "size"}};
+
+    for (size_t i = 0; i < ARRAY_COUNT(pairs); i++) {
+        size_t line = reader->seen_line[config_find_key(pairs[i][1]) - rows];
+        if (strcmp(row->key, pairs[i][0]) != 0 || line == 0) continue;
+        return complain(reader, reader->event.start_mark,
+                        "'%s' does not go with '%s' in line %zu; give size, or width and height",
+                        row->key, pairs[i][1], line);
+    }
+    return ERR_OK;
+}
+
 static int read_key(struct reader *reader, const struct setting **row_out)
 {
     int                   rc = ERR_OK;
@@ -143,6 +160,7 @@ static int read_key(struct reader *reader, const struct setting **row_out)
         return complain(reader, mark, "'%s' can only be given on the command line", row->key);
     if (reader->source->from_model && (row->marks & MARK_MODEL) == 0)
         return complain(reader, mark, "'%s' is not for a model to set", row->key);
+    TRY(check_size_keys(reader, row, rows));
     seen = &reader->seen_line[row - rows];
     if (*seen != 0)
         return complain(reader, mark, "'%s' was already set in line %zu", row->key, *seen);

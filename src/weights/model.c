@@ -4,8 +4,9 @@
  * Owns struct model.  Opening reads configurations and headers only; mapping checks every header
  * and still touches no weights; a weight is a view of the mapping.
  *
- *     folder/transformer/  config.json and weights; or the weights in folder/flux1-dev.safetensors
- *                          or flux1-schnell.safetensors, and config.json may then be missing
+ *     folder/transformer/  config.json and weights; or the weights in folder/flux1-dev.safetensors,
+ *                          flux1-schnell.safetensors or the only flux1-*.safetensors, and
+ *                          config.json may then be missing
  *     folder/vae/          the same with folder/ae.safetensors
  *     folder/text_encoder/, text_encoder_2/, and scheduler/ (may be missing)
  *
@@ -13,6 +14,7 @@
  */
 #include "weights/weights_int.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,32 +40,76 @@ out:
 
 /* ------------------------------------------------------------------------------- finding files */
 
-/* The weights of one component's folder: an index, or one file; an fp16 variant when it is all
- * there is. */
-static bool find_in_folder(char *out, size_t capacity, const char *folder, enum model_part part)
+/* A file that safetensors_open takes by itself: an index or one file, but no shard. */
+static bool is_whole(const char *name)
 {
-    static const char *const endings[] = {".safetensors.index.json", ".safetensors",
-                                          ".safetensors.index.fp16.json", ".fp16.safetensors"};
-    char                     name[128];
+    static const char end[] = ".safetensors", json[] = ".json";
+    size_t            length = strlen(name);
 
-    for (size_t i = 0; i < ARRAY_COUNT(endings); i++) {
-        (void)snprintf(name, sizeof name, "%s%s",
-                       part <= PART_VAE ? "diffusion_pytorch_model" : "model", endings[i]);
-        if (os_join(out, capacity, folder, name) && os_is_file(out)) return true;
-    }
-    return false;
+    if (strstr(name, ".safetensors.index.") != NULL)
+        return strcmp(name + length - (sizeof json - 1), json) == 0;
+    return length >= sizeof end && strcmp(name + length - (sizeof end - 1), end) == 0 &&
+           strstr(name, "-of-") == NULL;
 }
 
-/* The single file of a part in the model's folder. */
-static bool find_single(char *out, size_t capacity, const char *root, enum model_part part)
+/* The one file of `folder` whose name begins with `start` ("model." for model.fp16.safetensors);
+ * `out` is empty when there is none.  Two would leave the choice to chance. */
+static int find_only(char *out, size_t capacity, const char *folder, const char *start,
+                     struct err *err)
 {
-    static const char *const names[][2] = {
-        [PART_TRANSFORMER] = {"flux1-dev.safetensors", "flux1-schnell.safetensors"},
-        [PART_VAE] = {"ae.safetensors", NULL}};
+    int            rc = ERR_OK;
+    char           found[256] = "";
+    DIR           *listing = opendir(folder);
+    struct dirent *entry;
 
-    for (size_t i = 0; part <= PART_VAE && i < 2 && names[part][i] != NULL; i++)
-        if (os_join(out, capacity, root, names[part][i]) && os_is_file(out)) return true;
-    return false;
+    out[0] = '\0';
+    while (listing != NULL && (entry = readdir(listing)) != NULL) {
+        if (strncmp(entry->d_name, start, strlen(start)) != 0 || !is_whole(entry->d_name)) continue;
+        if (found[0] != '\0')
+            RAISE(err, ERR_FORMAT, 0, "model: '%s' holds '%.100s' and '%.100s'; keep one of them, "
+                  "or name it", folder, found, entry->d_name);
+        (void)snprintf(found, sizeof found, "%s", entry->d_name);
+    }
+    if (found[0] != '\0') TRY(join(out, capacity, folder, found, err));
+out:
+    if (listing != NULL) (void)closedir(listing);
+    return rc;
+}
+
+/* `names` in order of preference (the second may be NULL), then the only other one that begins with
+ * `start`. */
+static int find_file(char *out, size_t capacity, const char *folder, const char *const names[2],
+                     const char *start, struct err *err)
+{
+    for (size_t i = 0; i < 2 && names[i] != NULL; i++)
+        if (os_join(out, capacity, folder, names[i]) && os_is_file(out)) return ERR_OK;
+    return find_only(out, capacity, folder, start, err);
+}
+
+/* The weights of one component's folder; `out` is empty when there are none. */
+static int find_in_folder(char *out, size_t capacity, const char *folder, enum model_part part,
+                          struct err *err)
+{
+    static const char *const diffusion[] = {"diffusion_pytorch_model.safetensors.index.json",
+                                            "diffusion_pytorch_model.safetensors"};
+    static const char *const text[] = {"model.safetensors.index.json", "model.safetensors"};
+
+    if (part <= PART_VAE)
+        return find_file(out, capacity, folder, diffusion, "diffusion_pytorch_model.", err);
+    return find_file(out, capacity, folder, text, "model.", err);
+}
+
+/* The single file of a part in the model's folder; `out` is empty when there is none. */
+static int find_single(char *out, size_t capacity, const char *root, enum model_part part,
+                       struct err *err)
+{
+    static const char *const flux1[] = {"flux1-dev.safetensors", "flux1-schnell.safetensors"};
+    static const char *const ae[] = {"ae.safetensors", NULL};
+
+    if (part == PART_TRANSFORMER) return find_file(out, capacity, root, flux1, "flux1-", err);
+    if (part == PART_VAE) return find_file(out, capacity, root, ae, "ae.", err);
+    out[0] = '\0';
+    return ERR_OK;
 }
 
 /* Finds the weights of a part, and the folder of its config.json: beside the weights, or the part's
@@ -84,15 +130,19 @@ static int locate(struct model *model, enum model_part part, const char *given, 
             memcpy(file, given, strlen(given) + 1);
             (void)snprintf(folder_out, capacity, "%.*s", slash == NULL ? 1 : (int)(slash - given),
                            slash == NULL ? "." : given);
-        } else if (!find_in_folder(file, file_bytes, given, part)) {
+            goto out;
+        }
+        TRY(find_in_folder(file, file_bytes, given, part, err));
+        if (file[0] == '\0') TRY(find_single(file, file_bytes, given, part, err));
+        if (file[0] == '\0')
             RAISE(err, ERR_FORMAT, 0, "model: '%s' is no file and no folder with the %s", given,
                   folders[part]);
-        }
         goto out;
     }
     TRY(join(folder_out, capacity, model->folder, folders[part], err));
-    if (find_in_folder(file, file_bytes, folder_out, part)) goto out;
-    if (find_single(file, file_bytes, model->folder, part)) goto out;
+    TRY(find_in_folder(file, file_bytes, folder_out, part, err));
+    if (file[0] == '\0') TRY(find_single(file, file_bytes, model->folder, part, err));
+    if (file[0] != '\0') goto out;
     RAISE(err, ERR_FORMAT, 0,
           "model: '%s' has no weights in %s/%s%s; give --model the folder of FLUX.1-dev or "
           "FLUX.1-schnell",
@@ -105,6 +155,18 @@ out:
 }
 
 /* ----------------------------------------------------------------------------- configurations */
+
+/* Sentences about a JSON file begin with its path; this says whose it is. */
+static int in_model(int rc, struct err *err)
+{
+    if (rc != ERR_OK) err_context(err, "model");
+    return rc;
+}
+
+static int open_config(json_t **out, const char *path, struct err *err)
+{
+    return in_model(json_file_open(out, path, CONFIG_BYTES_MAX, err), err);
+}
 
 static int part_from_json(struct model *model, enum model_part part, const json_t *object,
                           const char *file, struct err *err)
@@ -146,8 +208,8 @@ static int open_part(struct model *model, enum model_part part, const char *give
     TRY(locate(model, part, given, folder, sizeof folder, err));
     TRY(join(config, sizeof config, folder, "config.json", err));
     if (os_is_file(config)) {
-        TRY(json_file_open(&object, config, CONFIG_BYTES_MAX, err));
-        TRY(part_from_json(model, part, object, config, err));
+        TRY(open_config(&object, config, err));
+        TRY(in_model(part_from_json(model, part, object, config, err), err));
     } else {
         TRY(part_from_shapes(model, part, config, err));
     }
@@ -168,8 +230,8 @@ static int open_scheduler(struct model *model, struct err *err)
         model->scheduler = model_config_scheduler_default(model->transformer.guidance);
         goto out;
     }
-    TRY(json_file_open(&object, path, CONFIG_BYTES_MAX, err));
-    TRY(model_config_scheduler(&model->scheduler, object, path, err));
+    TRY(open_config(&object, path, err));
+    TRY(in_model(model_config_scheduler(&model->scheduler, object, path, err), err));
 out:
     json_decref(object);
     return rc;
@@ -185,7 +247,7 @@ static int check_index(const struct model *model, struct err *err)
 
     TRY(join(path, sizeof path, model->folder, "model_index.json", err));
     if (!os_is_file(path)) goto out;
-    TRY(json_file_open(&object, path, CONFIG_BYTES_MAX, err));
+    TRY(open_config(&object, path, err));
     name = json_string_value(json_object_get(object, "_class_name"));
     if (name != NULL && strcmp(name, "FluxPipeline") != 0 &&
         strcmp(name, "FluxImg2ImgPipeline") != 0)
@@ -275,21 +337,23 @@ static void describe_shape(char *out, size_t capacity, const struct safetensors_
     (void)snprintf(out + used, capacity - (size_t)used, "]");
 }
 
-/* Rows and columns of a tensor: everything after the first side is one row. */
+/* Rows and columns of a tensor: everything after the first side is one row.  Kernels of
+ * convolutions are square; one that is not has its sides in another order. */
 static int check_shape(const struct safetensors_entry *entry, int64_t rows, int64_t cols,
                        struct err *err)
 {
     int      rc = ERR_OK;
     uint64_t got_cols = 1;
+    bool     square = entry->rank < 4 || entry->shape[2] == entry->shape[3];
     char     got[256];
 
     for (uint32_t i = 1; i < entry->rank; i++)
         got_cols *= entry->shape[i];
     if (!entry->usable || entry->rank == 0 || entry->shape[0] != (uint64_t)rows ||
-        got_cols != (uint64_t)cols) {
+        got_cols != (uint64_t)cols || !square) {
         describe_shape(got, sizeof got, entry);
         RAISE(err, ERR_FORMAT, 0,
-              "weights: '%s': %s is %s; needed %lld x %lld values of BF16, F16, F32 or F8",
+              "weights: '%s': %.160s is %s; needed %lld x %lld values of BF16, F16, F32 or F8",
               entry->file, entry->name, got, (long long)rows, (long long)cols);
     }
 out:
@@ -317,7 +381,8 @@ int model_weight(struct matrix *out, const struct model *model,
         entry = names_find(file, request->part, whole);
     }
     if (entry == NULL)
-        RAISE(err, ERR_FORMAT, 0, "weights: '%s' has no tensor %s", safetensors_path(file), whole);
+        RAISE(err, ERR_FORMAT, 0, "weights: '%s' has no tensor %s; needed %lld x %lld values",
+              safetensors_path(file), whole, (long long)place.rows_file, (long long)request->cols);
     TRY(check_shape(entry, place.rows_file, request->cols, err));
     if (place.halves_swapped) {
         int64_t half = request->rows_all / 2;
@@ -338,10 +403,10 @@ out:
 
 /* ----------------------------------------------------------------------------------- identity */
 
-/* Both ends of a tensor, and 64 places between. */
+/* Both ends of a tensor, and 8 places between: around each a cold disk reads some 100 kB more. */
 static uint64_t sample_bytes(const struct safetensors_entry *entry, uint64_t seed)
 {
-    enum { END = 65536, PLACES = 64, PIECE = 64 };
+    enum { END = 65536, PLACES = 8, PIECE = 64 };
     const uint8_t *data = entry->data;
 
     if (entry->bytes <= 2 * END) return hash64(data, (size_t)entry->bytes, seed);

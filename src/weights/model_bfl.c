@@ -11,6 +11,13 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Sentences about relations begin with a path; this says whose it is. */
+static int in_weights(int rc, struct err *err)
+{
+    if (rc != ERR_OK) err_context(err, "weights");
+    return rc;
+}
+
 /* One dimension of a tensor that must exist. */
 static int dimension(int64_t *out, const struct safetensors *file, const char *prefix,
                      const char *name, uint32_t axis, struct err *err)
@@ -88,7 +95,7 @@ int model_bfl_transformer(struct transformer_config *out, const struct safetenso
     (void)snprintf(guidance, sizeof guidance, "%sguidance_in.in_layer.weight", prefix);
     c.guidance = safetensors_find(file, guidance) != NULL;
     guess_axes(c.rope_axes, c.head_dim);
-    TRY(model_config_check_transformer(&c, safetensors_path(file), err));
+    TRY(in_weights(model_config_check_transformer(&c, safetensors_path(file), err), err));
     *out = c;
 out:
     return rc;
@@ -131,7 +138,7 @@ int model_bfl_vae(struct vae_config *out, const struct safetensors *file, struct
     (void)snprintf(mid, sizeof mid, "%sencoder.mid.attn_1.q.weight", prefix);
     c.mid_attention = safetensors_find(file, mid) != NULL;
     c.norm_groups = guess_norm_groups(&c);
-    TRY(model_config_check_vae(&c, safetensors_path(file), err));
+    TRY(in_weights(model_config_check_vae(&c, safetensors_path(file), err), err));
     *out = c;
 out:
     return rc;

@@ -47,6 +47,23 @@ out:
     return rc;
 }
 
+/* Switches that turn a known part into another one; FLUX.1 has none of them. */
+static int need_false(const json_t *object, const char *file, const char *const *keys,
+                      size_t count, struct err *err)
+{
+    int  rc = ERR_OK;
+    bool on = false;
+
+    for (size_t i = 0; i < count; i++) {
+        TRY(json_read_bool(&on, object, file, keys[i], false, err));
+        if (on)
+            RAISE(err, ERR_FORMAT, 0, "'%s': %s is true; FLUX.1 has it false, and mural computes "
+                  "only that", file, keys[i]);
+    }
+out:
+    return rc;
+}
+
 static int need_object(const json_t *object, const char *file, struct err *err)
 {
     int rc = ERR_OK;
@@ -148,6 +165,29 @@ out:
     return rc;
 }
 
+/* One kind of block at every level; absent is fine. */
+static int need_blocks(const json_t *object, const char *file, const char *key, const char *kind,
+                       int64_t count, struct err *err)
+{
+    int           rc = ERR_OK;
+    const json_t *found = json_object_get(object, key);
+
+    if (found == NULL || json_is_null(found)) goto out;
+    if (!json_is_array(found) || (int64_t)json_array_size(found) != count)
+        RAISE(err, ERR_FORMAT, 0, "'%s': %s must be a list of %lld, as block_out_channels", file,
+              key, (long long)count);
+    for (size_t i = 0; i < json_array_size(found); i++) {
+        const char *text = json_string_value(json_array_get(found, i));
+        if (text == NULL || strcmp(text, kind) != 0)
+            RAISE(err, ERR_FORMAT, 0, "'%s': %s has '%.60s' at place %zu; FLUX.1 has '%s'", file,
+                  key, text == NULL ? "no string" : text, i, kind);
+    }
+out:
+    return rc;
+}
+
+static const char *const quant_convs[] = {"use_quant_conv", "use_post_quant_conv"};
+
 int model_config_vae(struct vae_config *out, const json_t *object, const char *file,
                      struct err *err)
 {
@@ -160,7 +200,8 @@ int model_config_vae(struct vae_config *out, const json_t *object, const char *f
     struct json_int_rule groups = {"norm_num_groups", 1, 1024, false, 32};
     struct number_rule   scaling = {"scaling_factor", 1e-6, 1e6, VAE_SCALING};
     struct number_rule   shift = {"shift_factor", -1e6, 1e6, VAE_SHIFT};
-    bool                 quant = false;
+    struct json_int_rule made = {"out_channels", 3, 3, false, 3};
+    int64_t              out_channels = 0;
 
     TRY(need_object(object, file, err));
     TRY(need_text(object, file, "_class_name", "AutoencoderKL", NULL, err));
@@ -176,16 +217,16 @@ int model_config_vae(struct vae_config *out, const json_t *object, const char *f
     TRY(json_read_int(&c.layers_per_block, object, file, &layers, err));
     TRY(json_read_int(&c.latent_channels, object, file, &latent, err));
     TRY(json_read_int(&c.image_channels, object, file, &image, err));
+    TRY(json_read_int(&out_channels, object, file, &made, err));
     TRY(json_read_int(&c.norm_groups, object, file, &groups, err));
     TRY(read_number(&c.scaling, object, file, &scaling, err));
     TRY(read_number(&c.shift, object, file, &shift, err));
     TRY(json_read_bool(&c.mid_attention, object, file, "mid_block_add_attention", true, err));
     TRY(need_text(object, file, "act_fn", "silu", "swish", err));
-    TRY(json_read_bool(&quant, object, file, "use_quant_conv", false, err));
-    if (!quant) TRY(json_read_bool(&quant, object, file, "use_post_quant_conv", false, err));
-    if (quant)
-        RAISE(err, ERR_FORMAT, 0, "'%s': this VAE has quant convolutions; FLUX.1's has none", file);
+    TRY(need_false(object, file, quant_convs, ARRAY_COUNT(quant_convs), err));
     TRY(model_config_check_vae(&c, file, err));
+    TRY(need_blocks(object, file, "down_block_types", "DownEncoderBlock2D", c.block_count, err));
+    TRY(need_blocks(object, file, "up_block_types", "UpDecoderBlock2D", c.block_count, err));
     *out = c;
 out:
     return rc;
@@ -195,6 +236,9 @@ int model_config_check_vae(const struct vae_config *c, const char *file, struct 
 {
     int rc = ERR_OK;
 
+    if (c->image_channels != 3)
+        RAISE(err, ERR_FORMAT, 0, "'%s': the VAE takes %lld channels of colour; FLUX.1's takes 3",
+              file, (long long)c->image_channels);
     for (int64_t i = 0; i < c->block_count; i++)
         if (c->widths[i] % c->norm_groups != 0)
             RAISE(err, ERR_FORMAT, 0,
@@ -269,6 +313,10 @@ out:
     return rc;
 }
 
+static const char *const other_schedules[] = {"use_karras_sigmas", "use_exponential_sigmas",
+                                              "use_beta_sigmas", "invert_sigmas",
+                                              "stochastic_sampling"};
+
 int model_config_scheduler(struct scheduler_config *out, const json_t *object, const char *file,
                            struct err *err)
 {
@@ -279,9 +327,16 @@ int model_config_scheduler(struct scheduler_config *out, const json_t *object, c
     struct number_rule      shift = {"shift", 0.01, 100, 1};
     struct number_rule      base_shift = {"base_shift", -10, 10, 0.5};
     struct number_rule      max_shift = {"max_shift", -10, 10, 1.15};
+    struct json_int_rule    train = {"num_train_timesteps", 1000, 1000, false, 1000};
+    int64_t                 train_steps = 0;
 
     TRY(need_object(object, file, err));
     TRY(need_text(object, file, "_class_name", "FlowMatchEulerDiscreteScheduler", NULL, err));
+    TRY(need_text(object, file, "time_shift_type", "exponential", NULL, err));
+    TRY(need_false(object, file, other_schedules, ARRAY_COUNT(other_schedules), err));
+    TRY(json_read_int(&train_steps, object, file, &train, err));
+    if (json_is_number(json_object_get(object, "shift_terminal")))
+        RAISE(err, ERR_FORMAT, 0, "'%s': shift_terminal is set; FLUX.1 has none", file);
     TRY(json_read_bool(&c.dynamic_shift, object, file, "use_dynamic_shifting", false, err));
     TRY(read_number(&c.shift, object, file, &shift, err));
     TRY(read_number(&c.base_shift, object, file, &base_shift, err));

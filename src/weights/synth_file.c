@@ -189,7 +189,8 @@ static inline float random_value(const struct random *random, uint64_t index)
 {
     uint64_t bits = mix(random->key + index * UINT64_C(0x9e3779b97f4a7c15)) >> 40;
     double   u = (double)bits * 0x1p-23 - 1.0;
-    return (float)(random->offset + random->scale * u);
+    double   scaled = random->scale * u; /* apart, or some compilers fuse it with the addition */
+    return (float)(random->offset + scaled);
 }
 
 static bool has(const char *name, const char *part)

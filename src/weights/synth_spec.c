@@ -1,8 +1,8 @@
 /*
  * synth_spec.c - what a synthetic model shall be: one of three built-in ones, or a JSON file.
  *
- * Owns the built-in configurations and the parsed objects; the meaning of their keys is
- * model_config.c's.  Relations between parts are left to whoever opens the model.
+ * Owns the built-in configurations and the parsed objects; the meaning of their keys, and which
+ * parts fit together, is model_config.c's.
  *
  * Read next: synth.c.
  */
@@ -147,6 +147,7 @@ int synth_spec_open(struct synth_spec *out, const char *spec, struct err *err)
     TRY(model_config_scheduler(&configs->scheduler, object, file, err));
     object = part_of(file, root, spec, "tokenizer_2");
     TRY(read_text_tokens(&out->text_tokens, object, file, err));
+    TRY(model_config_check(configs, err));
     out->root = root;
     root = NULL;
 out:

@@ -143,6 +143,34 @@ static void maps_renames_and_folders(void **state)
     scratch_remove(folder);
 }
 
+static void paths_have_folders_and_files_have_many_names(void **state)
+{
+    char       folder[256], name[300], longer[320], out[8];
+    int        fd = -1;
+    struct err err = {0};
+
+    (void)state;
+    assert_true(os_folder(out, sizeof out, "a.tif"));
+    assert_string_equal(out, ".");
+    assert_true(os_folder(out, sizeof out, "/a.tif"));
+    assert_string_equal(out, "/");
+    assert_true(os_folder(out, sizeof out, "1234567/a.tif"));
+    assert_string_equal(out, "1234567");
+    assert_false(os_folder(out, sizeof out, "12345678/a.tif"));
+    assert_false(os_folder(out, 1, "a.tif"));
+
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(name, sizeof name, "%s/a", folder);
+    (void)snprintf(longer, sizeof longer, "%s/./a", folder);
+    assert_false(os_same_file(name, name));
+    ASSERT_OK(os_open_write(&fd, name, &err));
+    ASSERT_OK(os_close(fd, name, &err));
+    assert_true(os_same_file(name, longer));
+    assert_false(os_same_file(name, folder));
+    assert_false(os_same_file(name, ""));
+    scratch_remove(folder);
+}
+
 static void json_values_are_checked(void **state)
 {
     struct err err = {0};
@@ -220,6 +248,7 @@ int main(void)
         cmocka_unit_test(words_and_bytes_read_well),
         cmocka_unit_test(short_writes_go_on_and_full_disks_are_told),
         cmocka_unit_test(maps_renames_and_folders),
+        cmocka_unit_test(paths_have_folders_and_files_have_many_names),
         cmocka_unit_test(json_values_are_checked),
         cmocka_unit_test(json_files_name_the_place),
         cmocka_unit_test(log_lines_reach_the_sink_from_a_level_on),

@@ -323,11 +323,6 @@ static void test_dither_has_no_pattern(void **state)
 
 static int calls_left;
 
-static void *scarce_malloc(size_t bytes)
-{
-    return calls_left-- > 0 ? malloc(bytes) : NULL;
-}
-
 static void *scarce_calloc(size_t count, size_t bytes)
 {
     return calls_left-- > 0 ? calloc(count, bytes) : NULL;
@@ -344,7 +339,6 @@ static void test_short_memory_is_one_sentence(void **state)
     (void)state;
     assert_int_equal(grid_make(&grid, &request, &err), ERR_OK);
     assert_true(blend_bytes(&grid, 10) >= 10 * 300 * 3 * sizeof(uint64_t));
-    os.malloc = scarce_malloc;
     os.calloc = scarce_calloc;
     for (; rc != ERR_OK && tries < 20; tries++) {
         struct blend_band *band = NULL;

@@ -462,11 +462,17 @@ static void relations_are_checked(void **state)
          ERR_USAGE,
          {"prompt=x", "count=2", "seed=9223372036854775807"},
          "seed 9223372036854775807 leaves no room to count up to 2 drafts"},
+        {COMMAND_DRAFT,
+         ERR_USAGE,
+         {"prompt=x", "count=2", "noise_file=/nowhere"},
+         "count is 2, but with a noise file all drafts would be the same"},
         {COMMAND_RENDER, ERR_USAGE, {NULL}, "no prompt"},
         {COMMAND_UPSCALE, ERR_USAGE, {NULL}, "no file given"},
         {COMMAND_SYNTH, ERR_USAGE, {NULL}, "no folder given"},
         {COMMAND_INFO, ERR_FORMAT, {"input=/nowhere.tif"}, "'/nowhere.tif' does not exist"},
         {COMMAND_INFO, ERR_FORMAT, {"input=/"}, "'/' is a folder, not a picture"},
+        {COMMAND_INFO, ERR_FORMAT, {"input=/dev/zero"}, "'/dev/zero' is not a regular file"},
+        {COMMAND_INFO, ERR_FORMAT, {"input=/dev/zero/a"}, "'/dev/zero/a' Not a directory"},
         {COMMAND_PLAN, ERR_FORMAT, {"model=/nowhere"}, "model folder '/nowhere' does not exist"},
         {COMMAND_RENDER,
          ERR_USAGE,
@@ -527,6 +533,70 @@ static void existing_output_needs_overwrite(void **state)
     free(config);
 }
 
+static void what_is_read_is_not_written_over(void **state)
+{
+    struct err     err;
+    struct config *config = new_config();
+    char           folder[64], link_path[96];
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(config->model, sizeof config->model, "/");
+    (void)snprintf(config->prompt, sizeof config->prompt, "x");
+    (void)snprintf(config->output, sizeof config->output, "%s/a.tif", folder);
+    (void)snprintf(link_path, sizeof link_path, "%s/b.png", folder);
+    config->overwrite = true;
+    write_text(config->output, "");
+    assert_int_equal(link(config->output, link_path), 0);
+    (void)snprintf(config->noise_file, sizeof config->noise_file, "%s", link_path);
+    ASSERT_REFUSED(ERR_USAGE, "is both the noise file and the output; name another with -o",
+                   config_check(config, COMMAND_RENDER, &err));
+    config->noise_file[0] = '\0';
+    (void)snprintf(config->settings_file, sizeof config->settings_file, "%s", link_path);
+    ASSERT_REFUSED(ERR_USAGE, "is both the settings file and the output",
+                   config_check(config, COMMAND_RENDER, &err));
+    config->settings_file[0] = '\0';
+    (void)snprintf(config->draft, sizeof config->draft, "%s", link_path);
+    ASSERT_REFUSED(ERR_USAGE, "b.png' is both the draft to keep and the output",
+                   config_check(config, COMMAND_RENDER, &err));
+    (void)snprintf(config->settings_file, sizeof config->settings_file, "%s", link_path);
+    (void)snprintf(config->output, sizeof config->output, "%s/c.tif", folder);
+    ASSERT_REFUSED(ERR_USAGE, "both the settings file and the output; name another with --keep",
+                   config_check(config, COMMAND_RENDER, &err));
+    scratch_remove(folder);
+    free(config);
+}
+
+static void size_is_said_in_one_way_per_layer(void **state)
+{
+    struct err     err;
+    struct config *config = new_config();
+    const char    *both[] = {"height=64", "size=4k"};
+    const char    *over[] = {"height=64", NULL};
+    char           folder[64], file[96], config_word[128];
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(file, sizeof file, "%s/p.yaml", folder);
+    (void)snprintf(config_word, sizeof config_word, "config=%s", file);
+    over[1] = config_word;
+    ASSERT_REFUSED(ERR_USAGE, "size sets width and height",
+                   config_load(config, COMMAND_PLAN, both, 2, &err));
+    write_text(file, "size: 4k\nwidth: 640\n");
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:2:1: 'width' does not go with 'size' in line 1",
+                   config_read_file(config, file, &err));
+    write_text(file, "width: 640\n\nsize: 4k\n");
+    ASSERT_REFUSED(ERR_CONFIG, "p.yaml:3:1: 'size' does not go with 'width' in line 1",
+                   config_read_file(config, file, &err));
+    /* A word may still change one side of what a file says. */
+    write_text(file, "size: 4k\n");
+    ASSERT_OK(config_load(config, COMMAND_PLAN, over, 2, &err));
+    assert_int_equal(config->width_px, 3840);
+    assert_int_equal(config->height_px, 64);
+    scratch_remove(folder);
+    free(config);
+}
+
 /* ------------------------------------------------------------------------------------- texts */
 
 static void help_fits_the_page_and_names_every_flag(void **state)
@@ -553,7 +623,8 @@ static void help_fits_the_page_and_names_every_flag(void **state)
     }
 }
 
-/* The sample as it is, and with every commented setting brought to life, means the defaults. */
+/* The sample as it is, and with every commented setting brought to life, means the defaults; all
+ * but "size", which does not go with "width" and "height". */
 static void sample_file_gives_the_defaults(void **state)
 {
     struct err         err = {0};
@@ -573,6 +644,7 @@ static void sample_file_gives_the_defaults(void **state)
     for (size_t i = 0; i < count; i++) {
         char  commented[48];
         char *at;
+        if ((rows[i].marks & MARK_DERIVED) != 0) continue;
         (void)snprintf(commented, sizeof commented, "\n# %s: ", rows[i].key);
         at = strstr(text, commented);
         if (at != NULL) memmove(at + 1, at + 3, strlen(at + 3) + 1);
@@ -582,7 +654,7 @@ static void sample_file_gives_the_defaults(void **state)
     source.bytes = strlen(text);
     ASSERT_OK(yaml_read(config, &source, &err));
     assert_true(same(config, before));
-    assert_int_equal(lines, count - 2); /* all but "config" and "input" */
+    assert_int_equal(lines, count - 3); /* all but "size", "config" and "input" */
     os_free(text);
     free(config);
     free(before);
@@ -703,6 +775,8 @@ int main(void)
         cmocka_unit_test(words_need_an_equals_sign),
         cmocka_unit_test(relations_are_checked),
         cmocka_unit_test(existing_output_needs_overwrite),
+        cmocka_unit_test(what_is_read_is_not_written_over),
+        cmocka_unit_test(size_is_said_in_one_way_per_layer),
         cmocka_unit_test(help_fits_the_page_and_names_every_flag),
         cmocka_unit_test(sample_file_gives_the_defaults),
         cmocka_unit_test(metadata_tells_the_picture_not_the_place),

@@ -170,6 +170,12 @@ static void folders_say_what_they_lack(void **state)
         {"transformer/diffusion_pytorch_model.safetensors",
          "transformer/diffusion_pytorch_model.fp16.safetensors", NULL},
         {"text_encoder_2/model.safetensors", "text_encoder_2/model.fp16.safetensors", NULL},
+        {"vae/diffusion_pytorch_model.safetensors",
+         "vae/diffusion_pytorch_model.bf16.safetensors", NULL},
+        {"vae/diffusion_pytorch_model.safetensors",
+         "vae/diffusion_pytorch_model.fp16-00001-of-00001.safetensors", "has no weights in vae"},
+        {"vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin",
+         "has no weights in vae"},
     };
     char       folder[256], inside[300], longer[1100];
     struct err err = {0};
@@ -192,6 +198,79 @@ static void folders_say_what_they_lack(void **state)
         move(folder, moves[i].to, moves[i].from);
     }
     ASSERT_OK(try_open(folder, &err));
+    scratch_remove(folder);
+}
+
+static void copy(const char *folder, const char *from, const char *to)
+{
+    char       path[512], *text = NULL;
+    size_t     bytes = 0;
+    struct err err = {0};
+    FILE      *file;
+
+    path_of(path, folder, from);
+    ASSERT_OK(os_read_text(&text, &bytes, path, 10000000, &err));
+    path_of(path, folder, to);
+    file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(text, 1, bytes, file), bytes);
+    (void)fclose(file);
+    os_free(text);
+}
+
+static void one_of_several_files_is_not_guessed(void **state)
+{
+    static const char plain[] = "vae/diffusion_pytorch_model.safetensors";
+    static const char fp16[] = "vae/diffusion_pytorch_model.fp16.safetensors";
+    static const char bf16[] = "vae/diffusion_pytorch_model.bf16.safetensors";
+    char              folder[256], path[512];
+    struct model     *model;
+    struct err        err = {0};
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    make(folder, DTYPE_BF16, 1, true);
+    move(folder, "flux1-dev.safetensors", "flux1-mine.safetensors");
+    model = open_mapped(folder);
+    path_of(path, folder, "flux1-mine.safetensors");
+    assert_string_equal(model->file[PART_TRANSFORMER], path);
+    model_close(model);
+    copy(folder, "flux1-mine.safetensors", "flux1-other.safetensors");
+    ASSERT_REFUSED(ERR_FORMAT, "flux1-mine.safetensors'", try_open(folder, &err));
+    assert_non_null(strstr(err.text, "flux1-other.safetensors'"));
+    assert_non_null(strstr(err.text, "keep one of them, or name it"));
+    move(folder, "flux1-other.safetensors", "flux1-schnell.safetensors"); /* a name of its own */
+    ASSERT_OK(try_open(folder, &err));
+    scratch_remove(folder);
+
+    scratch_make(folder, sizeof folder);
+    make(folder, DTYPE_BF16, 1, false);
+    copy(folder, plain, fp16);
+    ASSERT_OK(try_open(folder, &err));
+    move(folder, plain, bf16);
+    ASSERT_REFUSED(ERR_FORMAT, "keep one of them", try_open(folder, &err));
+    scratch_remove(folder);
+}
+
+/* An index of a variant has the variant's name before ".json". */
+static void indexes_have_variants_too(void **state)
+{
+    static const char    index[] = "text_encoder_2/model.safetensors.index.json";
+    static const char    variant[] = "text_encoder_2/model.safetensors.index.fp16.json";
+    struct synth_request request = {.spec = "tiny", .dtype = DTYPE_F16, .shard_bytes = 60000};
+    char                 folder[256], path[512];
+    struct model        *model;
+    struct err           err = {0};
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    request.folder = folder;
+    ASSERT_OK(synth_write(&request, &err));
+    move(folder, index, variant);
+    model = open_mapped(folder);
+    path_of(path, folder, variant);
+    assert_string_equal(model->file[PART_T5], path);
+    model_close(model);
     scratch_remove(folder);
 }
 
@@ -223,6 +302,7 @@ static void parts_must_belong_together(void **state)
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         edit(folder, cases[i].file, cases[i].key, cases[i].text);
         ASSERT_REFUSED(ERR_FORMAT, cases[i].words, try_open(folder, &err));
+        assert_memory_equal(err.text, "model: ", 7);
         edit(folder, cases[i].file, cases[i].key, cases[i].undo);
     }
     ASSERT_OK(try_open(folder, &err));
@@ -308,7 +388,7 @@ static void wrong_tensors_are_told(void **state)
         bool        rename;
     } cases[] = {
         {"proj_out.bias proj_out.offset", "proj_out.offset proj_out.bias",
-         "has no tensor proj_out.bias", true},
+         "has no tensor proj_out.bias; needed 64 x 1 values", true},
         {"proj_out.bias shape [8,8]", "proj_out.bias shape [64]",
          "proj_out.bias is BF16 [8, 8]; needed 64 x 1 values of BF16, F16, F32 or F8", false},
         {"proj_out.bias dtype \"I16\"", "proj_out.bias dtype \"BF16\"",
@@ -343,6 +423,17 @@ static void wrong_tensors_are_told(void **state)
         (void)snprintf(word, sizeof word, "%s proj_out.bias", scales[i]);
         rewrite(folder, file, rename_tensor, word);
     }
+    /* As many values, but the sides of the kernel elsewhere. */
+    struct weight_request kernel = {PART_VAE, "decoder.conv_out.weight", 3, 144, 0, 3};
+    struct model         *model = open_mapped(folder);
+    ASSERT_OK(model_weight(&out, model, &kernel, &err));
+    model_close(model);
+    rewrite(folder, "vae/diffusion_pytorch_model.safetensors", change_tensor,
+            "decoder.conv_out.weight shape [3,3,3,16]");
+    model = open_mapped(folder);
+    ASSERT_REFUSED(ERR_FORMAT, "decoder.conv_out.weight is BF16 [3, 3, 3, 16]; needed 3 x 144",
+                   model_weight(&out, model, &kernel, &err));
+    model_close(model);
     rewrite(folder, file, rename_tensor, "x_embedder.weight y_embedder.weight");
     ASSERT_REFUSED(ERR_FORMAT, "holds no transformer of FLUX.1", try_open(folder, &err));
     scratch_remove(folder);
@@ -400,7 +491,7 @@ static void identity_sees_single_bytes(void **state)
     /* shared.weight is the last tensor: its end, its beginning, places between as sampled */
     const uint64_t end = (uint64_t)about.st_size, begin = end - 512000;
     const uint64_t places[] = {end - 1, end - 65536, begin, begin + 65535, begin + 65536,
-                               begin + 65536 + (512000 - 131072) / 64 * 40 + 63};
+                               begin + 65536 + (512000 - 131072) / 8 * 5 + 63};
     for (size_t i = 0; i < ARRAY_COUNT(places); i++) {
         flip(path, places[i]);
         assert_int_not_equal(identity_of(b), identity);
@@ -418,6 +509,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_has_the_same_values),
         cmocka_unit_test(folders_say_what_they_lack),
+        cmocka_unit_test(one_of_several_files_is_not_guessed),
+        cmocka_unit_test(indexes_have_variants_too),
         cmocka_unit_test(parts_must_belong_together),
         cmocka_unit_test(single_files_say_their_own_sizes),
         cmocka_unit_test(parts_may_lie_elsewhere),

@@ -47,6 +47,7 @@ static const struct {
     {PART_VAE, "layers_per_block", 1, 16, true},
     {PART_VAE, "latent_channels", 4, 256, true},
     {PART_VAE, "in_channels", 3, 3, false},
+    {PART_VAE, "out_channels", 3, 3, false},
     {PART_VAE, "norm_num_groups", 1, 1024, false},
     {PART_CLIP, "hidden_size", 1, 16384, true},
     {PART_CLIP, "intermediate_size", 1, 65536, true},
@@ -62,6 +63,7 @@ static const struct {
     {PART_T5, "vocab_size", 3, 10000000, true},
     {PART_T5, "relative_attention_num_buckets", 4, 1024, false},
     {PART_T5, "relative_attention_max_distance", 2, 65536, false},
+    {PART_COUNT, "num_train_timesteps", 1000, 1000, false},
     {PART_COUNT, "base_image_seq_len", 1, 1 << 24, false},
     {PART_COUNT, "max_image_seq_len", 1, 1 << 24, false},
 };
@@ -142,8 +144,15 @@ static const struct {
     {PART_VAE, "_class_name", "\"AutoencoderTiny\"", "FLUX.1 has 'AutoencoderKL'"},
     {PART_VAE, "act_fn", "\"relu\"", "act_fn is 'relu'; FLUX.1 has 'silu'"},
     {PART_VAE, "act_fn", "\"swish\"", NULL},
-    {PART_VAE, "use_quant_conv", "true", "has quant convolutions"},
-    {PART_VAE, "use_post_quant_conv", "true", "has quant convolutions"},
+    {PART_VAE, "use_quant_conv", "true", "use_quant_conv is true; FLUX.1 has it false"},
+    {PART_VAE, "use_post_quant_conv", "true", "use_post_quant_conv is true; FLUX.1 has it false"},
+    {PART_VAE, "down_block_types", NULL, NULL},
+    {PART_VAE, "down_block_types", "[\"DownEncoderBlock2D\"]", "must be a list of 4, as block_out"},
+    {PART_VAE, "up_block_types", "\"UpDecoderBlock2D\"", "up_block_types must be a list of 4"},
+    {PART_VAE, "down_block_types",
+     "[\"DownEncoderBlock2D\",\"AttnDownEncoderBlock2D\",\"x\",\"y\"]",
+     "down_block_types has 'AttnDownEncoderBlock2D' at place 1; FLUX.1 has 'DownEncoderBlock2D'"},
+    {PART_VAE, "up_block_types", "[1,2,3,4]", "up_block_types has 'no string' at place 0"},
     {PART_VAE, "use_quant_conv", "\"no\"", "use_quant_conv is a string"},
     {PART_VAE, "use_post_quant_conv", "0", "use_post_quant_conv is a whole number"},
     {PART_VAE, "mid_block_add_attention", "[]", "mid_block_add_attention is a list"},
@@ -167,6 +176,15 @@ static const struct {
     {PART_T5, "relative_attention_max_distance", "8", "max_distance is 8; it must be above"},
     {PART_T5, "relative_attention_max_distance", "9", NULL},
     {PART_COUNT, "_class_name", "\"DDIMScheduler\"", "FLUX.1 has 'FlowMatchEulerDiscrete"},
+    {PART_COUNT, "use_karras_sigmas", "true", "use_karras_sigmas is true; FLUX.1 has it false"},
+    {PART_COUNT, "use_exponential_sigmas", "true", "use_exponential_sigmas is true"},
+    {PART_COUNT, "use_beta_sigmas", "true", "use_beta_sigmas is true"},
+    {PART_COUNT, "invert_sigmas", "true", "invert_sigmas is true"},
+    {PART_COUNT, "stochastic_sampling", "true", "stochastic_sampling is true"},
+    {PART_COUNT, "use_beta_sigmas", "false", NULL},
+    {PART_COUNT, "shift_terminal", "0.1", "shift_terminal is set; FLUX.1 has none"},
+    {PART_COUNT, "shift_terminal", "null", NULL},
+    {PART_COUNT, "time_shift_type", "\"linear\"", "time_shift_type is 'linear'; FLUX.1 has"},
     {PART_COUNT, "use_dynamic_shifting", "\"yes\"", "use_dynamic_shifting is a string"},
     {PART_COUNT, "shift", "0", "shift is 0; it must be 0.01..100"},
     {PART_COUNT, "base_shift", "99", "base_shift is 99; it must be -10..10"},
@@ -258,6 +276,104 @@ static void the_models_have_flux1s_sizes(void **state)
     synth_spec_close(&schnell);
 }
 
+/* A single file out of shapes alone: a side of 0 makes every tensor empty. */
+static struct safetensors *open_shapes(uint8_t bytes[4096], const char *shapes)
+{
+    struct safetensors *file = NULL;
+    struct err          err = {0};
+    size_t              at = 9, length;
+
+    memset(bytes, 0, 4096);
+    bytes[8] = '{';
+    for (const char *line = shapes; *line != '\0'; line = strchr(line, '\n') + 1) {
+        char name[64], shape[32];
+        assert_int_equal(sscanf(line, "%63s %31s", name, shape), 2);
+        at += (size_t)snprintf((char *)bytes + at, 4096 - at,
+                               "%s\"%s\":{\"dtype\":\"F16\",\"shape\":%s,\"data_offsets\":[0,0]}",
+                               at == 9 ? "" : ",", name, shape);
+    }
+    bytes[at++] = '}';
+    length = at - 8;
+    for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)(length >> (8 * i));
+    ASSERT_OK(safetensors_open_memory(&file, bytes, at, "shapes", &err));
+    return file;
+}
+
+/* Axes of rotation, groups and scaling stand in no tensor; for FLUX.1's shapes its own must come
+ * out. */
+static void shapes_of_flux1_give_its_sizes(void **state)
+{
+    static const char transformer[] = "img_in.weight [3072,64,0]\n"
+                                      "final_layer.linear.weight [64,0]\n"
+                                      "txt_in.weight [3072,4096,0]\n"
+                                      "vector_in.in_layer.weight [3072,768,0]\n"
+                                      "guidance_in.in_layer.weight [0]\n"
+                                      "double_blocks.0.img_attn.qkv.weight [0]\n"
+                                      "double_blocks.0.img_attn.norm.key_norm.scale [128,0]\n"
+                                      "double_blocks.1.img_attn.qkv.weight [0]\n"
+                                      "single_blocks.0.linear1.weight [0]\n";
+    static const char vae[] = "encoder.mid.block_1.conv1.weight [0]\n"
+                              "encoder.mid.attn_1.q.weight [0]\n"
+                              "encoder.down.0.block.0.conv1.weight [128,0]\n"
+                              "encoder.down.0.block.1.conv1.weight [128,0]\n"
+                              "encoder.down.1.block.0.conv1.weight [256,0]\n"
+                              "encoder.down.2.block.0.conv1.weight [512,0]\n"
+                              "encoder.down.3.block.0.conv1.weight [512,0]\n"
+                              "decoder.conv_in.weight [0,16]\nencoder.conv_in.weight [0,3]\n";
+    static uint8_t            bytes[4096];
+    struct synth_spec         spec;
+    struct transformer_config t;
+    struct vae_config         v;
+    struct safetensors       *file;
+    struct err                err = {0};
+
+    (void)state;
+    ASSERT_OK(synth_spec_open(&spec, "flux1-dev", &err));
+    file = open_shapes(bytes, transformer);
+    ASSERT_OK(model_bfl_transformer(&t, file, &err));
+    assert_true(t.doubles == 2 && t.singles == 1 && t.guidance);
+    t.doubles = 19;
+    t.singles = 38;
+    assert_memory_equal(&t, &spec.configs.transformer, sizeof t);
+    safetensors_close(file);
+    file = open_shapes(bytes, vae);
+    ASSERT_OK(model_bfl_vae(&v, file, &err));
+    assert_memory_equal(&v, &spec.configs.vae, sizeof v);
+    safetensors_close(file);
+    synth_spec_close(&spec);
+}
+
+static void shapes_of_no_vae_are_refused(void **state)
+{
+#define MIDDLE "encoder.mid.block_1.conv1.weight [0]\n"
+#define LEVEL(i) "encoder.down." #i ".block.0.conv1.weight [32,0]\n"
+#define ENDS "decoder.conv_in.weight [0,16]\nencoder.conv_in.weight [0,3]\n"
+    static const struct {
+        const char *shapes, *words;
+    } cases[] = {
+        {"a [0]\n", "is not FLUX.1's VAE"},
+        {MIDDLE ENDS, "'shapes' has 0 levels; needed 1..8"},
+        {MIDDLE ENDS LEVEL(0) LEVEL(1) LEVEL(2) LEVEL(3) LEVEL(4) LEVEL(5) LEVEL(6) LEVEL(7)
+         LEVEL(8), "'shapes' has 9 levels; needed 1..8"},
+        {MIDDLE LEVEL(0), "has no usable decoder.conv_in.weight"},
+        {MIDDLE LEVEL(0) "decoder.conv_in.weight [0,16]\nencoder.conv_in.weight [0,4]\n",
+         "the VAE takes 4 channels of colour; FLUX.1's takes 3"},
+        {MIDDLE "encoder.down.0.block.0.conv1.weight [0]\n" ENDS, "conv1.weight has a side of 0"},
+        {MIDDLE "encoder.down.0.block.0.conv1.weight [16777217,0]\n" ENDS, "a side of 16777217"},
+    };
+    static uint8_t    bytes[4096];
+    struct vae_config v;
+    struct err        err;
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct safetensors *file = open_shapes(bytes, cases[i].shapes);
+        ASSERT_REFUSED(ERR_FORMAT, cases[i].words, model_bfl_vae(&v, file, &err));
+        assert_memory_equal(err.text, "weights: 'shapes'", 17);
+        safetensors_close(file);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -265,6 +381,8 @@ int main(void)
         cmocka_unit_test(every_other_value_has_its_sentence),
         cmocka_unit_test(siblings_of_flux1_are_told_apart),
         cmocka_unit_test(the_models_have_flux1s_sizes),
+        cmocka_unit_test(shapes_of_flux1_give_its_sizes),
+        cmocka_unit_test(shapes_of_no_vae_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -184,6 +184,7 @@ static const struct corruption corruptions[] = {
     {A("{\"dtype\":\"U8\",\"shape\":[2]}"), 2, "has no data_offsets of two numbers", true},
     {A("{\"dtype\":8,\"shape\":[2],\"data_offsets\":[0,2]}"), 2, "has no dtype", true},
     {A(TENSOR("U8", "[3]", 0, 2)), 2, "has 2 bytes of data, but its shape needs 3", true},
+    {A(TENSOR("BF16", "[1]", 0, 3)), 3, "has 3 bytes of data, but its shape needs 2", true},
     {A(TENSOR("U8", "[8]", 0, 8)), 5, "but the file ends at", true},
     {A(TENSOR("U8", "[2]", 0, 2)), 5, "goes on for 3 bytes after its last tensor", false},
     {"{}", 1, "goes on for 1 bytes after its last tensor", false},

@@ -5,6 +5,7 @@
 #include "model_files.h"
 
 #include <errno.h>
+#include <math.h>
 #include <sys/stat.h>
 
 /* ----------------------------------------------------------------------------------- values */
@@ -46,6 +47,45 @@ static bool same_file(const char *a, const char *b, const char *name)
     return same;
 }
 
+/* What each kind of tensor is drawn from: offset + scale * [-1, 1). */
+static const struct kind {
+    enum model_part part;
+    const char     *name;
+    int64_t         rows, cols;
+    double          offset, variance; /* scale^2 */
+} kinds[] = {
+    {PART_TRANSFORMER, "x_embedder.weight", 64, 64, 0, 3.0 / 64},
+    {PART_TRANSFORMER, "x_embedder.bias", 64, 1, 0, 0.1 * 0.1},
+    {PART_TRANSFORMER, "transformer_blocks.1.attn.norm_q.weight", 32, 1, 1, 0.2 * 0.2},
+    {PART_VAE, "encoder.conv_in.weight", 16, 27, 0, 3.0 / 27},
+    {PART_VAE, "decoder.conv_norm_out.bias", 16, 1, 0, 0.1 * 0.1},
+    {PART_CLIP, "text_model.embeddings.token_embedding.weight", 640, 32, 0, 1},
+    {PART_CLIP, "text_model.embeddings.position_embedding.weight", 77, 32, 0, 1},
+    {PART_T5, "shared.weight", 384, 64, 0, 1},
+    {PART_T5, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 32, 2, 0, 1},
+    {PART_T5, "encoder.final_layer_norm.weight", 64, 1, 1, 0.2 * 0.2},
+    {PART_T5, "encoder.block.1.layer.1.DenseReluDense.wo.weight", 64, 128, 0, 3.0 / 128},
+};
+
+static void check_kind(const struct model *model, const struct kind *kind)
+{
+    struct weight_request request = {kind->part, kind->name, kind->rows, kind->cols, 0, kind->rows};
+    const double          scale = sqrt(kind->variance);
+    struct matrix         found;
+    struct err            err = {0};
+
+    ASSERT_OK(model_weight(&found, model, &request, &err));
+    for (uint64_t i = 0; i < (uint64_t)(kind->rows * kind->cols); i++) {
+        uint64_t key = 5 ^ hash64(kind->name, strlen(kind->name), 0);
+        uint64_t bits = mix(key + i * UINT64_C(0x9e3779b97f4a7c15)) >> 40;
+        double   scaled = scale * ((double)bits * 0x1p-23 - 1.0);
+        float    wanted = (float)(kind->offset + scaled), got;
+        memcpy(&got, (const char *)found.data + 4 * i, 4);
+        if (memcmp(&got, &wanted, 4) != 0)
+            fail_msg("%s: value %d is %a, needed %a", kind->name, (int)i, got, wanted);
+    }
+}
+
 static void values_depend_on_seed_and_name_only(void **state)
 {
     static const char *const weights[] = {
@@ -56,9 +96,6 @@ static void values_depend_on_seed_and_name_only(void **state)
                                          "tokenizer_2/tokenizer.json", "transformer/config.json"};
     char                     folder[256], name[5][300];
     struct model            *full, *half;
-    struct weight_request    request = {PART_TRANSFORMER, "x_embedder.bias", 64, 1, 0, 64};
-    struct matrix            bias;
-    struct err               err = {0};
 
     (void)state;
     scratch_make(folder, sizeof folder);
@@ -74,14 +111,7 @@ static void values_depend_on_seed_and_name_only(void **state)
         assert_true(same_file(name[0], name[2], others[i]));
     }
     full = open_mapped(name[0]);
-    ASSERT_OK(model_weight(&bias, full, &request, &err));
-    for (uint64_t i = 0; i < 64; i++) {
-        uint64_t key = 5 ^ hash64("x_embedder.bias", 15, 0);
-        uint64_t bits = mix(key + i * UINT64_C(0x9e3779b97f4a7c15)) >> 40;
-        float    wanted = (float)(0.1 * ((double)bits * 0x1p-23 - 1.0)), got;
-        memcpy(&got, (const char *)bias.data + 4 * i, 4);
-        assert_memory_equal(&got, &wanted, 4);
-    }
+    for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) check_kind(full, &kinds[i]);
     for (int i = 3; i < 5; i++) {
         half = open_mapped(name[i]);
         for_every_weight(full, half, rounded);
@@ -157,6 +187,8 @@ static void make_smallest(const char *path)
     put(json_object_get(spec.root, "transformer"), "num_layers", "0");
     put(json_object_get(spec.root, "transformer"), "num_single_layers", "1");
     put(json_object_get(spec.root, "vae"), "block_out_channels", "[8]");
+    put(json_object_get(spec.root, "vae"), "down_block_types", NULL);
+    put(json_object_get(spec.root, "vae"), "up_block_types", NULL);
     put(json_object_get(spec.root, "vae"), "mid_block_add_attention", "false");
     put(json_object_get(spec.root, "text_encoder"), "num_hidden_layers", "1");
     put(json_object_get(spec.root, "text_encoder_2"), "num_layers", "1");
@@ -227,8 +259,12 @@ static void bad_wishes_are_refused(void **state)
     assert_int_equal(json_dump_file(spec.root, spec_path, 0), 0);
     ASSERT_REFUSED(ERR_FORMAT, "spec.json: transformer': num_layers is 257",
                    synth_write(&request, &err));
-    put(spec.root, "vae", NULL);
     put(object, "num_layers", "1");
+    put(object, "joint_attention_dim", "4095");
+    assert_int_equal(json_dump_file(spec.root, spec_path, 0), 0);
+    ASSERT_REFUSED(ERR_FORMAT, "takes text of width 4095 and T5 makes 4096",
+                   synth_write(&request, &err));
+    put(spec.root, "vae", NULL);
     assert_int_equal(json_dump_file(spec.root, spec_path, 0), 0);
     ASSERT_REFUSED(ERR_FORMAT, "spec.json: vae' must hold", synth_write(&request, &err));
     synth_spec_close(&spec);

@@ -29,14 +29,13 @@ static void ordinary_files_are_read(void **state)
                           "width: 1920\n"
                           "\"height\": '1080'\n"
                           "pyramid: yes\n"
-                          "shard_bytes: 2GB # for synth\n"
-                          "size: 4k\n";
+                          "shard_bytes: 2GB # for synth\n";
 
     (void)state;
     ASSERT_OK(read_bytes(config, text, strlen(text), &err));
     assert_string_equal(config->prompt, "A harbour in fog, at dawn\n");
-    assert_int_equal(config->width_px, 3840);
-    assert_int_equal(config->height_px, 2160);
+    assert_int_equal(config->width_px, 1920);
+    assert_int_equal(config->height_px, 1080);
     assert_true(config->pyramid);
     ASSERT_OK(read_bytes(config, "{steps: 3, seed: 9}", 19, &err));
     assert_int_equal(config->steps, 3);
