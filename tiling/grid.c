@@ -22,16 +22,6 @@
 
 /* ------------------------------------------------------------------------------ rectangles */
 
-struct px_rect px_rect_intersect(struct px_rect a, struct px_rect b)
-{
-    int64_t left = max_i64(a.x, b.x), top = max_i64(a.y, b.y);
-    int64_t right = min_i64((int64_t)a.x + a.w, (int64_t)b.x + b.w);
-    int64_t bottom = min_i64((int64_t)a.y + a.h, (int64_t)b.y + b.h);
-
-    return (struct px_rect){(int32_t)left, (int32_t)top, (int32_t)max_i64(right - left, 0),
-                            (int32_t)max_i64(bottom - top, 0)};
-}
-
 bool px_rect_contains(struct px_rect outer, struct px_rect inner)
 {
     return inner.x >= outer.x && inner.y >= outer.y &&

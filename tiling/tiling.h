@@ -25,7 +25,6 @@ struct lat_rect {
     int32_t x, y, w, h;
 };
 
-struct px_rect  px_rect_intersect(struct px_rect a, struct px_rect b); /* w or h 0 when apart */
 bool            px_rect_contains(struct px_rect outer, struct px_rect inner);
 struct lat_rect lat_rect_from_px(struct px_rect px); /* px must lie on whole latent cells */
 

@@ -268,19 +268,12 @@ static void test_refusals(void **state)
 
 static void test_rectangles(void **state)
 {
-    struct px_rect  a = {0, 0, 100, 50}, b = {90, -10, 100, 20}, apart = {100, 0, 5, 5};
-    struct px_rect  both = px_rect_intersect(a, b), none = px_rect_intersect(a, apart);
+    struct px_rect  a = {0, 0, 100, 50}, b = {90, -10, 100, 20}, corner = {90, 40, 10, 10};
     struct px_rect  far_out = {INT32_MAX - 5, INT32_MAX - 5, 100, 100};
     struct lat_rect cells = lat_rect_from_px((struct px_rect){16, 8, 64, 128});
 
     (void)state;
-    assert_int_equal(both.x, 90);
-    assert_int_equal(both.y, 0);
-    assert_int_equal(both.w, 10);
-    assert_int_equal(both.h, 10);
-    assert_int_equal(none.w, 0);
-    assert_int_equal(px_rect_intersect(a, far_out).w, 0);
-    assert_true(px_rect_contains(a, both));
+    assert_true(px_rect_contains(a, corner));
     assert_true(px_rect_contains(a, a));
     assert_false(px_rect_contains(a, b));
     assert_false(px_rect_contains(a, far_out));
