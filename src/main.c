@@ -265,6 +265,9 @@ static void print_plan(const struct mural_plan_info *plan, const struct config *
                  text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
                  plan->text_tokens);
     print_need("memory", plan->host_bytes_peak, plan->host_bytes_free);
+    if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
+        (void)printf("          the weights do not fit beside it and are read from disk again and "
+                     "again\n");
     print_need("disk", plan->output_bytes_worst + plan->spool_bytes, plan->disk_bytes_free);
     (void)printf("          of it the file at most %s, tiles in waiting %s\n",
                  text_bytes(two, sizeof two, plan->output_bytes_worst),

@@ -352,8 +352,7 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
                                      .draft_h_px = job->plan.draft_h_px,
                                      .weight_bytes = job->facts.weight_bytes,
                                      .scratch_bytes = job->scratch_bytes,
-                                     .host_bytes_peak = job->facts.weight_bytes +
-                                                        job->scratch_bytes + job->host_bytes,
+                                     .host_bytes_peak = job->scratch_bytes + job->host_bytes,
                                      .host_bytes_free = os_host_bytes_free(),
                                      .spool_bytes = job->plan.spool_bytes,
                                      .output_bytes_worst = job->plan.output_bytes_worst,

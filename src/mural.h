@@ -67,7 +67,7 @@ struct mural_plan_info {
     int32_t  tile_w_px, tile_h_px;
     int32_t  overlap_x_px, overlap_y_px; /* of neighbours as planned: at least what was asked */
     int32_t  draft_w_px, draft_h_px;
-    uint64_t host_bytes_peak;            /* weights, scratch and bands together             */
+    uint64_t host_bytes_peak;            /* scratch and bands; weights are mapped files     */
     uint64_t host_bytes_free;
     uint64_t weight_bytes, scratch_bytes;
     uint64_t spool_bytes;                /* tiles that wait on disk for their neighbours    */
