@@ -159,7 +159,7 @@ static const struct setting rows[] = {
     {.key = "noise_file", .flag = "noise-file", .type = SETTING_PATH, FIELD(noise_file),
      .absent = "", .value = "FILE", .group = GROUP_MACHINE, .commands = PAINT,
      .marks = MARK_PICTURE,
-     .sentence = "raw noise: render and draft use it for the draft, upscale for the tiles"},
+     .sentence = "raw f32 noise [h/8, w/8, 16]; for the draft, in upscale for the tiles"},
     /* ---- running */
     {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
      .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
