@@ -32,6 +32,7 @@ struct studio {
 struct mural_job {
     enum mural_task        task;
     struct config          config;
+    bool                   sample_model; /* nobody chose another */
     struct engine_options  options;
     struct render_plan     plan;
     struct engine_facts    facts;
@@ -216,8 +217,7 @@ static int load_settings(struct mural_job *job, const char *const *words, size_t
         all[0] = word;
         if (count > 0) memcpy(all + 1, words, count * sizeof *all);
         TRY(config_load(&job->config, command_of(job->task), all, count + 1, err));
-        log_line(LOG_WARN,
-                 "no --model given: painting with the small sample model that comes with mural");
+        job->sample_model = true;
     }
     TRY(config_check(&job->config, command_of(job->task), err));
 out:
@@ -413,6 +413,8 @@ int mural_job_open(mural_job **out, enum mural_task task, const char *const *set
     job->task = task;
     TRY(load_settings(job, settings, setting_count, &err));
     TRY(make_plan(job, &err));
+    if (job->sample_model)
+        log_line(LOG_WARN, "no --model given: painting with the small sample model of mural");
     *out = job;
     job = NULL;
 out:
