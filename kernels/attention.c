@@ -36,10 +36,10 @@ struct plan {
 /* Scratch of one thread. */
 struct scratch {
     struct onednn onednn;
-    void  *q, *k, *v, *p;  /* [queries, dim], [keys, dim] x 2, [queries, keys]; compute type */
-    float *scores;         /* [queries, keys]; the same memory as p in f32               */
-    float *o;              /* [queries, dim]                                             */
-    float *top, *sum;      /* [queries]                                                  */
+    void  *q, *k, *v, *p; /* [queries, dim], [keys, dim] x 2, [queries, keys]; compute type */
+    float *scores;        /* [queries, keys]; the same memory as p in f32               */
+    float *o;             /* [queries, dim]                                             */
+    float *top, *sum;     /* [queries]                                                  */
     /* Primitives for the shape of the block before; almost every block has it. */
     int64_t                queries_ready, keys_ready;
     dnnl_primitive_t       qk, pv;
@@ -67,19 +67,20 @@ static int product_open(dnnl_primitive_t *primitive, struct onednn_operands *ope
     return rc;
 }
 
-/* Both products for `queries` x `keys`; kept until the shape changes. */
-static int products_ready(struct scratch *s, const struct plan *plan, int64_t queries,
-                          int64_t keys)
+/* Both products for `queries` x `keys`; kept until the shape changes.  Scores lie without gaps:
+ * oneDNN 3.7 goes wrong on a matrix of one column whose rows lie apart, as a last block of one key
+ * was. */
+static int products_ready(struct scratch *s, const struct plan *plan, int64_t queries, int64_t keys)
 {
-    const int64_t dim = plan->request->dim;
+    const int64_t               dim = plan->request->dim;
     const struct onednn_product qk = {
         .src = onednn_plane(plan->compute, queries, dim, dim, 1),
         .weights = onednn_plane(plan->compute, dim, keys, 1, dim),
-        .dst = onednn_plane(DTYPE_F32, queries, keys, plan->keys, 1),
+        .dst = onednn_plane(DTYPE_F32, queries, keys, keys, 1),
         .after = ONEDNN_PLAIN,
     };
     const struct onednn_product pv = {
-        .src = onednn_plane(plan->compute, queries, keys, plan->keys, 1),
+        .src = onednn_plane(plan->compute, queries, keys, keys, 1),
         .weights = onednn_plane(plan->compute, keys, dim, dim, 1),
         .dst = onednn_plane(DTYPE_F32, queries, dim, dim, 1),
         .after = ONEDNN_SUM,
@@ -109,12 +110,12 @@ static void gather_head(void *target, enum dtype dtype, struct matrix source, in
 /* ----------------------------------------------------------------------------------- softmax */
 
 struct softmax_row {
-    const float *scores;   /* [keys] */
-    const float *bias;     /* [keys] or NULL */
-    void        *p;        /* [keys]; may be scores */
-    int64_t      visible;  /* keys that this query may see, the first ones of the block */
+    const float *scores;  /* [keys] */
+    const float *bias;    /* [keys] or NULL */
+    void        *p;       /* [keys]; may be scores */
+    int64_t      visible; /* keys that this query may see, the first ones of the block */
     int64_t      keys;
-    float        scale;    /* log2(e) included */
+    float        scale; /* log2(e) included */
     float       *top, *sum;
 };
 
@@ -128,7 +129,7 @@ KERNEL_INLINE float scaled(const struct softmax_row *row, bool has_bias, int64_t
 KERNEL_INLINE float softmax_body(const struct softmax_row *row, enum dtype p_dtype, bool has_bias)
 {
     const struct softmax_row r = *row;
-    float top = *r.top, sum = 0.0f;
+    float                    top = *r.top, sum = 0.0f;
 
 #pragma omp simd reduction(max : top)
     for (int64_t i = 0; i < r.visible; i++) {
@@ -172,17 +173,17 @@ static int attend_block(struct scratch *s, const struct plan *plan, int64_t head
                         int64_t queries, int64_t key, int64_t keys)
 {
     const struct attention_request *r = plan->request;
-    const int64_t dim = r->dim, span = r->k.rows;
+    const int64_t                   dim = r->dim, span = r->k.rows;
 
     gather_head(s->k, plan->compute, r->k, key, keys, head, dim);
     gather_head(s->v, plan->compute, r->v, key, keys, head, dim);
     int rc = products_ready(s, plan, queries, keys);
     if (!rc) rc = onednn_execute(&s->onednn, s->qk, &s->qk_operands);
     for (int64_t i = 0; i < queries && !rc; i++) {
-        const int64_t at = query + i;
+        const int64_t      at = query + i;
         struct softmax_row row = {
-            .scores = s->scores + i * plan->keys,
-            .p = (char *)s->p + (size_t)(i * plan->keys) * dtype_bytes(plan->compute),
+            .scores = s->scores + i * keys,
+            .p = (char *)s->p + (size_t)(i * keys) * dtype_bytes(plan->compute),
             .visible = r->causal ? max_i64(0, min_i64(keys, at + 1 - key)) : keys,
             .keys = keys,
             .scale = r->scale * LOG2_E,
@@ -201,7 +202,7 @@ static int attend_item(struct scratch *s, const struct plan *plan, int64_t head,
                        int64_t queries)
 {
     const struct attention_request *r = plan->request;
-    const int64_t dim = r->dim;
+    const int64_t                   dim = r->dim;
     /* Later keys are invisible to every query of the block. */
     const int64_t keys_end = r->causal ? min_i64(r->k.rows, query + queries) : r->k.rows;
     int           rc = 0;
@@ -278,7 +279,7 @@ int k_attention_cpu(const struct attention_request *request, enum dtype compute,
                     struct workspace workspace)
 {
     const struct attention_request *r = request;
-    const int64_t width = (int64_t)r->heads * r->dim;
+    const int64_t                   width = (int64_t)r->heads * r->dim;
 
     must(r->q.cols == width && r->k.cols == width && r->v.cols == width && r->out.cols == width);
     must(r->out.rows == r->q.rows && r->k.rows == r->v.rows && r->k.rows > 0);
@@ -318,8 +319,8 @@ int k_attention_cpu(const struct attention_request *request, enum dtype compute,
 /* -------------------------------------------------------------------------- q/k norm and RoPE */
 
 struct rope_row {
-    const float *weight;     /* [dim] */
-    const float *cos, *sin;  /* [dim / 2], or NULL: not rotated */
+    const float *weight;    /* [dim] */
+    const float *cos, *sin; /* [dim / 2], or NULL: not rotated */
     int64_t      dim;
     float        eps;
 };
@@ -327,7 +328,7 @@ struct rope_row {
 KERNEL_INLINE void rope_body(enum dtype dtype, void *x, const struct rope_row *row)
 {
     const struct rope_row r = *row;
-    float squares = 0.0f;
+    float                 squares = 0.0f;
 
 #pragma omp simd reduction(+ : squares)
     for (int64_t i = 0; i < r.dim; i++) {
@@ -365,14 +366,14 @@ KERNEL_CLONES static void rope_heads(void *x, enum dtype dtype, int64_t heads,
 void k_qk_norm_rope_cpu(const struct qk_rope_request *request)
 {
     const struct qk_rope_request *r = request;
-    const int64_t half = r->dim / 2;
+    const int64_t                 half = r->dim / 2;
 
     must(same_shape(r->q, r->k) && r->q.cols == (int64_t)r->heads * r->dim && r->dim % 2 == 0);
     must(is_act(r->q) && is_act(r->k));
 #pragma omp parallel for schedule(static) if (r->q.rows * r->q.cols > 16384)
     for (int64_t row = 0; row < r->q.rows; row++) {
-        const bool    rotated = row >= r->first_rotated;
-        const int64_t at = (row - r->first_rotated) * half;
+        const bool      rotated = row >= r->first_rotated;
+        const int64_t   at = (row - r->first_rotated) * half;
         struct rope_row line = {r->q_weight, rotated ? r->cos + at : NULL,
                                 rotated ? r->sin + at : NULL, r->dim, r->eps};
         rope_heads(row_of(r->q, row), r->q.dtype, r->heads, &line);
