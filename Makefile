@@ -104,6 +104,10 @@ $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
+# The host's compiler links, so that a sanitized variant gets its run-time library.
+CUDA_HOME := $(abspath $(dir $(NVCC))/..)
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
+
 # GPU code compiles wherever the toolkit is; nothing of it is needed to run.
 CUDA_ARCH ?= 80 86 89 90 100 120
 NVCCFLAGS := -O3 -std=c++17 -I. -Isrc -Xcompiler -Wall \
@@ -114,7 +118,7 @@ $(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h)
 	@$(NVCC) $(NVCCFLAGS) -c $< -o $@
 $(B)/tests/kernels/test_%_cuda: $(B)/tests/kernels/test_%_cuda.o $(B)/kernels/%.cu.o $(LIBRARY)
 	@echo "  LINK  $@"
-	@$(NVCC) -Xcompiler -fopenmp $^ -lcmocka $(LIBS) -o $@
+	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) $(CUDA_LIBS) -o $@
 
 # ------------------------------------------------------------------------------------- pictures
 
