@@ -3,6 +3,8 @@
  *
  * Bound of one result: as in test_gemm.c, K = in_channels * size * size.
  */
+#include <omp.h>
+
 #include "tests/kernels/kernel_cases.h"
 
 struct conv_case {
@@ -208,6 +210,38 @@ static void test_upsample2(void **state)
     }
 }
 
+static void test_threads_do_not_change_bits(void **state)
+{
+    (void)state;
+    static const int32_t maps[][4] = {
+        {6, 8, 512, 16}, {16, 16, 128, 128}, {12, 20, 3, 32}, {40, 40, 64, 3}, {9, 7, 256, 512}};
+    const int usual = omp_get_max_threads();
+
+    for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++) {
+        struct conv_case c = {.in_h = maps[i][0], .in_w = maps[i][1],
+                              .in_channels = maps[i][2], .out_channels = maps[i][3],
+                              .size = 3, .stride = i % 2 ? 2 : 1, .pad_top = 1, .pad_left = 1,
+                              .pad_bottom = 1, .pad_right = 1, .y = DTYPE_F32, .x = DTYPE_F32,
+                              .w = DTYPE_F32, .compute = DTYPE_F32};
+        c.workspace_bytes =
+            kernels_workspace_bytes(5, (uint64_t)(c.in_channels * c.out_channels) * 9);
+        struct conv_data data = conv_open(&c);
+        char            *first = malloc(data.y.bytes);
+        assert_non_null(first);
+        for (int threads = 1; threads <= 5; threads++) {
+            omp_set_num_threads(threads);
+            assert_int_equal(k_conv2d_cpu(&data.request, c.compute, data.workspace), 0);
+            if (threads == 1)
+                memcpy(first, data.y.block, data.y.bytes);
+            else
+                assert_memory_equal(first, data.y.block, data.y.bytes);
+        }
+        free(first);
+        conv_close(&data);
+    }
+    omp_set_num_threads(usual);
+}
+
 /* ------------------------------------------------------------------------------------- bench */
 
 struct bench {
@@ -261,6 +295,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_small_workspace_makes_tiles),
         cmocka_unit_test(test_constant_picture),
         cmocka_unit_test(test_upsample2),
+        cmocka_unit_test(test_threads_do_not_change_bits),
     };
     if (wants_bench(argc, argv)) return bench();
     return cmocka_run_group_tests_name("conv", tests, NULL, NULL);
