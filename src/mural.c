@@ -1,8 +1,8 @@
 /*
  * mural.c - the library behind mural.h: settings, plan, engine and render wired together.
  *
- * Owns the job.  The only file that sees both the engine and render: it hands render a painter made
- * of the engine's primitives, and the plan numbers made of the engine's dry runs.
+ * Owns the job.  Hands render a painter of the fleet's, and the plan numbers made of the engine's
+ * dry runs.
  *
  * Read next: render/render.c.
  */
@@ -10,6 +10,7 @@
 
 #include "config/config.h"
 #include "engine/engine.h"
+#include "fleet/fleet.h"
 #include "render/render.h"
 #include "weights/weights.h"
 
@@ -19,15 +20,6 @@
 #include <unistd.h>
 
 #define VERSION "0.1.0"
-
-enum { GROUP_MAX = 64 }; /* tiles predicted together */
-
-/* What stands between the painter's calls. */
-struct studio {
-    struct engine  *engine;
-    struct prompt  *prompt;
-    struct schedule schedule;
-};
 
 struct mural_job {
     enum mural_task        task;
@@ -39,7 +31,6 @@ struct mural_job {
     struct render_costs    costs;
     struct mural_plan_info info;
     uint64_t               scratch_bytes, host_bytes;
-    struct studio          studio;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
     void                  *user;
@@ -64,106 +55,6 @@ static int tell(struct mural_error *error, const struct err *err, int rc)
     error->code = rc;
     (void)snprintf(error->text, sizeof error->text, "%s", rc == ERR_OK ? "" : err->text);
     return rc;
-}
-
-/* --------------------------------------------------------------------------------- painter */
-
-static int studio_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
-                        struct err *err)
-{
-    int                     rc = ERR_OK;
-    struct studio          *studio = self;
-    struct schedule_request schedule = {.steps = stage->steps,
-                                        .tokens = stage->tokens,
-                                        .sigma_start = stage->sigma_start,
-                                        .strength = stage->strength,
-                                        .mu = stage->mu,
-                                        .mu_max = stage->mu_max};
-    struct prompt_request   prompt = {
-          .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
-
-    must(studio->prompt == NULL);
-    TRY(schedule_make(&studio->schedule, studio->engine, &schedule, err));
-    TRY(prompt_open(&studio->prompt, studio->engine, &prompt, err));
-    *steps_out = studio->schedule.steps;
-out:
-    return rc;
-}
-
-static void studio_end(void *self)
-{
-    struct studio *studio = self;
-    prompt_close(studio->prompt);
-    studio->prompt = NULL;
-}
-
-static void studio_noise(void *self, const struct painter_noise *request, float *noise_out)
-{
-    const struct studio        *studio = self;
-    struct engine_noise_request noise = {.seed = request->seed,
-                                         .purpose = request->purpose,
-                                         .x_lat = request->rect.x,
-                                         .y_lat = request->rect.y,
-                                         .w_lat = request->rect.w,
-                                         .h_lat = request->rect.h};
-    engine_noise(studio->engine, &noise, noise_out);
-}
-
-static int studio_encode(void *self, const float *rgb, int32_t w_px, int32_t h_px,
-                         float *latent_out, struct err *err)
-{
-    const struct studio *studio = self;
-    return engine_encode(studio->engine, rgb, w_px, h_px, latent_out, err);
-}
-
-static void studio_start(void *self, float *latent, const float *noise, int64_t count)
-{
-    const struct studio *studio = self;
-    engine_mix_noise(latent, noise, studio->schedule.sigma[0], count);
-}
-
-static int studio_predict(void *self, const struct painter_tile *tiles, uint32_t count,
-                          uint32_t step, struct err *err)
-{
-    const struct studio *studio = self;
-    struct engine_tile   group[GROUP_MAX];
-
-    must(count > 0 && count <= GROUP_MAX);
-    for (uint32_t i = 0; i < count; i++)
-        group[i] = (struct engine_tile){.prompt = studio->prompt,
-                                        .w_px = tiles[i].w_px,
-                                        .h_px = tiles[i].h_px,
-                                        .latent = tiles[i].latent,
-                                        .velocity = tiles[i].velocity};
-    return engine_predict(studio->engine, group, count, step, err);
-}
-
-static void studio_advance(void *self, uint32_t step, float *latent, const float *velocity,
-                           int64_t count)
-{
-    const struct studio *studio = self;
-    scheduler_step(&studio->schedule, step, latent, velocity, count);
-}
-
-static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t h_px,
-                         float *rgb_out, struct err *err)
-{
-    const struct studio *studio = self;
-    return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
-}
-
-static struct painter studio_painter(struct studio *studio, int32_t channels)
-{
-    return (struct painter){.self = studio,
-                            .channels = channels,
-                            .begin = studio_begin,
-                            .end = studio_end,
-                            .noise = studio_noise,
-                            .encode = studio_encode,
-                            .start = studio_start,
-                            .predict = studio_predict,
-                            .advance = studio_advance,
-                            .decode = studio_decode};
 }
 
 /* -------------------------------------------------------------------------------- settings */
@@ -486,7 +377,8 @@ static int run(struct mural_job *job, struct err *err)
     int                   rc = ERR_OK;
     struct engine_size    sizes[2];
     size_t                count = sizes_of(job, sizes);
-    struct painter        painter = studio_painter(&job->studio, job->facts.latent_channels);
+    struct studio        *studio = NULL;
+    struct painter        painter;
     struct config        *used = NULL;
     struct render_request request = {.config = &job->config,
                                      .plan = &job->plan,
@@ -500,17 +392,14 @@ static int run(struct mural_job *job, struct err *err)
     TRY(check_memory(job, err));
     TRY(used_settings(&used, job, err));
     request.used = used;
-    TRY(engine_open(&job->studio.engine, &job->options, err));
-    log_line(LOG_INFO, "weights %016llx",
-             (unsigned long long)engine_model_identity(job->studio.engine));
-    TRY(engine_reserve(job->studio.engine, sizes, count, err));
+    TRY(studio_open(&studio, &job->options, sizes, count, err));
+    painter = studio_painter(studio);
     if (job->task == MURAL_DRAFT)
         TRY(render_drafts(&request, err));
     else
         TRY(render_poster(&request, err));
 out:
-    engine_close(job->studio.engine);
-    job->studio.engine = NULL;
+    studio_close(studio);
     os_free(used);
     return rc;
 }

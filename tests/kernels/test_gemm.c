@@ -179,7 +179,8 @@ static void test_threads_do_not_change_bits(void **state)
 {
     (void)state;
     static const int64_t long_sums[][3] = {
-        {24, 48, 512}, {64, 64, 64}, {96, 16, 1024}, {200, 768, 256}, {33, 130, 2049}, {640, 64, 96}};
+        {24, 48, 512},   {64, 64, 64},    {96, 16, 1024},
+        {200, 768, 256}, {33, 130, 2049}, {640, 64, 96}};
     struct workspace workspace = workspace_open(8 << 20);
     const int        usual = omp_get_max_threads();
 
