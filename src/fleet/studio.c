@@ -1,8 +1,8 @@
 /*
  * studio.c - a painter made of one engine in this process.
  *
- * Owns the engine, and the prompt and noise levels of the stage that has begun.  Turns the painter's
- * primitives into the engine's; decides nothing.
+ * Owns the engine, and the prompt and noise levels of the stage that has begun.  Turns the
+ * painter's primitives into the engine's; decides nothing.
  */
 #include "fleet/fleet.h"
 
