@@ -382,7 +382,8 @@ static int run(struct mural_job *job, struct err *err)
     struct config        *used = NULL;
     struct render_request request = {.config = &job->config,
                                      .plan = &job->plan,
-                                     .painter = &painter,
+                                     .painters = &painter,
+                                     .painter_count = 1,
                                      .costs = job->costs,
                                      .software = "mural " VERSION,
                                      .progress =

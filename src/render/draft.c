@@ -41,7 +41,7 @@ static int take_noise(struct easel *easel, const struct render_request *request,
                       struct err *err)
 {
     int                   rc = ERR_OK;
-    const struct painter *painter = request->painter;
+    const struct painter *painter = &request->painters[0];
     struct lat_rect       rect = {.w = request->plan->draft_w_px / TILING_PX_PER_LAT,
                                   .h = request->plan->draft_h_px / TILING_PX_PER_LAT};
     struct painter_noise  noise = {.seed = seed, .purpose = 0, .rect = rect};
@@ -62,7 +62,7 @@ int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t 
 {
     int                          rc = ERR_OK;
     const struct render_request *request = meter->request;
-    const struct painter        *painter = request->painter;
+    const struct painter        *painter = &request->painters[0];
     int32_t                      w = request->plan->draft_w_px, h = request->plan->draft_h_px;
     struct image                 image = {.w = w, .h = h};
     struct easel                 easel = {0};

@@ -210,7 +210,7 @@ int render_drafts(const struct render_request *request, struct err *err)
 {
     int                   rc = ERR_OK;
     const struct config  *config = request->config;
-    const struct painter *painter = request->painter;
+    const struct painter *painter = &request->painters[0];
     struct painter_stage  stage = render_draft_stage(config, request->plan);
     uint32_t              count = (uint32_t)config->count, steps = 0;
     struct image         *drafts = NULL;
@@ -263,7 +263,7 @@ static int take_guide(struct image *out, const struct render_request *request, s
 {
     int                   rc = ERR_OK;
     const struct config  *config = request->config;
-    const struct painter *painter = request->painter;
+    const struct painter *painter = &request->painters[0];
     struct painter_stage  stage = render_draft_stage(config, request->plan);
     uint32_t              steps = 0;
 
@@ -292,9 +292,9 @@ static int paint_tiles(const struct render_request *request, struct meter *meter
 
     TRY(tile_desk_open(&desk, request, err));
     if (request->config->noise_file[0] != '\0' && request->config->input[0] != '\0')
-        TRY(noise_map_read(&noise_map, request->config->noise_file,
-                           grid->worked_h_px / TILING_PX_PER_LAT,
-                           grid->worked_w_px / TILING_PX_PER_LAT, request->painter->channels, err));
+        TRY(noise_map_read(
+            &noise_map, request->config->noise_file, grid->worked_h_px / TILING_PX_PER_LAT,
+            grid->worked_w_px / TILING_PX_PER_LAT, request->painters[0].channels, err));
     meter->now.phase = "tiles";
     meter->now.steps = steps;
     for (uint32_t row = 0; row < grid->rows; row++) {
@@ -318,7 +318,7 @@ int render_poster(const struct render_request *request, struct err *err)
     int                       rc = ERR_OK;
     const struct config      *config = request->config;
     const struct render_plan *plan = request->plan;
-    const struct painter     *painter = request->painter;
+    const struct painter     *painter = &request->painters[0];
     struct painter_stage      stage = render_tile_stage(config, plan);
     struct image              draft = {0};
     struct upscale           *guide = NULL;

@@ -99,12 +99,13 @@ struct render_costs {
 struct render_request {
     const struct config      *config;
     const struct render_plan *plan;
-    const struct painter     *painter;
-    struct render_costs       costs;
-    const struct config      *used; /* for metadata: config with "auto" replaced by facts */
-    const char               *software;
-    render_progress_fn        progress; /* may be NULL */
-    void                     *user;
+    const struct painter *painters; /* [painter_count], all of the same model; drafts: the first */
+    uint32_t              painter_count; /* at least 1 */
+    struct render_costs   costs;
+    const struct config  *used; /* for metadata: config with "auto" replaced by facts */
+    const char           *software;
+    render_progress_fn    progress; /* may be NULL */
+    void                 *user;
 };
 
 /* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster. */

@@ -41,7 +41,7 @@ int tile_desk_open(struct tile_desk **out, const struct render_request *request,
     TRY(os_alloc((void **)&desk, 1, sizeof *desk, "the tile in work", err));
     desk->request = request;
     desk->pixels = (int64_t)grid->tile_w_px * grid->tile_h_px * 3;
-    desk->cells = latent_count(grid, request->painter->channels);
+    desk->cells = latent_count(grid, request->painters[0].channels);
     TRY(os_alloc((void **)&desk->rgb, (uint64_t)desk->pixels, sizeof(float), "a tile's pixels",
                  err));
     TRY(os_alloc((void **)&desk->samples, (uint64_t)desk->pixels, sizeof(uint16_t), "a tile", err));
@@ -80,7 +80,7 @@ static void cut_noise(float *out, const float *map, int32_t map_w, struct lat_re
 
 static void fill_noise(struct tile_desk *desk, const struct tile_job *job, struct lat_rect rect)
 {
-    const struct painter *painter = desk->request->painter;
+    const struct painter *painter = &desk->request->painters[0];
     const struct grid    *grid = &desk->request->plan->grid;
 
     if (job->noise_map != NULL) {
@@ -106,7 +106,7 @@ int tile_paint(struct tile_desk *desk, struct meter *meter, const struct tile_jo
                const uint16_t **samples_out, struct err *err)
 {
     int                        rc = ERR_OK;
-    const struct painter      *painter = desk->request->painter;
+    const struct painter      *painter = &desk->request->painters[0];
     const struct render_costs *costs = &desk->request->costs;
     struct px_rect             px = grid_tile(&desk->request->plan->grid, job->col, job->row);
     struct lat_rect            lat = lat_rect_from_px(px);

@@ -158,7 +158,8 @@ static void story_open(struct story *story, const char *fit, int bits)
     story->painter = painter_of(&story->fake);
     story->request = (struct render_request){.config = &story->config,
                                              .plan = &story->plan,
-                                             .painter = &story->painter,
+                                             .painters = &story->painter,
+                                             .painter_count = 1,
                                              .costs = {1, 1, 1, 1, 1, 1},
                                              .used = &story->config,
                                              .software = "mural test",
