@@ -150,7 +150,7 @@ static const struct setting rows[] = {
     {.key = "on_fail", .flag = "on-fail", .type = SETTING_CHOICE, FIELD(on_fail),
      .choices = "keep|draft", .absent = "keep", .value = "WAY", .group = GROUP_SAFETY,
      .commands = POSTER | AGAIN, .marks = MARK_FREE,
-     .sentence = "a tile that keeps failing: keep the others, or fill it from the draft"},
+     .sentence = "what to do about tiles that keep failing"},
     {.key = "keep_tiles", .flag = "keep-tiles", .type = SETTING_SWITCH, FIELD(keep_tiles),
      .absent = "true", .group = GROUP_SAFETY, .commands = POSTER | AGAIN, .marks = MARK_FREE,
      .sentence = "keep OUTPUT.mural after the end, for 'mural retry'"},
