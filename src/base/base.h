@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include <jansson.h>
+#include <pthread.h>
 
 /* ---------------------------------------------------------------------------------- errors */
 
@@ -118,8 +119,8 @@ static inline int64_t round_up_i64(int64_t a, int64_t multiple)
 
 enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_WARN, LOG_ERROR };
 
-/* Where lines go.  Only main.c (and tests) install a sink; without one, lines are dropped.
- * `line` has no newline. Called from one thread at a time. */
+/* Where lines go.  Only main.c, a worker process (and tests) install a sink; without one, lines are
+ * dropped.  `line` has no newline.  Any thread may log; the sink is called from one at a time. */
 typedef void (*log_sink)(enum log_level level, const char *line, void *user);
 void log_install(log_sink sink, void *user, enum log_level least);
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -138,6 +139,8 @@ const char *text_bytes(char *out, size_t capacity, uint64_t bytes);
 
 /* -------------------------------------------------------------------------------------- os */
 
+struct spawn_request;
+
 /* Every call into the operating system that can fail goes through this table, so that tests can
  * make its n-th use fail.  Production code never writes to it. */
 struct os_calls {
@@ -154,8 +157,34 @@ struct os_calls {
     int (*mprotect)(void *address, size_t bytes, int protection);
     void *(*calloc)(size_t count, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
+    /* processes, and what they talk through */
+    int (*socketpair)(int domain, int type, int protocol, int fds_out[2]);
+    int64_t (*send)(int socket, const void *bytes, size_t count, int flags);
+    int64_t (*recv)(int socket, void *bytes, size_t count, int flags);
+    int (*shutdown)(int socket, int how);
+    /* What of `events` came, and POLLHUP; 0: nothing within that time.  fd -1: only waits. */
+    int (*poll)(int fd, int events, int milliseconds);
+    int (*memfd_create)(const char *name, unsigned flags);
+    int (*fallocate)(int fd, int mode, int64_t offset, int64_t bytes);
+    int (*add_seals)(int fd, int seals);
+    int64_t (*seek_end)(int fd); /* bytes of the file */
+    int (*spawn)(int *pid_out, const struct spawn_request *request); /* 0 or errno */
+    int (*waitpid)(int pid, int *status_out, int flags);
+    int (*kill)(int pid, int signal);
+    int (*thread_create)(pthread_t *out, void *(*run)(void *), void *argument); /* 0 or errno */
 };
 extern struct os_calls os;
+
+/* A process whose descriptors are: 0 empty, 1 and 2 our standard error, 3 and up those given. Those
+ * signals that a terminal sends to everybody, and SIGUSR1, are blocked in it. */
+enum { SPAWN_FDS_MAX = 2 };
+struct spawn_request {
+    const char        *program;
+    const char *const *argv; /* NULL at the end */
+    int                fds[SPAWN_FDS_MAX];
+};
+/* 0, or the errno of what failed; nothing was started then.  Reach it through os.spawn. */
+int spawn_process(int *pid_out, const struct spawn_request *request);
 
 /* Heap, with one sentence when it is short.  Freed by os_free. NULL is fine to free. */
 int  os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err);
