@@ -42,6 +42,8 @@ static const struct {
      "failed for another reason, such as a full disk"},
     {2, 1u << ERR_USAGE | 1u << ERR_CONFIG,
      "the command line or a settings file is wrong; trying again will not help"},
+    {3, 1u << ERR_PARTIAL,
+     "some tiles could not be painted; the others are safe, 'mural resume' tries these again"},
     {4, 1u << ERR_FORMAT, "a picture or a model was refused; trying again will not help"},
     {33, 1u << ERR_HOST_MEM | 1u << ERR_DEVICE_MEM, "not enough memory"},
     {128 + SIGHUP, 0, "stopped by SIGHUP, cleanly"},

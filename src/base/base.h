@@ -29,7 +29,8 @@ enum err_code {
     ERR_DEVICE,     /* a device or a compute library failed                      */
     ERR_NUMERIC,    /* NaN or infinity where numbers are needed                  */
     ERR_PEER,       /* another process of ours died or lied                      */
-    ERR_CANCELLED   /* somebody asked us to stop                                 */
+    ERR_CANCELLED,  /* somebody asked us to stop                                 */
+    ERR_PARTIAL     /* some tiles are missing; what is done is safe              */
 };
 
 struct err {
@@ -46,6 +47,10 @@ int err_set(struct err *err, enum err_code code, int sys, const char *where, con
 
 /* Put "<text>: " before the sentence of an error that is already set. */
 void err_context(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* May the same call succeed when it is made again?  Devices, numbers and other processes: yes;
+ * files: only when the call was interrupted; everything else: no. */
+bool err_is_retryable(const struct err *err);
 
 /* "usage", "config", ...; never NULL. */
 const char *err_name(enum err_code code);
@@ -152,6 +157,10 @@ struct os_calls {
     int (*rename)(const char *source, const char *target);
     int (*unlink)(const char *path);
     int (*mkdir)(const char *path, unsigned mode);
+    int (*rmdir)(const char *path);
+    int (*ftruncate)(int fd, int64_t bytes);
+    int (*flock)(int fd, int operation);
+    int (*thread_create)(pthread_t *out, void *(*run)(void *), void *argument); /* 0 or errno */
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
@@ -171,7 +180,6 @@ struct os_calls {
     int (*spawn)(int *pid_out, const struct spawn_request *request); /* 0 or errno */
     int (*waitpid)(int pid, int *status_out, int flags);
     int (*kill)(int pid, int signal);
-    int (*thread_create)(pthread_t *out, void *(*run)(void *), void *argument); /* 0 or errno */
 };
 extern struct os_calls os;
 
@@ -201,12 +209,19 @@ void os_map_close(struct os_map *map);
 int os_open_read(int *fd_out, const char *path, struct err *err);
 /* Creates or empties `path`. */
 int os_open_write(int *fd_out, const char *path, struct err *err);
+/* Creates `path`, or opens it as it is, to read and write. */
+int os_open_update(int *fd_out, const char *path, struct err *err);
 int os_close(int fd, const char *path, struct err *err);
 int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path,
                struct err *err);
 int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
                 struct err *err);
 int os_sync(int fd, const char *path, struct err *err);
+/* Bring a folder's list of names to the disk: of the folder that holds `path`. */
+int os_sync_folder(const char *path, struct err *err);
+int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err);
+/* Size of a regular file; ERR_IO when `fd` is another thing. */
+int os_size(uint64_t *bytes_out, int fd, const char *path, struct err *err);
 /* rename, then fsync of the folder that holds the target */
 int  os_rename(const char *source, const char *target, struct err *err);
 int  os_remove(const char *path, struct err *err);   /* a missing file is fine */
@@ -223,6 +238,8 @@ int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t 
 
 /* folder + "/" + name into out; false when it does not fit. */
 bool os_join(char *out, size_t capacity, const char *folder, const char *name);
+/* `path` from the root on, all links followed; as it stands when there is no such file. */
+bool os_absolute(char *out, size_t capacity, const char *path);
 /* The folder part of `path` into out, "." when there is none; false when it does not fit. */
 bool os_folder(char *out, size_t capacity, const char *path);
 
@@ -257,5 +274,10 @@ int json_read_bool(bool *out, const json_t *object, const char *file, const char
 
 /* 64-bit content hash (XXH3). */
 uint64_t hash64(const void *bytes, size_t count, uint64_t seed);
+
+/* Hash of a long content in pieces of 1 MiB, each seeded with the hash of those before it, so that
+ * a file gives through a small buffer what its content gives in memory. */
+uint64_t hash64_pieces(const void *bytes, uint64_t count);
+int      hash64_file(uint64_t *hash_out, uint64_t *bytes_out, const char *path, struct err *err);
 
 #endif

@@ -1,9 +1,9 @@
 /*
  * log.c - lines for people who watch.  Never decides anything.
  *
- * The one process-wide state of this folder: where lines go, and the lock that keeps lines of several
- * threads apart.  Until somebody installs a sink, lines
- * vanish, so library users hear nothing.
+ * The one process-wide state of this folder: where lines go, and the lock that keeps lines of
+ * several threads apart.  Until somebody installs a sink, lines vanish, so library users hear
+ * nothing.
  */
 #include "base/base.h"
 
@@ -11,9 +11,9 @@
 
 static struct {
     pthread_mutex_t lock; /* held while the sink runs */
-    log_sink       sink;
-    void          *user;
-    enum log_level least;
+    log_sink        sink;
+    void           *user;
+    enum log_level  least;
 } output = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 void log_install(log_sink sink, void *user, enum log_level least)

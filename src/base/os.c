@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -25,6 +26,14 @@
 static int call_mkdir(const char *path, unsigned mode)
 {
     return mkdir(path, (mode_t)mode);
+}
+static int call_ftruncate(int fd, int64_t bytes)
+{
+    return ftruncate(fd, (off_t)bytes);
+}
+static int call_thread_create(pthread_t *out, void *(*start)(void *), void *argument)
+{
+    return pthread_create(out, NULL, start, argument);
 }
 static int64_t call_pread(int fd, void *buffer, size_t bytes, int64_t offset)
 {
@@ -58,10 +67,6 @@ static int64_t call_seek_end(int fd)
 {
     return lseek(fd, 0, SEEK_END);
 }
-static int call_thread_create(pthread_t *out, void *(*start)(void *), void *argument)
-{
-    return pthread_create(out, NULL, start, argument);
-}
 
 struct os_calls os = {
     .open = open,
@@ -72,6 +77,10 @@ struct os_calls os = {
     .rename = rename,
     .unlink = unlink,
     .mkdir = call_mkdir,
+    .rmdir = rmdir,
+    .ftruncate = call_ftruncate,
+    .flock = flock,
+    .thread_create = call_thread_create,
     .mmap = call_mmap,
     .munmap = munmap,
     .mprotect = mprotect,
@@ -89,7 +98,6 @@ struct os_calls os = {
     .spawn = spawn_process,
     .waitpid = waitpid,
     .kill = kill,
-    .thread_create = call_thread_create,
 };
 
 /* ------------------------------------------------------------------------------------ heap */
@@ -139,6 +147,17 @@ int os_open_write(int *fd_out, const char *path, struct err *err)
     int fd = os.open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 
     if (fd < 0) RAISE(err, ERR_IO, errno, "cannot create '%s': %s", path, strerror(errno));
+    *fd_out = fd;
+out:
+    return rc;
+}
+
+int os_open_update(int *fd_out, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+    int fd = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+
+    if (fd < 0) RAISE(err, ERR_IO, errno, "cannot open '%s': %s", path, strerror(errno));
     *fd_out = fd;
 out:
     return rc;
@@ -208,7 +227,7 @@ out:
     return rc;
 }
 
-static int sync_folder(const char *path, struct err *err)
+int os_sync_folder(const char *path, struct err *err)
 {
     int  rc = ERR_OK, fd = -1;
     char folder[4096];
@@ -223,6 +242,17 @@ out:
     return rc;
 }
 
+int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.ftruncate(fd, (int64_t)bytes) != 0)
+        RAISE(err, ERR_IO, errno, "cannot cut '%s' to %llu bytes: %s", path,
+              (unsigned long long)bytes, strerror(errno));
+out:
+    return rc;
+}
+
 int os_rename(const char *source, const char *target, struct err *err)
 {
     int rc = ERR_OK;
@@ -230,7 +260,7 @@ int os_rename(const char *source, const char *target, struct err *err)
     if (os.rename(source, target) != 0)
         RAISE(err, ERR_IO, errno, "cannot rename '%s' to '%s': %s", source, target,
               strerror(errno));
-    TRY(sync_folder(target, err));
+    TRY(os_sync_folder(target, err));
 out:
     return rc;
 }
@@ -288,7 +318,7 @@ out:
 
 /* ------------------------------------------------------------------------------- whole files */
 
-static int file_size(uint64_t *bytes_out, int fd, const char *path, struct err *err)
+int os_size(uint64_t *bytes_out, int fd, const char *path, struct err *err)
 {
     int         rc = ERR_OK;
     struct stat about;
@@ -308,7 +338,7 @@ int os_map_open(struct os_map *out, const char *path, struct err *err)
     void    *data = NULL;
 
     TRY(os_open_read(&fd, path, err));
-    TRY(file_size(&bytes, fd, path, err));
+    TRY(os_size(&bytes, fd, path, err));
     if (bytes > 0) {
         data = os.mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
@@ -337,7 +367,7 @@ int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t 
     char     words[32];
 
     TRY(os_open_read(&fd, path, err));
-    TRY(file_size(&bytes, fd, path, err));
+    TRY(os_size(&bytes, fd, path, err));
     if (bytes > limit_bytes)
         RAISE(err, ERR_FORMAT, 0, "'%s' has %llu bytes; such a file has at most %s", path,
               (unsigned long long)bytes, text_bytes(words, sizeof words, limit_bytes));
@@ -355,6 +385,15 @@ out:
 bool os_join(char *out, size_t capacity, const char *folder, const char *name)
 {
     int wrote = snprintf(out, capacity, "%s/%s", folder, name);
+    return wrote >= 0 && (size_t)wrote < capacity;
+}
+
+bool os_absolute(char *out, size_t capacity, const char *path)
+{
+    char *whole = realpath(path, NULL);
+    int   wrote = snprintf(out, capacity, "%s", whole != NULL ? whole : path);
+
+    free(whole);
     return wrote >= 0 && (size_t)wrote < capacity;
 }
 

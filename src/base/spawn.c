@@ -30,8 +30,7 @@ static int move_fds(posix_spawn_file_actions_t *actions, const int fds[SPAWN_FDS
     for (int i = 0; i < SPAWN_FDS_MAX && failed == 0; i++)
         failed = posix_spawn_file_actions_adddup2(actions, above + i, FIRST_FD + i);
     if (failed == 0)
-        failed =
-            posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+        failed = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     if (failed == 0)
         failed = posix_spawn_file_actions_adddup2(actions, STDERR_FILENO, STDOUT_FILENO);
     if (failed == 0)

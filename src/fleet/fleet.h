@@ -31,7 +31,7 @@ struct fleet;
 enum { FLEET_WORKERS_MAX = 64 };
 
 struct fleet_request {
-    const char               *program;      /* run as `program worker`; lives as long as the fleet */
+    const char               *program; /* run as `program worker`; lives as long as the fleet */
     uint32_t                  worker_count; /* 1..FLEET_WORKERS_MAX */
     struct engine_options     options;      /* of every worker; its pulse is not used */
     const struct engine_size *sizes;        /* at most 8, of at most 64 tiles each */

@@ -112,8 +112,8 @@ uint64_t shared_bytes(const struct engine_size *sizes, size_t size_count, int32_
 int shared_open(struct shared *out, const struct engine_size *sizes, size_t size_count,
                 int32_t channels, struct err *err);
 /* The same areas in memory that another process made. */
-int shared_attach(struct shared *out, int fd, const struct wire_open *open, struct err *err);
-void shared_close(struct shared *shared); /* a zeroed one is fine */
+int      shared_attach(struct shared *out, int fd, const struct wire_open *open, struct err *err);
+void     shared_close(struct shared *shared); /* a zeroed one is fine */
 uint64_t shared_pulse(const struct shared *shared);
 int64_t  shared_latent_values(struct wire_rect rect, int32_t channels);
 
@@ -124,7 +124,7 @@ struct child {
     int channel; /* -1: none */
 };
 /* `program worker` with one end of a channel, and the shared memory. */
-int child_start(struct child *out, const char *program, int shared_fd, struct err *err);
+int  child_start(struct child *out, const char *program, int shared_fd, struct err *err);
 void child_hang_up(struct child *child); /* closes the channel */
 /* Hang up, give it `patience` seconds to end by itself, kill it, and reap it; how it ended goes
  * into `words_out`, as in "was killed by signal 9 (Killed)".  False: it is there yet, and may be

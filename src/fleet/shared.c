@@ -39,18 +39,18 @@ static void lay_out(struct shared *out, const struct engine_size *sizes, size_t 
         out->latent_values = max_i64(out->latent_values, latents);
         out->pixel_values = max_i64(out->pixel_values, 3 * (int64_t)rect.w_px * rect.h_px);
     }
-    latent_bytes = (uint64_t)round_up_i64(out->latent_values * (int64_t)sizeof(float),
-                                          AREA_ALIGNMENT);
-    pixel_bytes = (uint64_t)round_up_i64(out->pixel_values * (int64_t)sizeof(float),
-                                         AREA_ALIGNMENT);
+    latent_bytes =
+        (uint64_t)round_up_i64(out->latent_values * (int64_t)sizeof(float), AREA_ALIGNMENT);
+    pixel_bytes =
+        (uint64_t)round_up_i64(out->pixel_values * (int64_t)sizeof(float), AREA_ALIGNMENT);
     out->bytes = AREA_ALIGNMENT + 2 * latent_bytes + pixel_bytes;
 }
 
 static void place(struct shared *shared)
 {
     char    *base = shared->base;
-    uint64_t latent_bytes = (uint64_t)round_up_i64(shared->latent_values * (int64_t)sizeof(float),
-                                                   AREA_ALIGNMENT);
+    uint64_t latent_bytes =
+        (uint64_t)round_up_i64(shared->latent_values * (int64_t)sizeof(float), AREA_ALIGNMENT);
 
     shared->pulse = shared->base;
     shared->latents = (float *)(void *)(base + AREA_ALIGNMENT);
@@ -69,9 +69,8 @@ uint64_t shared_bytes(const struct engine_size *sizes, size_t size_count, int32_
 static int map(struct shared *shared, int fd, struct err *err)
 {
     int   rc = ERR_OK;
-    void *base =
-        os.mmap(NULL, (size_t)shared->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    char words[32];
+    void *base = os.mmap(NULL, (size_t)shared->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    char  words[32];
 
     if (base == MAP_FAILED)
         RAISE(err, ERR_HOST_MEM, errno, "memory: cannot map %s that are shared with a worker: %s",

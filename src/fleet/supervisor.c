@@ -36,12 +36,12 @@ struct worker {
     uint32_t        number; /* 1.. */
     struct child    child;  /* channel -1: not running */
     struct shared   shared;
-    bool            ready;          /* its engine is open */
-    bool            begun;          /* the stage has begun in this very process */
-    uint32_t        failures;       /* since the last success */
-    double          ended_at;       /* os_seconds of the last failure */
+    bool            ready;    /* its engine is open */
+    bool            begun;    /* the stage has begun in this very process */
+    uint32_t        failures; /* since the last success */
+    double          ended_at; /* os_seconds of the last failure */
     uint32_t        sequence;
-    struct schedule schedule;       /* of the stage; steps 0: none */
+    struct schedule schedule; /* of the stage; steps 0: none */
     size_t          stage_count;
     uint8_t         stage[WIRE_BYTES_MAX]; /* the message that begins the stage */
     uint8_t         in[WIRE_BYTES_MAX], out[WIRE_BYTES_MAX];
@@ -410,8 +410,9 @@ static int take_result(struct worker *worker, float *x_out, const float *x, int6
     if (bad == 0) goto out;
     /* A sound engine says so itself. */
     bury(worker);
-    RAISE(err, ERR_NUMERIC, 0, "numeric: %lld of %lld values of the %s from worker %u are NaN or "
-                               "infinite; another worker is started",
+    RAISE(err, ERR_NUMERIC, 0,
+          "numeric: %lld of %lld values of the %s from worker %u are NaN or "
+          "infinite; another worker is started",
           (long long)bad, (long long)count, what, worker->number);
 out:
     return rc;
@@ -436,7 +437,7 @@ static int supervisor_encode(void *self, const float *rgb, int32_t w_px, int32_t
     struct worker   *worker = self;
     struct wire_work work = {.count = 1, .rects = {{w_px, h_px}}};
     int64_t          pixels = 3 * (int64_t)w_px * h_px;
-    int64_t latents = shared_latent_values(work.rects[0], worker->fleet->request.channels);
+    int64_t          latents = shared_latent_values(work.rects[0], worker->fleet->request.channels);
 
     must(pixels <= worker->shared.pixel_values && latents <= worker->shared.latent_values);
     TRY(get_ready(worker, err));
@@ -454,7 +455,7 @@ static int supervisor_decode(void *self, const float *latent, int32_t w_px, int3
     struct worker   *worker = self;
     struct wire_work work = {.count = 1, .rects = {{w_px, h_px}}};
     int64_t          pixels = 3 * (int64_t)w_px * h_px;
-    int64_t latents = shared_latent_values(work.rects[0], worker->fleet->request.channels);
+    int64_t          latents = shared_latent_values(work.rects[0], worker->fleet->request.channels);
 
     must(pixels <= worker->shared.pixel_values && latents <= worker->shared.latent_values);
     TRY(get_ready(worker, err));

@@ -12,9 +12,9 @@
  *          0     4  magic "MURW"
  *          4     2  version of this format, 1
  *          6     2  kind
- *          8     4  sequence: the questions of one supervisor count up, an answer repeats the number
- *         12     4  bytes of the whole message, at most 65,536
- *         16        the fields of its kind, in this order and nothing after them:
+ *          8     4  sequence: the questions of one supervisor count up, an answer repeats the
+ * number 12     4  bytes of the whole message, at most 65,536 16        the fields of its kind, in
+ * this order and nothing after them:
  *
  *     OPEN     u32 precision, threads, text tokens; i32 channels; u64 bytes of shared memory;
  *              u32 count of sizes, each: i32 w, h, u32 tiles, steps;

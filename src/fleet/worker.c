@@ -99,8 +99,7 @@ static void log_to_supervisor(enum log_level level, const char *line, void *user
     uint8_t              bytes[WIRE_WORDS_MAX + 64];
     char                 words[WIRE_WORDS_MAX];
     struct wire_message  message = {
-         .kind = WIRE_LOG,
-         .as.log = {.level = level, .words = cut(words, sizeof words, line)}};
+         .kind = WIRE_LOG, .as.log = {.level = level, .words = cut(words, sizeof words, line)}};
     struct err err;
 
     (void)wire_send(worker->channel, bytes, wire_pack(bytes, &message), &err);
