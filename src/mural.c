@@ -31,6 +31,8 @@ struct mural_job {
     struct render_costs    costs;
     struct mural_plan_info info;
     uint64_t               scratch_bytes, host_bytes;
+    const char            *worker_program; /* NULL: this process paints */
+    uint32_t               worker_count;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
     void                  *user;
@@ -328,6 +330,38 @@ void mural_job_close(mural_job *job)
     os_free(job);
 }
 
+/* --------------------------------------------------------------------------------- workers */
+
+/* All of a worker's scratch is its own; the CPU's threads are shared out. */
+int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
+                          struct mural_error *error)
+{
+    int                rc = ERR_OK;
+    struct err         err = {0};
+    struct engine_size sizes[2];
+    size_t             size_count = sizes_of(job, sizes);
+    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
+
+    if (count < 1 || count > FLEET_WORKERS_MAX || job->worker_program != NULL)
+        RAISE(&err, ERR_USAGE, 0, "a job is given 1 to %d workers, once; got %u", FLEET_WORKERS_MAX,
+              count);
+    job->worker_program = program;
+    job->worker_count = count;
+    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
+    job->scratch_bytes *= count;
+    job->host_bytes += fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
+    job->info.scratch_bytes = job->scratch_bytes;
+    job->info.host_bytes_peak = job->scratch_bytes + job->host_bytes;
+out:
+    return tell(error, &err, rc);
+}
+
+int mural_worker_run(struct mural_error *error)
+{
+    struct err err = {0};
+    return tell(error, &err, fleet_worker_run(&err));
+}
+
 /* ------------------------------------------------------------------------------------- run */
 
 /* Render counts arithmetic; people want seconds.  Nothing is promised before some of it is done. */
@@ -372,18 +406,55 @@ out:
     return rc;
 }
 
+/* Who paints: an engine in this process, or workers. */
+struct painting {
+    struct studio        *studio;
+    struct fleet         *fleet;
+    struct painter        own;
+    const struct painter *painters;
+    uint32_t              painter_count;
+};
+
+static int painting_open(struct painting *out, const struct mural_job *job, struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct engine_size   sizes[2];
+    size_t               count = sizes_of(job, sizes);
+    struct fleet_request fleet = {.program = job->worker_program,
+                                  .worker_count = job->worker_count,
+                                  .options = job->options,
+                                  .sizes = sizes,
+                                  .size_count = count,
+                                  .channels = job->facts.latent_channels,
+                                  .timeout_seconds = job->config.worker_timeout,
+                                  .backoff_seconds = 1};
+
+    if (job->worker_program != NULL) {
+        TRY(fleet_open(&out->fleet, &fleet, err));
+        out->painters = fleet_painters(out->fleet, &out->painter_count);
+    } else {
+        TRY(studio_open(&out->studio, &job->options, sizes, count, err));
+        out->own = studio_painter(out->studio);
+        out->painters = &out->own;
+        out->painter_count = 1;
+    }
+out:
+    return rc;
+}
+
+static void painting_close(struct painting *painting)
+{
+    studio_close(painting->studio);
+    fleet_close(painting->fleet);
+}
+
 static int run(struct mural_job *job, struct err *err)
 {
     int                   rc = ERR_OK;
-    struct engine_size    sizes[2];
-    size_t                count = sizes_of(job, sizes);
-    struct studio        *studio = NULL;
-    struct painter        painter;
+    struct painting       painting = {.studio = NULL};
     struct config        *used = NULL;
     struct render_request request = {.config = &job->config,
                                      .plan = &job->plan,
-                                     .painters = &painter,
-                                     .painter_count = 1,
                                      .costs = job->costs,
                                      .software = "mural " VERSION,
                                      .progress =
@@ -393,14 +464,15 @@ static int run(struct mural_job *job, struct err *err)
     TRY(check_memory(job, err));
     TRY(used_settings(&used, job, err));
     request.used = used;
-    TRY(studio_open(&studio, &job->options, sizes, count, err));
-    painter = studio_painter(studio);
+    TRY(painting_open(&painting, job, err));
+    request.painters = painting.painters;
+    request.painter_count = painting.painter_count;
     if (job->task == MURAL_DRAFT)
         TRY(render_drafts(&request, err));
     else
         TRY(render_poster(&request, err));
 out:
-    studio_close(studio);
+    painting_close(&painting);
     os_free(used);
     return rc;
 }

@@ -52,6 +52,9 @@ struct config {
     /* machine */
     int32_t threads;
     char    precision[16]; /* auto | f32 | bf16 */
+    bool    persistent_workers; /* paint in processes of their own */
+    int32_t workers;            /* how many */
+    int32_t worker_timeout;     /* seconds without a sign of life */
     /* file */
     int32_t bits;            /* 8 | 16 */
     char    compression[16]; /* none | lzw | deflate | zstd */

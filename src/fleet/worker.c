@@ -14,7 +14,7 @@
  */
 #include "fleet/fleet_int.h"
 
-#include <poll.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -301,8 +301,10 @@ int fleet_worker_run(struct err *err)
     int             rc = ERR_OK;
     struct worker  *worker = NULL;
     struct lifeline lifeline;
+    uint8_t         peeked;
 
-    if ((os.poll(WORKER_CHANNEL_FD, POLLIN, 0) & POLLNVAL) != 0 ||
+    /* A look at whether the channel is one; a message in it stays there. */
+    if ((os.recv(WORKER_CHANNEL_FD, &peeked, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno != EAGAIN) ||
         os.seek_end(WORKER_SHARED_FD) <= 0)
         RAISE(err, ERR_USAGE, 0, "a worker is started by mural itself, and not by hand");
     TRY(os_alloc((void **)&worker, 1, sizeof *worker, "a worker", err));
