@@ -34,7 +34,7 @@ endif
 
 SOURCES := $(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c)
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
-PARTS   := $(filter-out $(B)/src/main.o,$(OBJECTS))
+PARTS   := $(filter-out $(B)/src/main.o $(B)/src/report.o,$(OBJECTS))
 LIBRARY := $(B)/libmural.a
 PROGRAM := $(B)/mural
 
@@ -92,7 +92,7 @@ $(LIBRARY): $(PARTS)
 	@echo "  AR    $@"
 	@rm -f $@ && ar rcs $@ $^
 
-$(PROGRAM): $(B)/src/main.o $(LIBRARY)
+$(PROGRAM): $(B)/src/main.o $(B)/src/report.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 

@@ -138,6 +138,9 @@ void k_noise_cpu(float *out, const struct noise_request *request);
 /* -------------------------------------------------------------------- the machine */
 /* True when this CPU multiplies bf16 in hardware (AVX512_BF16 or AMX): bf16 compute pays. */
 bool kernels_cpu_has_bf16(void);
+/* Library of the products and the instructions that it chose, "oneDNN 2.6.3 isa 7f": what
+ * decides their bits besides the shapes.  Returns out. */
+const char *kernels_cpu_version(char *out, size_t capacity);
 /* Workspace that makes every call above possible for `threads` threads, given the largest weight
  * of a convolution in elements. */
 uint64_t kernels_workspace_bytes(uint32_t threads, uint64_t conv_weight_elements_max);

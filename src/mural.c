@@ -14,6 +14,7 @@
 #include "render/render.h"
 #include "weights/weights.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,10 +37,15 @@ struct mural_job {
     double                 begin_seconds;
     mural_progress_fn      on_progress;
     void                  *user;
+    atomic_int             stop; /* enum mural_stop; set from anywhere */
+    /* Tiles to paint again. */
+    bool     again_seed_given;
+    uint64_t again_seed;
+    char    *again_prompt; /* NULL: as it was */
     /* For the rate: what was seen of the phase so far. */
     const char *phase;
     double      phase_seconds;
-    uint32_t    phase_steps, last_step;
+    uint64_t    phase_steps; /* steps_run when it began */
 };
 
 const char *mural_version(void)
@@ -87,10 +93,10 @@ static bool find_sample_model(char *out, size_t capacity)
 
 static enum config_command command_of(enum mural_task task)
 {
-    static const enum config_command commands[] = {[MURAL_RENDER] = COMMAND_RENDER,
-                                                   [MURAL_DRAFT] = COMMAND_DRAFT,
-                                                   [MURAL_UPSCALE] = COMMAND_UPSCALE,
-                                                   [MURAL_PLAN] = COMMAND_PLAN};
+    static const enum config_command commands[] = {
+        [MURAL_RENDER] = COMMAND_RENDER,   [MURAL_DRAFT] = COMMAND_DRAFT,
+        [MURAL_UPSCALE] = COMMAND_UPSCALE, [MURAL_PLAN] = COMMAND_PLAN,
+        [MURAL_RESUME] = COMMAND_RESUME,   [MURAL_RETRY] = COMMAND_RETRY};
     must((size_t)task < ARRAY_COUNT(commands));
     return commands[task];
 }
@@ -115,6 +121,38 @@ static int load_settings(struct mural_job *job, const char *const *words, size_t
     TRY(config_check(&job->config, command_of(job->task), err));
 out:
     os_free(all);
+    return rc;
+}
+
+/* What the poster was begun with, and over it the words of today; for a retry, a seed and a prompt
+ * among them are for some tiles only. */
+static int recall_settings(struct mural_job *job, const char *const *words, size_t count,
+                           struct err *err)
+{
+    int                 rc = ERR_OK;
+    bool                retry = job->task == MURAL_RETRY, prompt_given = false;
+    struct config_words all = {.count = 0};
+    void               *copy = NULL;
+
+    TRY(config_load(&job->config, command_of(job->task), words, count, err));
+    TRY(config_check_named(&job->config, command_of(job->task), err));
+    TRY(render_recall(&all, job->config.output, err));
+    for (size_t i = 0; i < count; i++) {
+        bool seed = retry && strncmp(words[i], "seed=", 5) == 0;
+        bool prompt = retry && strncmp(words[i], "prompt=", 7) == 0;
+        job->again_seed_given |= seed;
+        prompt_given |= prompt;
+        if (!seed && !prompt) TRY(config_words_add(&all, words[i], err));
+    }
+    job->again_seed = job->config.seed;
+    if (prompt_given) {
+        TRY(os_alloc(&copy, strlen(job->config.prompt) + 1, 1, "a prompt", err));
+        memcpy(copy, job->config.prompt, strlen(job->config.prompt) + 1);
+        job->again_prompt = copy;
+    }
+    TRY(load_settings(job, (const char *const *)all.word, all.count, err));
+out:
+    config_words_close(&all);
     return rc;
 }
 
@@ -201,8 +239,8 @@ static int measure(struct mural_job *job, struct err *err)
     if (paints_tiles(job))
         TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
     job->scratch_bytes = both.scratch_bytes + both.fixed_bytes;
-    job->host_bytes =
-        render_host_bytes(&job->config, &job->plan, job->facts.latent_channels, !paints_tiles(job));
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
+                                        paints_tiles(job) ? 1 : 0);
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
                                        .draft_decode = draft_cost.flop_decode,
                                        .encode = tile_cost.flop_encode,
@@ -304,7 +342,10 @@ int mural_job_open(mural_job **out, enum mural_task task, const char *const *set
     *out = NULL;
     TRY(os_alloc((void **)&job, 1, sizeof *job, "a job", &err));
     job->task = task;
-    TRY(load_settings(job, settings, setting_count, &err));
+    if (task == MURAL_RESUME || task == MURAL_RETRY)
+        TRY(recall_settings(job, settings, setting_count, &err));
+    else
+        TRY(load_settings(job, settings, setting_count, &err));
     TRY(make_plan(job, &err));
     if (job->sample_model)
         log_line(LOG_WARN, "no --model given: painting with the small sample model of mural");
@@ -325,8 +366,15 @@ const char *mural_job_output(const mural_job *job)
     return job->config.output;
 }
 
+void mural_job_stop(mural_job *job, enum mural_stop how)
+{
+    if (how == MURAL_STOP_NOW || job->stop == 0) job->stop = (int)how;
+}
+
 void mural_job_close(mural_job *job)
 {
+    if (job == NULL) return;
+    os_free(job->again_prompt);
     os_free(job);
 }
 
@@ -349,7 +397,9 @@ int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
     job->worker_count = count;
     if (count > 1) job->options.threads = threads > count ? threads / count : 1;
     job->scratch_bytes *= count;
-    job->host_bytes += fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
+                                        paints_tiles(job) ? count : 0) +
+                      fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
     job->info.scratch_bytes = job->scratch_bytes;
     job->info.host_bytes_peak = job->scratch_bytes + job->host_bytes;
 out:
@@ -382,13 +432,16 @@ static int on_render_progress(const struct render_progress *now, void *user)
     if (job->phase != now->phase) { /* rates of one phase say nothing of the next */
         job->phase = now->phase;
         job->phase_seconds = os_seconds();
-        job->phase_steps = 0;
+        job->phase_steps = now->steps_run;
     }
-    if (now->step > 0 && now->step != job->last_step) job->phase_steps++;
-    job->last_step = now->step;
-    if (job->phase_steps > 0)
-        progress.steps_per_second = job->phase_steps / (os_seconds() - job->phase_seconds);
-    return job->on_progress(&progress, job->user);
+    if (now->steps_run > job->phase_steps)
+        progress.steps_per_second =
+            (double)(now->steps_run - job->phase_steps) / (os_seconds() - job->phase_seconds);
+    if (job->on_progress != NULL && job->on_progress(&progress, job->user) != 0)
+        return RENDER_STOP_NOW;
+    return job->stop == MURAL_STOP_AFTER_TILE ? RENDER_STOP_AFTER_TILE
+           : job->stop != 0                   ? RENDER_STOP_NOW
+                                              : RENDER_GO_ON;
 }
 
 /* What goes into files: what was asked for, with "auto" replaced by what was used. */
@@ -415,7 +468,14 @@ struct painting {
     uint32_t              painter_count;
 };
 
-static int painting_open(struct painting *out, const struct mural_job *job, struct err *err)
+static bool stop_wanted(void *user)
+{
+    struct mural_job *job = user;
+    return job->stop == MURAL_STOP_NOW;
+}
+
+static int painting_open(struct painting *out, struct mural_job *job, uint64_t model_identity,
+                         struct err *err)
 {
     int                  rc = ERR_OK;
     struct engine_size   sizes[2];
@@ -426,8 +486,11 @@ static int painting_open(struct painting *out, const struct mural_job *job, stru
                                   .sizes = sizes,
                                   .size_count = count,
                                   .channels = job->facts.latent_channels,
+                                  .model_identity = model_identity,
                                   .timeout_seconds = job->config.worker_timeout,
-                                  .backoff_seconds = 1};
+                                  .backoff_seconds = 1,
+                                  .stop_wanted = stop_wanted,
+                                  .user = job};
 
     if (job->worker_program != NULL) {
         TRY(fleet_open(&out->fleet, &fleet, err));
@@ -448,23 +511,39 @@ static void painting_close(struct painting *painting)
     fleet_close(painting->fleet);
 }
 
+static enum render_mode mode_of(const struct mural_job *job)
+{
+    return job->task == MURAL_RESUME  ? RENDER_RESUME
+           : job->task == MURAL_RETRY ? RENDER_RETRY
+                                      : RENDER_BEGIN;
+}
+
 static int run(struct mural_job *job, struct err *err)
 {
-    int                   rc = ERR_OK;
-    struct painting       painting = {.studio = NULL};
-    struct config        *used = NULL;
-    struct render_request request = {.config = &job->config,
-                                     .plan = &job->plan,
-                                     .costs = job->costs,
-                                     .software = "mural " VERSION,
-                                     .progress =
-                                         job->on_progress == NULL ? NULL : on_render_progress,
-                                     .user = job};
+    int                    rc = ERR_OK;
+    struct painting        painting = {.studio = NULL};
+    struct config         *used = NULL;
+    struct engine_identity identity;
+    struct render_request  request = {
+         .mode = mode_of(job),
+         .again = {.tiles = job->config.tiles,
+                   .seed = job->again_seed_given ? &job->again_seed : NULL,
+                   .prompt = job->again_prompt},
+         .config = &job->config,
+         .plan = &job->plan,
+         .costs = job->costs,
+         .software = "mural " VERSION,
+         .retry_wait_seconds = 1,
+         .progress = on_render_progress,
+         .user = job};
 
     TRY(check_memory(job, err));
     TRY(used_settings(&used, job, err));
     request.used = used;
-    TRY(painting_open(&painting, job, err));
+    TRY(engine_identify(&identity, &job->options, err));
+    request.model_identity = identity.model;
+    request.numeric = identity.numeric;
+    TRY(painting_open(&painting, job, identity.model, err));
     request.painters = painting.painters;
     request.painter_count = painting.painter_count;
     if (job->task == MURAL_DRAFT)

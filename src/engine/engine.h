@@ -69,6 +69,18 @@ void engine_close(struct engine *engine);
 struct engine_facts engine_facts(const struct engine *engine);
 uint64_t            engine_model_identity(const struct engine *engine);
 
+/* What decides the bits of a picture besides its settings.  Two engines with the same identity
+ * paint the same. */
+struct engine_identity {
+    uint64_t model;        /* engine_model_identity */
+    char     numeric[128]; /* version and precision of the arithmetic, library, machine */
+};
+/* Maps the weights for a moment; opens no device. */
+int engine_identify(struct engine_identity *out, const struct engine_options *options,
+                    struct err *err);
+/* The `numeric` of it alone; reads no files.  Returns out. */
+const char *engine_numeric_version(char out[128], const struct engine_options *options);
+
 /* Commit scratch for the largest of these sizes.  Afterwards nothing allocates. */
 int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
                    struct err *err);

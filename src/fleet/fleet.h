@@ -36,10 +36,11 @@ struct fleet_request {
     struct engine_options     options;      /* of every worker; its pulse is not used */
     const struct engine_size *sizes;        /* at most 8, of at most 64 tiles each */
     size_t                    size_count;
-    int32_t                   channels;        /* of a latent cell, as in engine_facts          */
-    double                    timeout_seconds; /* a worker silent for so long is taken as hung  */
-    double                    backoff_seconds; /* before a worker is started again; then twice
-                                                  that, and so on up to 30                      */
+    int32_t                   channels; /* of a latent cell, as in engine_facts          */
+    uint64_t model_identity;  /* workers must find this model; 0: what the first one finds */
+    double   timeout_seconds; /* a worker silent for so long is taken as hung  */
+    double   backoff_seconds; /* before a worker is started again; then twice
+                                 that, and so on up to 30                      */
     /* Asked about ten times a second while a worker is waited for, from any painter's thread. */
     bool (*stop_wanted)(void *user); /* may be NULL */
     void *user;

@@ -68,7 +68,7 @@ static bool must_stop(const struct worker *worker)
 
 static int cancelled(struct err *err)
 {
-    return err_set(err, ERR_CANCELLED, 0, ERR_WHERE, "stopped");
+    return err_set(err, ERR_CANCELLED, 0, ERR_WHERE, "stopped on request");
 }
 
 static double backoff_seconds(const struct worker *worker)
@@ -568,6 +568,8 @@ int fleet_open(struct fleet **out, const struct fleet_request *request, struct e
     TRY(os_alloc((void **)&fleet, 1,
                  sizeof *fleet + request->worker_count * sizeof fleet->workers[0], "workers", err));
     fleet->request = *request;
+    fleet->model_identity = request->model_identity;
+    fleet->has_identity = request->model_identity != 0;
     fleet->request.sizes = NULL; /* and the texts of its options: packed, and then not ours */
     fleet->request.options = (struct engine_options){.model_folder = NULL};
     pack_open(fleet, request);

@@ -6,16 +6,41 @@
 
 #include "render/render.h"
 
-/* How far the job is.  Owned by the render thread. */
+#include <pthread.h>
+
+/* -------------------------------------------------------------------------------- meter.c */
+
+/* How far the job is, and whether somebody wants it to stop.  Any thread may advance it.  Alone,
+ * the thread that advances it tells the caller; in a crowd, the render thread does (meter_tell), so
+ * that the caller hears from one thread only. */
 struct meter {
     const struct render_request *request;
+    pthread_mutex_t              turn; /* over everything below */
     struct render_progress       now;
     double                       work_done, work_total;
+    bool                         crowd;
+    enum render_stop             stop;
 };
-void meter_init(struct meter *meter, const struct render_request *request, uint32_t drafts,
-                uint32_t tiles, uint32_t draft_steps, uint32_t tile_steps);
-/* Count `work` as done and tell; ERR_CANCELLED when the caller wants to stop. */
+/* What is still to be done. */
+struct meter_work {
+    uint32_t drafts, tiles, draft_steps, tile_steps;
+    uint32_t begins; /* of stages */
+};
+void meter_open(struct meter *meter, const struct render_request *request);
+void meter_close(struct meter *meter);
+void meter_plan(struct meter *meter, const struct meter_work *work);
+/* Count `work` as done (negative: taken back) and tell; ERR_CANCELLED when the caller wants to stop
+ * now. */
 int meter_advance(struct meter *meter, double work, struct err *err);
+/* The same after a step of a rectangle. */
+int  meter_step(struct meter *meter, uint32_t step, double work, struct err *err);
+void meter_tile_done(struct meter *meter);
+/* In a crowd, from the render thread: tell the caller. */
+void meter_tell(struct meter *meter);
+/* Does the caller want to stop, now or after what is in work? */
+bool meter_ends(struct meter *meter);
+/* Wait, but not longer than somebody wants to stop. */
+int meter_wait(struct meter *meter, double seconds, struct err *err);
 
 /* ------------------------------------------------------------------------------ render.c */
 
@@ -24,7 +49,10 @@ int render_file_request(struct bigtiff_request *out, const struct config *config
 
 /* ------------------------------------------------------------------------------- draft.c */
 
-/* Paint one draft from pure noise with `seed` (the stage has begun). */
+/* Begin the stage of drafts, with attempts as below. */
+int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err);
+/* Paint one draft from pure noise with `seed` (the stage has begun), as often as the settings and
+ * its failures allow. */
 int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t steps,
                 struct err *err);
 /* "a/b.png" -> "a/b-7.png" */
@@ -37,10 +65,16 @@ int sheet_make(struct image *out, const struct image *drafts, uint32_t count, st
 
 /* -------------------------------------------------------------------------------- tile.c */
 
-/* Buffers for one tile; all memory is taken at open. */
+/* Tiles are numbered from 1 in reading order. */
+enum { TILE_NAME_BYTES = 64 };
+/* "tile 7 (column 3, row 2)", for sentences; returns out. */
+const char *tile_name(char out[TILE_NAME_BYTES], const struct grid *grid, uint32_t number);
+
+/* Buffers for one tile, and the painter that it is painted by; all memory is taken at open. */
 struct tile_desk;
-int  tile_desk_open(struct tile_desk **out, const struct render_request *request, struct err *err);
-void tile_desk_close(struct tile_desk *desk);
+int      tile_desk_open(struct tile_desk **out, const struct render_request *request,
+                        const struct painter *painter, struct err *err);
+void     tile_desk_close(struct tile_desk *desk); /* ends the painter's stage */
 uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels);
 
 /* 0..1, clamped, to the nearest of 65,536 levels. */
@@ -49,32 +83,183 @@ void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count);
 struct tile_job {
     const struct upscale *guide;
     const float          *noise_map; /* canvas latents from a file, or NULL: keyed by the seed */
-    uint32_t              col, row, steps;
+    uint32_t              number;
+    uint64_t              seed;
+    const char           *prompt;
 };
-/* Gather, encode, paint, check, decode.  *samples_out: [tile_h, tile_w, 3], valid until the next.
- */
+struct tile_result {
+    const uint16_t *samples; /* [tile_h, tile_w, 3], valid until the desk is used again */
+    uint32_t        attempts;
+    double          encode_seconds, step_seconds, decode_seconds; /* of the last attempt */
+    bool            may_pass; /* it failed, for a reason that may pass */
+};
+/* Gather, encode, paint, check, decode; again after a failure that may pass, as often as the
+ * settings allow.  On failure result->attempts is set and err tells of the last one. */
 int tile_paint(struct tile_desk *desk, struct meter *meter, const struct tile_job *job,
-               const uint16_t **samples_out, struct err *err);
+               struct tile_result *result, struct err *err);
+/* The tile's part of the enlarged guide. */
+const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job);
+
+/* ERR_NUMERIC when a value is NaN or infinite; `what` names the values. */
+int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err);
+/* May the caller try again after failure number `attempts` (1, 2, ..)?  Waits before it says yes,
+ * each time twice as long.  `what` is named in a log line.  Yes clears err; no leaves it, or makes
+ * it ERR_CANCELLED when somebody asked to stop meanwhile. */
+bool tile_may_retry(struct meter *meter, uint32_t attempts, const char *what, struct err *err);
+
+/* ---------------------------------------------------------------------------- journal.c */
+
+enum tile_status { TILE_MISSING = 0, TILE_DONE, TILE_FILLED, TILE_FAILED };
+
+struct tile_fact {
+    enum tile_status status;
+    uint64_t         hash;     /* of the samples of a tile that is done or filled */
+    bool             has_seed; /* painted, or to be painted, with `seed` */
+    uint64_t         seed;
+    char            *prompt; /* the same, owned; NULL: the poster's */
+};
+struct journal_guide {
+    int32_t  w, h;
+    uint64_t hash;
+};
+/* What all good records together say. */
+struct journal_facts {
+    bool                 has_guide, finished;
+    struct journal_guide guide;
+    uint64_t             output_hash, output_bytes; /* when finished */
+    struct tile_fact    *tiles;                     /* [tile_count], by number - 1 */
+    uint32_t             tile_count;
+};
+int  journal_facts_init(struct journal_facts *facts, uint32_t tile_count, struct err *err);
+void journal_facts_fini(struct journal_facts *facts);
+
+struct journal_text {
+    const char *data;
+    size_t      bytes;
+    const char *path; /* for sentences */
+};
+struct journal_end {
+    size_t   bytes; /* of good lines */
+    uint64_t hash;  /* of the last one */
+};
+/* Everything up to the first bad line.  *plan_out (json_decref) is NULL when not even the first
+ * line is good.  facts == NULL: read no further than that.  ERR_FORMAT: a good line of another kind
+ * of file, or of a newer format. */
+int journal_parse(struct journal_end *end_out, json_t **plan_out, struct journal_facts *facts,
+                  const struct journal_text *text, struct err *err);
+/* The first record of a file; NULL when there is none. */
+int journal_peek(json_t **plan_out, const char *path, struct err *err);
+/* A hash of 16 hex digits out of a record. */
+bool journal_get_hash(uint64_t *out, const json_t *record, const char *key);
+
+struct journal;
+/* Go on with a file whose first record is good; what follows the last good line is cut off. */
+int journal_open(struct journal **out, const char *path, uint32_t tile_count, struct err *err);
+/* Begin a file with `plan`, which gets "is" and "format". */
+int  journal_create(struct journal **out, const char *path, uint32_t tile_count, json_t *plan,
+                    struct err *err);
+void journal_close(struct journal *journal);
+/* Kept up to date by what is added.  A tile whose file is damaged may be set to missing. */
+struct journal_facts *journal_facts(struct journal *journal);
+
+struct journal_tile {
+    uint32_t number, attempts;
+    uint64_t hash;
+    double   encode_seconds, step_seconds, decode_seconds, store_seconds;
+};
+struct journal_again {
+    bool        has_seed;
+    uint64_t    seed;
+    const char *prompt; /* NULL: the poster's */
+};
+/* Each is on the disk when it returns.  The bytes that it speaks of must be before. */
+int journal_add_guide(struct journal *journal, const struct journal_guide *guide, struct err *err);
+int journal_add_tile(struct journal *journal, const struct journal_tile *tile, struct err *err);
+int journal_add_filled(struct journal *journal, uint32_t number, uint64_t hash, struct err *err);
+int journal_add_failed(struct journal *journal, uint32_t number, uint32_t attempts, const char *why,
+                       struct err *err);
+int journal_add_again(struct journal *journal, uint32_t number, const struct journal_again *again,
+                      struct err *err);
+int journal_add_finished(struct journal *journal, uint64_t bytes, uint64_t hash, struct err *err);
+
+/* ------------------------------------------------------------------------------- lock.c */
+
+/* ERR_USAGE: another run has it.  Makes the folder when there is none. */
+struct lock;
+int  lock_take(struct lock **out, const char *folder, const char *output, struct err *err);
+void lock_release(struct lock *lock, bool remove); /* NULL is fine; remove: the file goes too */
 
 /* ------------------------------------------------------------------------------- spool.c */
 
-/* Finished tiles, exactly as painted, one file each in the folder `<output>.mural`. */
+/* Raw samples: the guide, and finished tiles, one file each. */
 struct spool;
-int spool_open(struct spool **out, const char *output, const struct grid *grid, struct err *err);
-int spool_put(struct spool *spool, uint32_t col, uint32_t row, const uint16_t *samples,
-              struct err *err);
+int  spool_open(struct spool **out, const char *folder, const struct grid *grid, struct err *err);
+void spool_close(struct spool *spool);
+void spool_clear(const struct spool *spool); /* removes all of them */
+uint64_t spool_tile_bytes(const struct grid *grid);
+int      spool_put(struct spool *spool, uint32_t number, const uint16_t *samples, struct err *err);
 /* Rows [first, first + count) of a tile. */
-int  spool_get(struct spool *spool, uint32_t col, uint32_t row, int32_t first, int32_t count,
-               uint16_t *samples_out, struct err *err);
-void spool_close(struct spool *spool); /* removes files and folder */
+int spool_get(struct spool *spool, uint32_t number, int32_t first, int32_t count,
+              uint16_t *samples_out, struct err *err);
+/* Is the tile there, with this content? */
+bool spool_holds(struct spool *spool, uint32_t number, uint64_t hash);
+int  spool_put_guide(struct spool *spool, const struct image *guide, struct err *err);
+/* ERR_FORMAT: it is not what the journal says. */
+int spool_get_guide(struct image *out, struct spool *spool, const struct journal_guide *guide,
+                    struct err *err);
+
+/* ------------------------------------------------------------------------------- store.c */
+
+/* The folder beside the output.  Owned by the render thread; a crew takes turns. */
+struct store {
+    const struct render_request *request;
+    struct lock                 *lock;
+    struct spool                *spool;
+    struct journal              *journal;
+    bool                         fresh;    /* begun by this run */
+    bool                         complete; /* the output is there, as the journal says */
+    char                         folder[1100], journal_path[1200];
+};
+int store_open(struct store **out, const struct render_request *request, struct meter *meter,
+               struct err *err);
+/* remove: the folder goes.  NULL is fine. */
+void     store_close(struct store *store, bool remove);
+uint32_t store_count(const struct store *store, enum tile_status status);
+/* Note the tiles that are to be painted again (request->again). */
+int store_forget(struct store *store, struct err *err);
+
+/* -------------------------------------------------------------------------------- crew.c */
+
+struct crew_work {
+    struct store         *store;
+    struct meter         *meter;
+    const struct upscale *guide;
+    const float          *noise_map;
+};
+/* Paint all tiles that are neither done nor, in a retry, filled; with every painter.  Tiles that
+ * keep failing are noted in the journal (and filled, if the settings say so) and are no error here;
+ * *why_out then holds the last sentence.  ERR_CANCELLED also after the tile in work, when that was
+ * asked for. */
+int crew_paint(const struct crew_work *work, struct err *why_out, struct err *err);
+
+/* -------------------------------------------------------------------------- provenance.c */
+
+/* The settings as they go into the poster, with what is not as they say: tiles filled from the
+ * draft, tiles painted again with another seed or prompt.  Freed by os_free. */
+int provenance_json(char **text_out, const struct config *used, const struct journal_facts *facts,
+                    struct err *err);
 
 /* ---------------------------------------------------------------------------- assemble.c */
 
-/* The poster's file, opened before anything is painted: what would refuse it refuses it now. */
-int assemble_open_file(struct bigtiff **out, const struct render_request *request, struct err *err);
+/* The poster's file and all that is needed to fill it, opened before anything is painted: what
+ * would refuse it refuses it now. */
+struct assembly;
+int  assemble_open(struct assembly **out, const struct render_request *request,
+                   struct journal_facts *facts, struct err *err);
+void assemble_close(struct assembly *assembly); /* an unfinished file goes; NULL is fine */
 /* Blend the spooled tiles band by band into the poster's file and finish it. */
-int assemble_poster(const struct render_request *request, struct spool *spool, struct bigtiff *file,
-                    struct meter *meter, struct err *err);
+int      assemble_poster(struct assembly *assembly, struct store *store, struct meter *meter,
+                         struct err *err);
 uint64_t assemble_bytes(const struct grid *grid, int bits);
 
 /* --------------------------------------------------------------------------- noise_map.c */

@@ -75,13 +75,15 @@ static int write_poster(const struct bigtiff_request *request, const struct pict
                         struct err *err)
 {
     struct bigtiff *tiff = NULL;
+    uint64_t        bytes = 0, hash = 0;
     const size_t    row = (size_t)picture->w * 3 * (size_t)picture->bits / 8;
     int             rc = bigtiff_open(&tiff, request, err);
 
     for (int32_t y = 0; rc == ERR_OK && y < picture->h; y += BIGTIFF_TILE_PX)
         rc = bigtiff_write_band(tiff, picture->samples + (size_t)y * row,
                                 (int32_t)min_i64(BIGTIFF_TILE_PX, picture->h - y), err);
-    if (rc == ERR_OK) rc = bigtiff_finish(tiff, err);
+    if (rc == ERR_OK) rc = bigtiff_complete(tiff, &bytes, &hash, err);
+    if (rc == ERR_OK) rc = bigtiff_publish(tiff, err);
     bigtiff_close(tiff);
     return rc;
 }
