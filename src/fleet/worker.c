@@ -81,7 +81,10 @@ static void lifeline_close(struct lifeline *lifeline)
 
 static int say(struct worker *worker, const struct wire_message *message, struct err *err)
 {
-    return wire_send(worker->channel, worker->out, wire_pack(worker->out, message), err);
+    int rc = wire_send(worker->channel, worker->out, wire_pack(worker->out, message), err);
+
+    if (rc != ERR_OK) err_context(err, "the supervisor");
+    return rc;
 }
 
 /* Words that may be cut, but stay UTF-8. */
@@ -304,8 +307,8 @@ int fleet_worker_run(struct err *err)
     uint8_t         peeked;
 
     /* A look at whether the channel is one; a message in it stays there. */
-    if ((os.recv(WORKER_CHANNEL_FD, &peeked, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno != EAGAIN) ||
-        os.seek_end(WORKER_SHARED_FD) <= 0)
+    if (os.recv(WORKER_CHANNEL_FD, &peeked, 1, MSG_PEEK | MSG_DONTWAIT) < 0 &&
+        (errno == EBADF || errno == ENOTSOCK))
         RAISE(err, ERR_USAGE, 0, "a worker is started by mural itself, and not by hand");
     TRY(os_alloc((void **)&worker, 1, sizeof *worker, "a worker", err));
     worker->channel = WORKER_CHANNEL_FD;
