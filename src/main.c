@@ -47,7 +47,7 @@ static const struct {
     {2, 1u << ERR_USAGE | 1u << ERR_CONFIG,
      "the command line or a settings file is wrong; trying again will not help"},
     {3, 1u << ERR_PARTIAL,
-     "some tiles could not be painted; the others are safe, 'mural resume' tries these again"},
+     "some tiles are missing, the others are safe; 'mural resume' tries again"},
     {4, 1u << ERR_FORMAT, "a picture or a model was refused; trying again will not help"},
     {33, 1u << ERR_HOST_MEM | 1u << ERR_DEVICE_MEM, "not enough memory"},
     {EXIT_TEMPORARY, 0, "stopped by SIGUSR1 after a tile; 'mural resume' goes on"},

@@ -248,36 +248,7 @@ uint32_t os_cpu_count(void); /* CPUs this process may use */
 /* Memory this process may still take: MemAvailable, or less under the limit of a cgroup. */
 uint64_t os_host_bytes_free(void);
 
-/* ------------------------------------------------------------------------------------ json */
-
-/* Parse a JSON file of at most `limit_bytes` (depth limited by jansson, duplicate keys refused).
- * Free with json_decref. */
-int json_file_open(json_t **out, const char *path, uint64_t limit_bytes, struct err *err);
-
-/* Typed reads from an object; `file` names the file in the sentence.  A key that is absent or null
- * gives `absent` (when `required` is false) or an error.  Values outside [least, most] are errors.
- */
-struct json_int_rule {
-    const char *key;
-    int64_t     least, most;
-    bool        required;
-    int64_t     absent;
-};
-int json_read_int(int64_t *out, const json_t *object, const char *file,
-                  const struct json_int_rule *rule, struct err *err);
-int json_read_number(double *out, const json_t *object, const char *file, const char *key,
-                     double absent, struct err *err);
-int json_read_bool(bool *out, const json_t *object, const char *file, const char *key, bool absent,
-                   struct err *err);
-
-/* ------------------------------------------------------------------------------------ hash */
-
-/* 64-bit content hash (XXH3). */
-uint64_t hash64(const void *bytes, size_t count, uint64_t seed);
-
-/* Hash of a long content in pieces of 1 MiB, each seeded with the hash of those before it, so that
- * a file gives through a small buffer what its content gives in memory. */
-uint64_t hash64_pieces(const void *bytes, uint64_t count);
-int      hash64_file(uint64_t *hash_out, uint64_t *bytes_out, const char *path, struct err *err);
+#include "base/hash.h"
+#include "base/json.h"
 
 #endif

@@ -523,7 +523,7 @@ static void test_failed_sync_and_close(void **state)
     os = working;
     assert_int_equal(rc, ERR_IO);
     assert_int_equal(scratch_count(folder), 0);
-    fault_at = 2, calls_made = 0; /* the first closes the verifying reader */
+    fault_at = 3, calls_made = 0; /* before: the verifying reader, and that of the hash */
     os.close = faulty_close;
     rc = write_poster(&request, &picture, &err);
     os = working;
