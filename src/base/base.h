@@ -183,17 +183,6 @@ struct os_calls {
 };
 extern struct os_calls os;
 
-/* A process whose descriptors are: 0 empty, 1 and 2 our standard error, 3 and up those given. Those
- * signals that a terminal sends to everybody, and SIGUSR1, are blocked in it. */
-enum { SPAWN_FDS_MAX = 2 };
-struct spawn_request {
-    const char        *program;
-    const char *const *argv; /* NULL at the end */
-    int                fds[SPAWN_FDS_MAX];
-};
-/* 0, or the errno of what failed; nothing was started then.  Reach it through os.spawn. */
-int spawn_process(int *pid_out, const struct spawn_request *request);
-
 /* Heap, with one sentence when it is short.  Freed by os_free. NULL is fine to free. */
 int  os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err);
 void os_free(void *pointer);
@@ -250,5 +239,6 @@ uint64_t os_host_bytes_free(void);
 
 #include "base/hash.h"
 #include "base/json.h"
+#include "base/spawn.h"
 
 #endif

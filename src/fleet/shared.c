@@ -84,7 +84,7 @@ out:
 int shared_open(struct shared *out, const struct engine_size *sizes, size_t size_count,
                 int32_t channels, struct err *err)
 {
-    int           rc = ERR_OK;
+    int           rc = ERR_OK, failed;
     struct shared shared;
     char          words[32];
 
@@ -93,9 +93,15 @@ int shared_open(struct shared *out, const struct engine_size *sizes, size_t size
     if (shared.fd < 0)
         RAISE(err, ERR_HOST_MEM, errno, "memory: cannot make memory to share with a worker: %s",
               strerror(errno));
-    if (os.fallocate(shared.fd, 0, 0, (int64_t)shared.bytes) != 0)
-        RAISE(err, ERR_HOST_MEM, errno, "memory: no %s to share with a worker: %s",
-              text_bytes(words, sizeof words, shared.bytes), strerror(errno));
+    failed = os.fallocate(shared.fd, 0, 0, (int64_t)shared.bytes) != 0 ? errno : 0;
+    if (failed == EFBIG)
+        RAISE(err, ERR_IO, failed,
+              "%s to share with a worker are above the limit on the size of files (ulimit -f), "
+              "which counts for such memory too; raise it",
+              text_bytes(words, sizeof words, shared.bytes));
+    if (failed != 0)
+        RAISE(err, ERR_HOST_MEM, failed, "memory: no %s to share with a worker: %s",
+              text_bytes(words, sizeof words, shared.bytes), strerror(failed));
     if (os.add_seals(shared.fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         RAISE(err, ERR_HOST_MEM, errno,
               "memory: cannot fix the length of memory shared with a worker: %s", strerror(errno));
