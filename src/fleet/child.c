@@ -52,9 +52,11 @@ void child_hang_up(struct child *child)
 
 static void describe(int status, char *words_out, size_t capacity)
 {
+    const char *name = WIFSIGNALED(status) ? sigdescr_np(WTERMSIG(status)) : NULL;
+
     if (WIFSIGNALED(status))
         (void)snprintf(words_out, capacity, "was killed by signal %d (%s)", WTERMSIG(status),
-                       strsignal(WTERMSIG(status)));
+                       name != NULL ? name : "unknown");
     else
         (void)snprintf(words_out, capacity, "ended with status %d", WEXITSTATUS(status));
 }

@@ -47,7 +47,7 @@ struct fleet_request {
 };
 
 /* Starts the workers and waits until their engines are open.  What may pass is tried three times.
- * After this nothing is allocated. */
+ * After this nothing is allocated but what starting a process takes. */
 int  fleet_open(struct fleet **out, const struct fleet_request *request, struct err *err);
 void fleet_close(struct fleet *fleet); /* ends and reaps every worker; NULL is fine */
 

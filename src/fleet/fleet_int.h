@@ -131,4 +131,49 @@ void child_hang_up(struct child *child); /* closes the channel */
  * waited for again. */
 bool child_end(struct child *child, double patience, char *words_out, size_t capacity);
 
+/* -------------------------------------------------------------------------- supervisor.c */
+
+/* A worker's place.  The process in it may change; what it must know to go on is kept here. */
+struct seat {
+    struct fleet   *fleet;
+    uint32_t        number; /* 1.. */
+    struct child    child;  /* channel -1: not running */
+    struct shared   shared;
+    bool            ready;    /* its engine is open */
+    bool            begun;    /* the stage has begun in this very process */
+    uint32_t        failures; /* since the last success */
+    double          ended_at; /* os_seconds of the last failure */
+    uint32_t        sequence;
+    struct schedule schedule; /* of the stage; steps 0: none */
+    size_t          stage_count;
+    uint8_t         stage[WIRE_BYTES_MAX]; /* the message that begins the stage */
+    uint8_t         in[WIRE_BYTES_MAX], out[WIRE_BYTES_MAX];
+};
+
+struct fleet {
+    struct fleet_request request; /* without sizes and options, which are in `open` */
+    bool                 has_identity;
+    uint64_t             model_identity;
+    size_t               open_count;
+    uint8_t              open[WIRE_BYTES_MAX]; /* the message that opens an engine */
+    uint32_t             painter_count;
+    struct painter       painters[FLEET_WORKERS_MAX];
+    struct seat          seats[]; /* [worker_count] */
+};
+
+/* A process that was asked to open its engine, and is not waited for. */
+int supervisor_launch(struct seat *seat, struct err *err);
+/* A worker with an open engine; what may pass is tried three times.  Waits for the one that was
+ * launched, where there is one. */
+int supervisor_start(struct seat *seat, struct err *err);
+/* The same when it is needed: at once where it runs, and with the stage begun where there is one.
+ */
+int supervisor_ready(struct seat *seat, struct err *err);
+/* One question, `count` packed bytes, and its answer of `kind`.  Any failure leaves the worker
+ * buried, but for one that its engine told of and that leaves the engine sound. */
+int supervisor_ask(struct seat *seat, uint8_t *question, size_t count, enum wire_kind kind,
+                   struct wire_message *answer, struct err *err);
+/* End the process.  Nothing of it is left but when it failed, for the back-off. */
+void supervisor_bury(struct seat *seat);
+
 #endif

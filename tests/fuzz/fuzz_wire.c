@@ -5,6 +5,7 @@
  */
 #include "fleet/fleet_int.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -30,25 +31,39 @@ static void check_open(const struct wire_open *open)
     must(shared_bytes(open->sizes, open->size_count, open->channels) > 4096);
 }
 
+static void check_message(const struct wire_message *message)
+{
+    if (message->kind == WIRE_OPEN) check_open(&message->as.open);
+    if (message->kind == WIRE_BEGIN) check_text(message->as.begin.prompt, WIRE_PROMPT_MAX);
+    if (message->kind == WIRE_LOG) check_text(message->as.log.words, WIRE_WORDS_MAX);
+    if (message->kind == WIRE_FAILED) {
+        check_text(message->as.failed.words, WIRE_WORDS_MAX);
+        must(message->as.failed.code >= ERR_USAGE && message->as.failed.code <= ERR_NUMERIC);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     enum { LENGTH_AT = 12 };
-    static uint8_t      bytes[WIRE_BYTES_MAX], again[WIRE_BYTES_MAX];
+    static uint8_t      again[WIRE_BYTES_MAX];
+    uint8_t            *bytes; /* of exactly that length, so that a read past the end is seen */
     struct wire_message message;
     struct err          err = {.code = ERR_OK};
 
-    if (size == 0) return 0;
-    if (wire_unpack(&message, data + 1, size - 1, data[0] % 2 == 0 ? WIRE_SUPERVISOR : WIRE_WORKER,
-                    &err) != ERR_OK) {
+    if (size == 0 || size > WIRE_BYTES_MAX) return 0;
+    uint32_t count = (uint32_t)size - 1;
+    bytes = malloc(count > 0 ? count : 1);
+    must(bytes != NULL);
+    memcpy(bytes, data + 1, count);
+    if (data[0] / 2 % 2 == 1 && count >= LENGTH_AT + sizeof count)
+        memcpy(bytes + LENGTH_AT, &count, sizeof count);
+    if (wire_unpack(&message, bytes, count, data[0] % 2 == 0 ? WIRE_SUPERVISOR : WIRE_WORKER,
+                    &err) == ERR_OK) {
+        check_message(&message);
+        must(wire_pack(again, &message) == count && memcmp(again, bytes, count) == 0);
+    } else {
         must(err.code == ERR_PEER && err.text[0] != '\0');
-        return 0;
     }
-    if (message.kind == WIRE_OPEN) check_open(&message.as.open);
-    if (message.kind == WIRE_BEGIN) check_text(message.as.begin.prompt, WIRE_PROMPT_MAX);
-    if (message.kind == WIRE_FAILED) {
-        check_text(message.as.failed.words, WIRE_WORDS_MAX);
-        must(message.as.failed.code >= ERR_USAGE && message.as.failed.code <= ERR_NUMERIC);
-    }
-    must(wire_pack(again, &message) == count && memcmp(again, bytes, count) == 0);
+    free(bytes);
     return 0;
 }
