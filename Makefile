@@ -41,8 +41,9 @@ PROGRAM := $(B)/mural
 UNIT    := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 KERNEL  := $(patsubst %.c,$(B)/%,$(filter-out %_cuda.c,$(wildcard tests/kernels/test_*.c)))
 PARITY  := $(patsubst %.c,$(B)/%,$(wildcard tests/parity/parity_*.c))
+FAULT   := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/fault_*.c))
 FUZZ    := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
-CHECKS  := $(UNIT) $(KERNEL) $(PARITY)
+CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT)
 ifneq ($(NVCC),)
 CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*_cuda.c))
 endif
@@ -81,7 +82,8 @@ $(OBJECTS): | $(SETUP)
 # Inner loops are where wider fused arithmetic pays; noise must be the same to the bit everywhere.
 $(B)/kernels/%.o: CFLAGS += -O3 -ffp-contract=fast
 $(B)/kernels/noise.o: CFLAGS += -ffp-contract=off
-$(B)/tests/%.o: CFLAGS += -Wno-format-truncation -DMURAL_TEST_DATA='"$(CURDIR)/tests"' -DMURAL_PROGRAM='"$(CURDIR)/$(PROGRAM)"'
+$(B)/tests/%.o: CFLAGS += -Wno-format-truncation -DMURAL_TEST_DATA='"$(CURDIR)/tests"' -DMURAL_PROGRAM='"$(CURDIR)/$(PROGRAM)"' \
+    -DMURAL_FAULT_WORKER='"$(CURDIR)/$(B)/tests/fault/worker"'
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
@@ -99,6 +101,12 @@ $(PROGRAM): $(B)/src/main.o $(B)/src/report.o $(LIBRARY)
 $(CHECKS): %: %.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+
+# A worker with faults from outside, for the tests of those who use workers.
+$(B)/tests/fault/worker: $(B)/tests/fault/worker.o $(LIBRARY)
+	@echo "  LINK  $@"
+	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+$(FAULT): | $(B)/tests/fault/worker
 
 $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
@@ -144,7 +152,7 @@ quick: $(SETUP) ## lint, unit and kernel checks only
 
 unit: $(UNIT) $(KERNEL)
 
-checks: unit $(PARITY) $(PROGRAM) $(CUDA_CHECKS)
+checks: unit $(PARITY) $(FAULT) $(PROGRAM) $(CUDA_CHECKS)
 
 lint: ## layers, file and function lengths, names
 	@tests/lint/layers.sh
@@ -156,4 +164,4 @@ clean: ## remove build/
 	rm -rf build
 
 -include $(OBJECTS:.o=.d)
--include $(CHECKS:=.d) $(FUZZ:=.d)
+-include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/fault/worker.d

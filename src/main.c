@@ -208,6 +208,18 @@ static int take_error(const struct mural_error *error, struct err *err)
     return err_set(err, (enum err_code)error->code, 0, ERR_WHERE, "%s", error->text);
 }
 
+/* The program itself, as it was started, even if its file has been replaced since. */
+static int use_workers(const struct session *session, mural_job *job, struct err *err)
+{
+    struct mural_error error;
+
+    if (!session->config.persistent_workers) return ERR_OK;
+    if (mural_job_use_workers(job, "/proc/self/exe", (uint32_t)session->config.workers, &error) !=
+        0)
+        return take_error(&error, err);
+    return ERR_OK;
+}
+
 /* The file that was made: its name, or with --json what it holds. */
 static int print_result(const struct session *session, const char *path, double seconds,
                         struct err *err)
@@ -235,6 +247,7 @@ static int paint(struct session *session, enum mural_task task, struct err *err)
 
     if (mural_job_open(&job, task, session_words(session), session->words.count, &error) != 0)
         return take_error(&error, err);
+    TRY(use_workers(session, job, err));
     running = job;
     if (stop_signal != 0) pass_on((int)stop_signal); /* it came before there was a job */
     rc = mural_job_run(job, on_progress, &session->console, &error);
@@ -244,6 +257,7 @@ static int paint(struct session *session, enum mural_task task, struct err *err)
         rc = take_error(&error, err);
     else
         rc = print_result(session, mural_job_output(job), os_seconds() - started, err);
+out:
     mural_job_close(job);
     return rc;
 }
@@ -257,12 +271,14 @@ static int plan(struct session *session, struct err *err)
 
     if (mural_job_open(&job, MURAL_PLAN, session_words(session), session->words.count, &error) != 0)
         return take_error(&error, err);
+    TRY(use_workers(session, job, err));
     mural_job_plan(job, &info);
-    mural_job_close(job);
     if (session->config.json)
         rc = report_plan_json(stdout, &info, &session->config, err);
     else if (!session->config.quiet)
         report_plan(stdout, &info, &session->config);
+out:
+    mural_job_close(job);
     return rc;
 }
 
@@ -417,6 +433,15 @@ static bool asks_for_help(int argc, char **argv)
     return false;
 }
 
+/* The hidden command: how this program starts itself to paint. */
+static int work(int argc, struct err *err)
+{
+    struct mural_error error;
+
+    if (argc > 0) return err_set(err, ERR_USAGE, 0, ERR_WHERE, "'mural worker' takes no arguments");
+    return mural_worker_run(&error) == 0 ? ERR_OK : take_error(&error, err);
+}
+
 static int run(int argc, char **argv, struct err *err)
 {
     int            rc = ERR_OK;
@@ -429,6 +454,7 @@ static int run(int argc, char **argv, struct err *err)
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         return help(argc - 2, argv + 2, err);
+    if (strcmp(argv[1], "worker") == 0) return work(argc - 2, err);
     TRY(config_find_command(&session.command, argv[1], err));
     if (asks_for_help(argc - 2, argv + 2))
         TRY(print_help(session.command, err));

@@ -32,6 +32,8 @@ struct mural_job {
     struct render_costs    costs;
     struct mural_plan_info info;
     uint64_t               scratch_bytes, host_bytes;
+    const char            *worker_program; /* NULL: this process paints */
+    uint32_t               worker_count;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
     void                  *user;
@@ -376,6 +378,40 @@ void mural_job_close(mural_job *job)
     os_free(job);
 }
 
+/* --------------------------------------------------------------------------------- workers */
+
+/* All of a worker's scratch is its own; the CPU's threads are shared out. */
+int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
+                          struct mural_error *error)
+{
+    int                rc = ERR_OK;
+    struct err         err = {0};
+    struct engine_size sizes[2];
+    size_t             size_count = sizes_of(job, sizes);
+    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
+
+    if (count < 1 || count > FLEET_WORKERS_MAX || job->worker_program != NULL)
+        RAISE(&err, ERR_USAGE, 0, "a job is given 1 to %d workers, once; got %u", FLEET_WORKERS_MAX,
+              count);
+    job->worker_program = program;
+    job->worker_count = count;
+    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
+    job->scratch_bytes *= count;
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
+                                        paints_tiles(job) ? count : 0) +
+                      fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
+    job->info.scratch_bytes = job->scratch_bytes;
+    job->info.host_bytes_peak = job->scratch_bytes + job->host_bytes;
+out:
+    return tell(error, &err, rc);
+}
+
+int mural_worker_run(struct mural_error *error)
+{
+    struct err err = {0};
+    return tell(error, &err, fleet_worker_run(&err));
+}
+
 /* ------------------------------------------------------------------------------------- run */
 
 /* Render counts arithmetic; people want seconds.  Nothing is promised before some of it is done. */
@@ -423,6 +459,58 @@ out:
     return rc;
 }
 
+/* Who paints: an engine in this process, or workers. */
+struct painting {
+    struct studio        *studio;
+    struct fleet         *fleet;
+    struct painter        own;
+    const struct painter *painters;
+    uint32_t              painter_count;
+};
+
+static bool stop_wanted(void *user)
+{
+    struct mural_job *job = user;
+    return job->stop == MURAL_STOP_NOW;
+}
+
+static int painting_open(struct painting *out, struct mural_job *job, uint64_t model_identity,
+                         struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct engine_size   sizes[2];
+    size_t               count = sizes_of(job, sizes);
+    struct fleet_request fleet = {.program = job->worker_program,
+                                  .worker_count = job->worker_count,
+                                  .options = job->options,
+                                  .sizes = sizes,
+                                  .size_count = count,
+                                  .channels = job->facts.latent_channels,
+                                  .model_identity = model_identity,
+                                  .timeout_seconds = job->config.worker_timeout,
+                                  .backoff_seconds = 1,
+                                  .stop_wanted = stop_wanted,
+                                  .user = job};
+
+    if (job->worker_program != NULL) {
+        TRY(fleet_open(&out->fleet, &fleet, err));
+        out->painters = fleet_painters(out->fleet, &out->painter_count);
+    } else {
+        TRY(studio_open(&out->studio, &job->options, sizes, count, err));
+        out->own = studio_painter(out->studio);
+        out->painters = &out->own;
+        out->painter_count = 1;
+    }
+out:
+    return rc;
+}
+
+static void painting_close(struct painting *painting)
+{
+    studio_close(painting->studio);
+    fleet_close(painting->fleet);
+}
+
 static enum render_mode mode_of(const struct mural_job *job)
 {
     return job->task == MURAL_RESUME  ? RENDER_RESUME
@@ -433,10 +521,7 @@ static enum render_mode mode_of(const struct mural_job *job)
 static int run(struct mural_job *job, struct err *err)
 {
     int                    rc = ERR_OK;
-    struct engine_size     sizes[2];
-    size_t                 count = sizes_of(job, sizes);
-    struct studio         *studio = NULL;
-    struct painter         painter;
+    struct painting        painting = {.studio = NULL};
     struct config         *used = NULL;
     struct engine_identity identity;
     struct render_request  request = {
@@ -446,8 +531,6 @@ static int run(struct mural_job *job, struct err *err)
                    .prompt = job->again_prompt},
          .config = &job->config,
          .plan = &job->plan,
-         .painters = &painter,
-         .painter_count = 1,
          .costs = job->costs,
          .software = "mural " VERSION,
          .retry_wait_seconds = 1,
@@ -460,14 +543,15 @@ static int run(struct mural_job *job, struct err *err)
     TRY(engine_identify(&identity, &job->options, err));
     request.model_identity = identity.model;
     request.numeric = identity.numeric;
-    TRY(studio_open(&studio, &job->options, sizes, count, err));
-    painter = studio_painter(studio);
+    TRY(painting_open(&painting, job, identity.model, err));
+    request.painters = painting.painters;
+    request.painter_count = painting.painter_count;
     if (job->task == MURAL_DRAFT)
         TRY(render_drafts(&request, err));
     else
         TRY(render_poster(&request, err));
 out:
-    studio_close(studio);
+    painting_close(&painting);
     os_free(used);
     return rc;
 }

@@ -111,6 +111,16 @@ void mural_job_plan(const mural_job *job, struct mural_plan_info *info_out);
 /* The file that mural_job_run makes; the string lives as long as the job. */
 const char *mural_job_output(const mural_job *job);
 
+/* Let the job paint in `count` (1..64) processes of its own instead of in this one: whatever
+ * befalls them, they are started again, and the job goes on.  They are run as `program worker`, and
+ * that must call mural_worker_run: the command line's program does, and yours may.  The memory in
+ * mural_job_plan then counts them.  `program` must live as long as the job. */
+int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
+                          struct mural_error *error);
+
+/* The whole of what such a process does: return from main after it. */
+int mural_worker_run(struct mural_error *error);
+
 /* Do the work.  `on_progress` may be NULL.  The output appears under its name only when it is
  * complete and was checked. */
 int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,

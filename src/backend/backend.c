@@ -82,12 +82,19 @@ struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t ro
                            .ld = cols};
 }
 
+/* One writer, so the order against other memory does not matter. */
+static void beat(struct backend *backend)
+{
+    if (backend->pulse != NULL) (void)__atomic_fetch_add(backend->pulse, 1, __ATOMIC_RELAXED);
+}
+
 /* Runs one operation unless this backend is dry or an earlier operation failed. */
 #define PERFORM(op, ...)                                                                           \
     do {                                                                                           \
         if (backend->ops == NULL || backend->status != 0) break;                                   \
         backend->status = backend->ops->op(backend, __VA_ARGS__);                                  \
         if (backend->status != 0) backend->failed_op = #op;                                        \
+        beat(backend);                                                                             \
     } while (0)
 
 static bool same_shape(struct matrix a, struct matrix b)

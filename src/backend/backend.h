@@ -22,6 +22,8 @@ struct backend_options {
     uint32_t   threads; /* 0: all CPUs this process may use                       */
     uint64_t   conv_weight_elements_max; /* largest convolution weight of the model               */
     uint64_t   arena_limit_bytes; /* scratch may never exceed this                          */
+    uint64_t  *pulse; /* counted up, atomically, with every operation; another process may watch it
+                         to see that this one lives; NULL: nobody does                          */
 };
 
 int  backend_open_cpu(struct backend **out, const struct backend_options *options, struct err *err);

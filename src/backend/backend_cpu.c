@@ -168,6 +168,7 @@ int backend_open_cpu(struct backend **out, const struct backend_options *options
     backend->ops = &cpu_ops;
     backend->compute = options->compute;
     backend->fixed_bytes = bytes;
+    backend->pulse = options->pulse;
     TRY(arena_open(&backend->arena, options->arena_limit_bytes, err));
     backend->workspace.bytes = bytes;
     backend->workspace.data = os.aligned_alloc(64, (size_t)round_up_i64((int64_t)bytes, 64));

@@ -45,6 +45,7 @@ struct backend {
     double                    flops;
     int                       status; /* of the first operation that failed since the last wait */
     const char               *failed_op;
+    uint64_t                 *pulse; /* see struct backend_options */
     struct workspace          workspace; /* CPU scratch of the kernels */
 };
 

@@ -124,8 +124,8 @@ static inline int64_t round_up_i64(int64_t a, int64_t multiple)
 
 enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_WARN, LOG_ERROR };
 
-/* Where lines go.  Only main.c (and tests) install a sink; without one, lines are dropped.
- * `line` has no newline.  Any thread may log; the sink is called from one at a time. */
+/* Where lines go.  Only main.c, a worker process (and tests) install a sink; without one, lines are
+ * dropped.  `line` has no newline.  Any thread may log; the sink is called from one at a time. */
 typedef void (*log_sink)(enum log_level level, const char *line, void *user);
 void log_install(log_sink sink, void *user, enum log_level least);
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -143,6 +143,8 @@ uint32_t text_distance(const char *a, const char *b);
 const char *text_bytes(char *out, size_t capacity, uint64_t bytes);
 
 /* -------------------------------------------------------------------------------------- os */
+
+struct spawn_request;
 
 /* Every call into the operating system that can fail goes through this table, so that tests can
  * make its n-th use fail.  Production code never writes to it. */
@@ -164,6 +166,20 @@ struct os_calls {
     int (*mprotect)(void *address, size_t bytes, int protection);
     void *(*calloc)(size_t count, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
+    /* processes, and what they talk through */
+    int (*socketpair)(int domain, int type, int protocol, int fds_out[2]);
+    int64_t (*send)(int socket, const void *bytes, size_t count, int flags);
+    int64_t (*recv)(int socket, void *bytes, size_t count, int flags);
+    int (*shutdown)(int socket, int how);
+    /* What of `events` came, and POLLHUP; 0: nothing within that time.  fd -1: only waits. */
+    int (*poll)(int fd, int events, int milliseconds);
+    int (*memfd_create)(const char *name, unsigned flags);
+    int (*fallocate)(int fd, int mode, int64_t offset, int64_t bytes);
+    int (*add_seals)(int fd, int seals);
+    int64_t (*seek_end)(int fd); /* bytes of the file */
+    int (*spawn)(int *pid_out, const struct spawn_request *request); /* 0 or errno */
+    int (*waitpid)(int pid, int *status_out, int flags);
+    int (*kill)(int pid, int signal);
 };
 extern struct os_calls os;
 
@@ -223,5 +239,6 @@ uint64_t os_host_bytes_free(void);
 
 #include "base/hash.h"
 #include "base/json.h"
+#include "base/spawn.h"
 
 #endif

@@ -8,14 +8,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,6 +49,25 @@ static void *call_mmap(void *address, size_t bytes, int protection, int flags, i
     return mmap(address, bytes, protection, flags, fd, (off_t)offset);
 }
 
+static int call_poll(int fd, int events, int milliseconds)
+{
+    struct pollfd one = {.fd = fd, .events = (short)events};
+    int           ready = poll(&one, 1, milliseconds);
+    return ready > 0 ? one.revents : ready;
+}
+static int call_fallocate(int fd, int mode, int64_t offset, int64_t bytes)
+{
+    return fallocate(fd, mode, (off_t)offset, (off_t)bytes);
+}
+static int call_add_seals(int fd, int seals)
+{
+    return fcntl(fd, F_ADD_SEALS, seals);
+}
+static int64_t call_seek_end(int fd)
+{
+    return lseek(fd, 0, SEEK_END);
+}
+
 struct os_calls os = {
     .open = open,
     .close = close,
@@ -63,6 +86,18 @@ struct os_calls os = {
     .mprotect = mprotect,
     .calloc = calloc,
     .aligned_alloc = aligned_alloc,
+    .socketpair = socketpair,
+    .send = send,
+    .recv = recv,
+    .shutdown = shutdown,
+    .poll = call_poll,
+    .memfd_create = memfd_create,
+    .fallocate = call_fallocate,
+    .add_seals = call_add_seals,
+    .seek_end = call_seek_end,
+    .spawn = spawn_process,
+    .waitpid = waitpid,
+    .kill = kill,
 };
 
 /* ------------------------------------------------------------------------------------ heap */

@@ -54,6 +54,9 @@ struct config {
     /* machine */
     int32_t threads;
     char    precision[16]; /* auto | f32 | bf16 */
+    bool    persistent_workers; /* paint in processes of their own */
+    int32_t workers;            /* how many */
+    int32_t worker_timeout;     /* seconds without a sign of life */
     /* when things go wrong */
     int32_t tile_retries; /* attempts at a tile after the first */
     char    on_fail[16];  /* keep | draft */

@@ -92,10 +92,12 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
         width = max_i64(width, vae->widths[i]);
     engine->machine.compute = engine_compute(options->precision);
     engine->machine.threads = options->threads;
+    engine->machine.pulse = options->pulse;
     engine->machine.conv_weight_elements_max =
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
     engine->text_machine.compute = DTYPE_F32;
     engine->text_machine.threads = options->threads;
+    engine->text_machine.pulse = options->pulse;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
 }
 

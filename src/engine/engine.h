@@ -25,6 +25,7 @@ struct engine_options {
     enum precision precision;   /* AUTO: bf16 where the CPU multiplies bf16 in hardware */
     uint32_t       threads;     /* 0: all */
     uint32_t       text_tokens; /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+    uint64_t      *pulse;       /* as in struct backend_options; NULL: nobody watches         */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */

@@ -4,9 +4,9 @@
  * Owns the engine, and the prompt and noise levels of the stage that has begun.  Turns the
  * painter's primitives into the engine's; decides nothing.
  */
-#include "fleet/fleet.h"
+#include "fleet/fleet_int.h"
 
-enum { GROUP_MAX = 64 }; /* tiles predicted together */
+enum { GROUP_MAX = WIRE_TILES_MAX }; /* tiles predicted together */
 
 struct studio {
     struct engine  *engine;
@@ -122,6 +122,21 @@ static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t 
 {
     const struct studio *studio = self;
     return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
+}
+
+const struct schedule *studio_schedule(const struct studio *studio)
+{
+    return &studio->schedule;
+}
+
+uint64_t studio_model_identity(const struct studio *studio)
+{
+    return engine_model_identity(studio->engine);
+}
+
+struct engine_facts studio_facts(const struct studio *studio)
+{
+    return engine_facts(studio->engine);
 }
 
 struct painter studio_painter(struct studio *studio)
