@@ -9,6 +9,10 @@
 
 #include <stdio.h>
 
+/* 1 GiB holds every map that is worth keeping for 1024 x 1024 pixels at FLUX.1's widths.  Strips
+ * are few enough for calls to cost nothing, and small beside the maps. */
+static const uint64_t KEEP_BYTES = (uint64_t)1 << 30, STRIP_BYTES = 32 << 20;
+
 /* What differs between the coders while they are gathered. */
 struct gathering {
     const struct vae_config *config;
@@ -155,6 +159,7 @@ int vae_load(struct vae **out, struct layer_loader *loader, struct err *err)
     loader->part = PART_VAE;
     TRY(os_alloc((void **)&vae, 1, sizeof *vae, "the VAE", err));
     vae->config = *config;
+    vae->budget = (struct vae_budget){KEEP_BYTES, STRIP_BYTES};
     TRY(os_alloc((void **)&vae->resnets, (uint64_t)(config->block_count * (2 * layers + 1) + 4),
                  sizeof *vae->resnets, "resnets of the VAE", err));
     g.unused = vae->resnets;
