@@ -10,8 +10,9 @@
 #include <stdio.h>
 
 /* 1 GiB holds every map that is worth keeping for 1024 x 1024 pixels at FLUX.1's widths.  Strips
- * are few enough for calls to cost nothing, and small beside the maps. */
-static const uint64_t KEEP_BYTES = (uint64_t)1 << 30, STRIP_BYTES = 32 << 20;
+ * are large enough for a call to keep any machine busy, and small enough for a CPU's caches to pass
+ * them from layer to layer: on two cores, strips of 32 MiB took a tenth longer. */
+static const uint64_t KEEP_BYTES = (uint64_t)1 << 30, STRIP_BYTES = 8 << 20;
 
 /* What differs between the coders while they are gathered. */
 struct gathering {
