@@ -21,42 +21,11 @@
  *
  * No map is normalised as a whole, and the widest are never whole at all: vae_strips.c.
  *
- * Read next: vae_strips.c, vae_load.c.
+ * Read next: vae_strips.c, vae_maps.c, vae_load.c.
  */
 #include "engine/vae_int.h"
 
 #include <math.h>
-
-/* The middle works on maps of 1/8 of the picture's sides: its four lie in front of x. */
-enum { ATTENTION_MAPS = 4 };
-
-/* ------------------------------------------------------------------------------------ memory */
-
-/* Maps that must be whole at once: the result of every layer, and those of the middle.  Others that
- * are better whole: enlarged maps, and what a resnet has between its convolutions.  All of the
- * latter that can be are kept, up to the budget. */
-static uint64_t main_bytes(const struct vae *vae, enum dtype act, const struct vae_coder *coder,
-                           int64_t rows)
-{
-    uint64_t need = vae_strips_map_bytes(act, rows, coder->conv_in.w.rows), wish = need;
-
-    for (int64_t i = 0; i < coder->stage_count; i++) {
-        const struct vae_stage *stage = &coder->stages[i];
-
-        for (int64_t n = 0; n < stage->resnet_count; n++) {
-            uint64_t from = vae_strips_map_bytes(act, rows, stage->resnets[n].from);
-            uint64_t to = vae_strips_map_bytes(act, rows, stage->resnets[n].to);
-            uint64_t middle = stage->attends ? ATTENTION_MAPS * to : 0;
-
-            if (need < to + middle) need = to + middle;
-            if (wish < to + (from > to ? from : to)) wish = to + (from > to ? from : to);
-        }
-        if (stage->resize == VAE_HALVE) rows /= 4;
-        if (stage->resize == VAE_DOUBLE) rows *= 4;
-    }
-    if (wish > vae->budget.keep_bytes) wish = vae->budget.keep_bytes;
-    return need > wish ? need : wish;
-}
 
 static struct vae_pass pass_begin(const struct vae *vae, struct backend *backend,
                                   const struct vae_coder *coder, int32_t h, int32_t w)
@@ -64,21 +33,19 @@ static struct vae_pass pass_begin(const struct vae *vae, struct backend *backend
     struct vae_pass pass = {
         .vae = vae, .backend = backend, .act = backend_act(backend), .h = h, .w = w};
 
-    pass.main_bytes = main_bytes(vae, pass.act, coder, (int64_t)h * w);
+    pass.main_bytes = vae_maps_total(vae, pass.act, coder, (int64_t)h * w);
     pass.main = arena_take(backend_arena(backend), pass.main_bytes, "VAE maps");
     return pass;
 }
 
-/* ------------------------------------------------------------------------------------ layers */
-
 static void run_attention(struct vae_pass *pass, const struct vae_attention *attention)
 {
     int64_t       rows = pass->x.rows, width = pass->x.cols;
-    uint64_t      bytes = vae_strips_map_bytes(pass->act, rows, width);
-    struct matrix maps[ATTENTION_MAPS];
+    uint64_t      bytes = vae_maps_bytes(pass->act, rows, width);
+    struct matrix maps[VAE_MAPS_ATTENTION];
 
-    must((uint64_t)((char *)pass->x.data - pass->main) >= ATTENTION_MAPS * bytes);
-    for (uint64_t i = 0; i < ATTENTION_MAPS; i++)
+    must((uint64_t)((char *)pass->x.data - pass->main) >= VAE_MAPS_ATTENTION * bytes);
+    for (uint64_t i = 0; i < VAE_MAPS_ATTENTION; i++)
         maps[i] = (struct matrix){pass->main + i * bytes, pass->act, rows, width, width};
 
     struct matrix            normed = maps[0], q = maps[1], k = maps[2], v = maps[3];

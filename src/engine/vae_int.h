@@ -1,6 +1,6 @@
 /*
- * vae_int.h - the VAE as its files see it: weights (vae_load.c), the order of layers (vae.c), and
- * each layer over strips of rows (vae_strips.c).
+ * vae_int.h - the VAE as its files see it: weights (vae_load.c), the order of layers (vae.c), each
+ * layer over strips of rows (vae_strips.c), and where whole maps lie (vae_maps.c).
  *
  * Both coders are one shape: a convolution, a list of stages, a norm and a convolution.  The
  * encoder's stages are its blocks and then the middle; the decoder's, the middle and then its
@@ -64,8 +64,6 @@ struct vae {
     struct vae_resnet *resnets; /* owned: of all stages */
 };
 
-/* ----------------------------------------------------------------------------- vae_strips.c */
-
 /* One picture on its way through a coder. */
 struct vae_pass {
     const struct vae    *vae;
@@ -78,8 +76,32 @@ struct vae_pass {
     int32_t              h, w;      /* of x                                        */
 };
 
-/* Bytes of a whole map in `main`. */
-uint64_t vae_strips_map_bytes(enum dtype act, int64_t rows, int64_t channels);
+/* ------------------------------------------------------------------------------- vae_maps.c */
+
+/* The middle's: norm, q, k and v, in front of x. */
+enum { VAE_MAPS_ATTENTION = 4 };
+
+/* Bytes of `main` for a coder whose source has `rows` cells. */
+uint64_t vae_maps_total(const struct vae *vae, enum dtype act, const struct vae_coder *coder,
+                        int64_t rows);
+/* Bytes of one whole map, rounded up to those of a cache line. */
+uint64_t vae_maps_bytes(enum dtype act, int64_t rows, int64_t channels);
+/* A map that ends where `main` ends.  It begins at 64 bytes where its size is a multiple of them.
+ */
+struct matrix vae_maps_at_end(const struct vae_pass *pass, int64_t rows, int64_t channels);
+/* Where a map is built, from its first row on, while x is read, also from its first row on. */
+struct matrix vae_maps_over_x(const struct vae_pass *pass, int64_t rows, int64_t channels);
+/* Behind the last element of a dense matrix. */
+const char *vae_maps_data_end(struct matrix m);
+/* Rows of such a map that have been written must not reach x's rows from `next_row` on. */
+void vae_maps_check_order(const struct vae_pass *pass, struct matrix written, int32_t next_row);
+/* The built map y, [h * w, channels], becomes x.  `bounce`: scratch, dense rows of as many
+ * channels.
+ */
+void vae_maps_settle(struct vae_pass *pass, struct matrix y, int32_t h, int32_t w,
+                     struct matrix bounce);
+
+/* ----------------------------------------------------------------------------- vae_strips.c */
 
 /* What a coder does to what lies outside: mul * values + add. */
 struct vae_strips_scale {

@@ -4,40 +4,29 @@
  * Owns the order in which rows are computed, where they lie meanwhile, and what is computed twice.
  * Must not know which layers a coder has.
  *
- * One map is whole at any time: x, at the end of `main`.  All else comes in strips, and the result
- * y of a layer takes the place of x row by row:
- *
- *         main  |                                  x x x x x x x x x x|     y has as many bytes:
- *               |                                  y y y y x x x x x x|     over x
- *
- *         main  |                    . . . . . . . x x x x x x x x x x|     more: both end at the
- *               |y y y y y y y y . . . . . . . . . . . . . x x x x x x|     same place
- *
- *         main  |                                  y y . . x x x x x x|     fewer: from x's begin,
- *               |                                            y y y y y|     and to the end after
- *
- * A group norm wants the statistics of a whole map before its first row.  Here is a resnet:
+ * One map is whole at any time, x (vae_maps.c); all else comes in strips.  A group norm wants the
+ * statistics of a whole map before its first row, so a resnet reads x three times:
  *
  *     statistics 1     x
  *     statistics 2     x -> norm 1, SiLU -> conv 1 = inner
  *     result           x -> norm 1, SiLU -> conv 1 = inner -> norm 2, SiLU -> conv 2, + skip -> y
  *
- *     rows of  x      ######################            read so far
- *              normed                   ==##            two rows are carried over to the next strip,
- *              inner                  ==##              since a 3x3 kernel wants the row below
- *              y      ##################                so two rows later than x
+ *     rows of  x       ======================######     done, and this strip
+ *              normed                      ==######     == two rows carried over: a 3x3 kernel
+ *              inner                     ==######          wants the row below
+ *              y       ==================######         so two rows later than x
  *
- * `inner` is computed twice unless there is room in front of x and y to keep it whole.  Carried rows
- * are not computed again, so the arithmetic does not depend on the height of the strips.
+ * `inner` is computed twice unless there is room in front of x and y to keep it whole.  Carried
+ * rows are not computed again, so the arithmetic does not grow as the strips get lower.
  *
  * A map that is enlarged is four times its source.  Where it does not fit into `main`, it is never
  * whole: the source stays, and the resnet that follows enlarges strip by strip, three times.  That
  * costs 3 * 4 taps where an enlarged map as it stands would cost 9 (see conv.c).
  *
- * Statistics are those of single rows of the map, merged in order; a row of a convolution does not
- * depend on the rows that are computed with it; so the height of the strips changes no bit.
+ * Statistics are those of single rows of the map, merged in order, and a row of a convolution does
+ * not depend on the rows that are computed with it: so the height of the strips changes no bit.
  *
- * Read next: vae_load.c.
+ * Read next: vae_maps.c, vae_load.c.
  */
 #include "engine/vae_int.h"
 
@@ -100,6 +89,11 @@ static int32_t strip_height(const struct vae_pass *pass, int32_t h, int32_t w, i
     return height < step ? step : height - height % step;
 }
 
+static int32_t strip_end(int32_t first, int32_t step, int32_t h)
+{
+    return h - first < step ? h : first + step;
+}
+
 /* Rows of a 3x3 convolution that its input's rows [0, end) suffice for. */
 static int32_t ready_rows(int32_t end, int32_t h)
 {
@@ -125,66 +119,6 @@ static void convolve(const struct vae_pass *pass, struct matrix y, const struct 
                                    .pad_right = 1};
 
     backend_conv2d(pass->backend, &request);
-}
-
-/* ------------------------------------------------------------------------------------- maps */
-
-uint64_t vae_strips_map_bytes(enum dtype act, int64_t rows, int64_t channels)
-{
-    return (uint64_t)round_up_i64(rows * channels * dtype_bytes(act), 64);
-}
-
-/* A whole map that ends where `main` ends. */
-static struct matrix map_at_end(const struct vae_pass *pass, int64_t rows, int64_t channels)
-{
-    uint64_t bytes = vae_strips_map_bytes(pass->act, rows, channels);
-
-    must(bytes <= pass->main_bytes);
-    return (struct matrix){pass->main + (pass->main_bytes - bytes), pass->act, rows, channels,
-                           channels};
-}
-
-static const char *data_end(struct matrix m)
-{
-    return (const char *)m.data + (size_t)m.rows * (size_t)m.cols * dtype_bytes(m.dtype);
-}
-
-/* Where a map is built while x is read from above: see the picture. */
-static struct matrix map_over_x(const struct vae_pass *pass, int64_t rows, int64_t channels)
-{
-    struct matrix y = map_at_end(pass, rows, channels);
-
-    if ((char *)y.data > (char *)pass->x.data) y.data = pass->x.data;
-    return y;
-}
-
-/* Rows of y that have been written must not reach those of x that will be read. */
-static void check_order(const struct vae_pass *pass, struct matrix written, int32_t next_row)
-{
-    struct matrix unread = matrix_rows(pass->x, (int64_t)next_row * pass->w, 0);
-
-    must(next_row >= pass->h || data_end(written) <= (const char *)unread.data);
-}
-
-/* y becomes x, and goes to the end of `main`: from its last row on, through `bounce`, because
- * places may overlap. */
-static void settle(struct vae_pass *pass, struct matrix y, int32_t h, int32_t w,
-                   struct matrix bounce)
-{
-    int64_t       rows = bounce.rows;
-    struct matrix target = map_at_end(pass, y.rows, y.cols);
-
-    must(bounce.cols == y.cols && rows > 0);
-    for (int64_t end = y.rows; target.data != y.data && end > 0; end -= rows) {
-        int64_t       first = max_i64(0, end - rows);
-        struct matrix part = matrix_rows(bounce, 0, end - first);
-
-        backend_copy(pass->backend, part, matrix_rows(y, first, end - first));
-        backend_copy(pass->backend, matrix_rows(target, first, end - first), part);
-    }
-    pass->x = target;
-    pass->h = h;
-    pass->w = w;
 }
 
 /* -------------------------------------------------------------------------- reading the map */
@@ -249,15 +183,15 @@ static void merge(const struct vae_pass *pass, struct matrix table, struct matri
 }
 
 /* Statistics of the map that x stands for; rows that must be made are made in `place`. */
-static void survey_map(const struct vae_pass *pass, struct matrix table, const struct vae_norm *norm,
-                       struct strip place, int32_t step)
+static void survey_map(const struct vae_pass *pass, struct matrix table,
+                       const struct vae_norm *norm, struct strip place, int32_t step)
 {
     int32_t           h = seen(pass, pass->h), w = seen(pass, pass->w);
     struct arena_mark mark = arena_mark(backend_arena(pass->backend));
     struct matrix     stats = take_stats(pass, h, pass->x.cols);
 
     for (int32_t first = 0; first < h; first += step) {
-        int32_t       end = first + step < h ? first + step : h;
+        int32_t       end = strip_end(first, step, h);
         struct matrix rows;
 
         place.first = place.end = first;
@@ -279,7 +213,7 @@ struct resnet_run {
     struct strip             skip; /* x or its 1x1 convolution, until y's row is there */
     struct matrix            sum;  /* rows of conv 2 */
     struct matrix            y;
-    int32_t                  y_end; /* rows of y that are done */
+    int32_t                  y_end;    /* rows of y that are done */
     bool                     in_place; /* x is y: its own skip */
     bool                     kept;     /* `inner` is whole */
 };
@@ -293,10 +227,10 @@ static struct resnet_run resnet_begin(struct vae_pass *pass, const struct vae_re
     struct matrix     whole = {pass->main, pass->act, rows, to, to};
 
     must(pass->x.cols == from);
-    run.y = map_over_x(pass, rows, to);
+    run.y = vae_maps_over_x(pass, rows, to);
     run.in_place = pass->enlarging == NULL && from == to;
     /* While x is enlarged, y follows it by the two rows that an inner window lags behind. */
-    run.kept = pass->enlarging == NULL && data_end(whole) <= (const char *)run.y.data;
+    run.kept = pass->enlarging == NULL && vae_maps_data_end(whole) <= (const char *)run.y.data;
     run.table1 = take_table(pass, from);
     run.table2 = take_table(pass, to);
     run.normed = strip_take(pass, pass->act, step + 2, w, from);
@@ -338,8 +272,7 @@ static struct matrix inner_rows(struct resnet_run *run, struct matrix place, str
 
     backend_group_apply(pass->backend, place, rows, run->table1, run->resnet->norm1.bias, true);
     y = strip_append(&run->inner, ready - first);
-    if (ready > first)
-        convolve(pass, y, &run->normed, first, ready, run->h, &run->resnet->conv1);
+    if (ready > first) convolve(pass, y, &run->normed, first, ready, run->h, &run->resnet->conv1);
     strip_forget(&run->normed, pass->backend, ready - 1);
     *first_out = first;
     return y;
@@ -355,7 +288,7 @@ static void survey_inner(struct resnet_run *run)
 
     run->normed.first = run->normed.end = 0;
     for (int32_t first = 0; first < run->h; first += run->step) {
-        int32_t       end = first + run->step < run->h ? first + run->step : run->h, inner;
+        int32_t       end = strip_end(first, run->step, run->h), inner;
         struct matrix place = strip_append(&run->normed, end - first);
         struct matrix rows = map_rows(pass, first, end, place);
         struct matrix y = inner_rows(run, place, rows, end, &inner);
@@ -398,7 +331,7 @@ static void finish_rows(struct resnet_run *run, int32_t end)
     } else {
         struct matrix skip = strip_view(&run->skip, first, ready);
 
-        check_order(pass, y, next_row(run, end));
+        vae_maps_check_order(pass, y, next_row(run, end));
         backend_add(backend, skip, sum);
         backend_copy(backend, y, skip);
         strip_forget(&run->skip, backend, ready);
@@ -417,7 +350,7 @@ void vae_strips_resnet(struct vae_pass *pass, const struct vae_resnet *resnet)
     survey_inner(&run);
     run.normed.first = run.normed.end = 0;
     for (int32_t first = 0; first < run.h; first += run.step) {
-        int32_t       end = first + run.step < run.h ? first + run.step : run.h, inner;
+        int32_t       end = strip_end(first, run.step, run.h), inner;
         struct matrix place = run.normed.buffer, rows;
 
         if (!run.kept) place = strip_append(&run.normed, end - first);
@@ -432,7 +365,7 @@ void vae_strips_resnet(struct vae_pass *pass, const struct vae_resnet *resnet)
     }
     must(run.y_end == run.h);
     pass->enlarging = NULL;
-    settle(pass, run.y, run.h, run.w, run.sum);
+    vae_maps_settle(pass, run.y, run.h, run.w, run.sum);
     arena_rewind(backend_arena(pass->backend), mark);
 }
 
@@ -447,9 +380,9 @@ void vae_strips_first(struct vae_pass *pass, struct matrix source, struct vae_st
     struct strip      scaled = strip_take(pass, DTYPE_F32, step + 2, w, source.cols);
 
     must(source.rows == (int64_t)h * w);
-    pass->x = map_at_end(pass, source.rows, conv->w.rows);
+    pass->x = vae_maps_at_end(pass, source.rows, conv->w.rows);
     for (int32_t first = 0; first < h; first += step) {
-        int32_t end = first + step < h ? first + step : h, ready = ready_rows(end, h);
+        int32_t end = strip_end(first, step, h), ready = ready_rows(end, h);
         int64_t count = (int64_t)(end - first) * w;
 
         backend_affine(pass->backend, strip_append(&scaled, end - first),
@@ -469,12 +402,12 @@ void vae_strips_halve(struct vae_pass *pass, const struct linear *conv)
     int32_t           h = pass->h / 2, w = pass->w / 2;
     int64_t           channels = pass->x.cols;
     int32_t           step = strip_height(pass, h, w, channels);
-    struct matrix     y = map_over_x(pass, (int64_t)h * w, channels);
+    struct matrix     y = vae_maps_over_x(pass, (int64_t)h * w, channels);
     struct matrix     half =
         backend_take(pass->backend, pass->act, (int64_t)step * w, channels, "VAE strip");
 
     for (int32_t first = 0; first < h; first += step) {
-        int32_t             end = first + step < h ? first + step : h;
+        int32_t             end = strip_end(first, step, h);
         int32_t             bottom = end < h ? 2 * end + 1 : 2 * end;
         int64_t             count = (int64_t)(end - first) * w;
         struct matrix       part = matrix_rows(half, 0, count);
@@ -492,10 +425,10 @@ void vae_strips_halve(struct vae_pass *pass, const struct linear *conv)
                                        .pad_right = 1};
 
         backend_conv2d(pass->backend, &request);
-        check_order(pass, target, 2 * end);
+        vae_maps_check_order(pass, target, 2 * end);
         backend_copy(pass->backend, target, part);
     }
-    settle(pass, y, h, w, half);
+    vae_maps_settle(pass, y, h, w, half);
     arena_rewind(backend_arena(pass->backend), mark);
 }
 
@@ -507,22 +440,22 @@ void vae_strips_enlarge(struct vae_pass *pass, const struct linear *conv)
     struct matrix     y, large;
 
     pass->enlarging = conv;
-    if (vae_strips_map_bytes(pass->act, rows, channels) > pass->main_bytes) return;
+    if (vae_maps_bytes(pass->act, rows, channels) > pass->main_bytes) return;
     step = strip_height(pass, 2 * pass->h, w, channels) / 2; /* rows of x */
-    y = map_over_x(pass, rows, channels);
+    y = vae_maps_over_x(pass, rows, channels);
     large = backend_take(pass->backend, pass->act, (int64_t)2 * step * w, channels, "VAE strip");
     for (int32_t first = 0; first < pass->h; first += step) {
-        int32_t       end = first + step < pass->h ? first + step : pass->h;
+        int32_t       end = strip_end(first, step, pass->h);
         int64_t       count = (int64_t)2 * (end - first) * w;
         struct matrix part = matrix_rows(large, 0, count);
         struct matrix target = matrix_rows(y, (int64_t)2 * first * w, count);
 
         enlarge_rows(pass, part, first, end, conv);
-        check_order(pass, target, end < pass->h ? end - 1 : end);
+        vae_maps_check_order(pass, target, end < pass->h ? end - 1 : end);
         backend_copy(pass->backend, target, part);
     }
     pass->enlarging = NULL;
-    settle(pass, y, 2 * pass->h, w, large);
+    vae_maps_settle(pass, y, 2 * pass->h, w, large);
     arena_rewind(backend_arena(pass->backend), mark);
 }
 
@@ -546,13 +479,13 @@ void vae_strips_final(struct vae_pass *pass, const struct vae_norm *norm, const 
     int32_t           step = strip_height(pass, h, w, pass->x.cols);
     struct matrix     table = take_table(pass, pass->x.cols);
     struct strip      normed = strip_take(pass, pass->act, step + 2, w, pass->x.cols);
-    struct matrix     raw = backend_take(pass->backend, DTYPE_F32, (int64_t)(step + 1) * w,
-                                         target.cols, "VAE strip");
+    struct matrix     raw =
+        backend_take(pass->backend, DTYPE_F32, (int64_t)(step + 1) * w, target.cols, "VAE strip");
 
     must(pass->enlarging == NULL && target.rows == pass->x.rows);
     survey_map(pass, table, norm, normed, step);
     for (int32_t first = 0; first < h; first += step) {
-        int32_t       end = first + step < h ? first + step : h, ready = ready_rows(end, h);
+        int32_t       end = strip_end(first, step, h), ready = ready_rows(end, h);
         struct matrix place = strip_append(&normed, end - first);
         struct matrix part = matrix_rows(raw, 0, (int64_t)(ready - done) * w);
 

@@ -1,6 +1,6 @@
 /*
- * test_vae_strips.c - strips of any height, maps kept or computed again, threads: the same bits; and
- * what a pass takes at FLUX.1's widths.
+ * test_vae_strips.c - strips of any height, maps kept or computed again, threads: the same bits;
+ * and what a pass takes at FLUX.1's widths.
  */
 #include "model_files.h"
 
@@ -27,6 +27,8 @@ struct kind {
 static const struct kind kinds[] = {
     {"[12]", "[" DOWN "]", "[" UP "]", 1, 1, 3, 5, 7},
     {"[8, 8]", "[" DOWN "," DOWN "]", "[" UP "," UP "]", 2, 1, 8, 3, 5},
+    {"[4, 8]", "[" DOWN "," DOWN "]", "[" UP "," UP "]", 2, 1, 2, 1, 9},
+    {"[3, 4]", "[" DOWN "," DOWN "]", "[" UP "," UP "]", 2, 1, 1, 1, 5},
     {"[4, 24]", "[" DOWN "," DOWN "]", "[" UP "," UP "]", 2, 2, 2, 2, 3},
     {"[24, 4]", "[" DOWN "," DOWN "]", "[" UP "," UP "]", 2, 1, 4, 7, 3},
     {"[4, 8, 12]", DOWN3, UP3, 3, 1, 2, 1, 1},
@@ -184,10 +186,10 @@ static uint64_t widest_row_bytes(const struct coder *coder)
 
 static void check_kind(const struct kind *kind)
 {
-    struct coder    coder = coder_open(kind);
-    struct result   whole = run_whole(&coder, DTYPE_F32);
-    const uint64_t  row = widest_row_bytes(&coder);
-    const uint64_t  keeps[] = {0, row * (uint64_t)coder.h_px * 3 / 2, UINT64_MAX};
+    struct coder   coder = coder_open(kind);
+    struct result  whole = run_whole(&coder, DTYPE_F32);
+    const uint64_t row = widest_row_bytes(&coder);
+    const uint64_t keeps[] = {0, row * (uint64_t)coder.h_px * 3 / 2, UINT64_MAX};
 
     for (size_t k = 0; k < ARRAY_COUNT(keeps); k++)
         for (int32_t rows = 0; rows <= coder.h_px; rows++) {
@@ -333,8 +335,8 @@ static void check_cost(struct engine *engine, enum dtype compute, int32_t side, 
 
     for (int decodes = 0; decodes < 2; decodes++) {
         struct backend *backend = open_backend(compute, 1, true);
-        double bytes, ratio = decodes ? plain_flop(&vae->decoder, cells)
-                                      : plain_flop(&vae->encoder, 64 * cells);
+        double          bytes, ratio = decodes ? plain_flop(&vae->decoder, cells)
+                                               : plain_flop(&vae->encoder, 64 * cells);
 
         if (decodes)
             compute_decode(engine, backend, NULL, side, side, NULL);
