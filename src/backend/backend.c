@@ -160,12 +160,25 @@ void backend_rms_norm(struct backend *backend, struct matrix y, struct matrix x,
     PERFORM(rms_norm, y, x, weight, eps);
 }
 
-void backend_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                        const float *weight, const float *bias, int32_t groups, float eps,
-                        bool silu)
+void backend_group_stats(struct backend *backend, struct matrix stats, struct matrix x)
 {
-    must(same_shape(y, x) && groups > 0 && x.cols % groups == 0);
-    PERFORM(group_norm, y, x, weight, bias, groups, eps, silu);
+    must(stats.rows > 0 && x.rows % stats.rows == 0 && stats.cols == 2 * x.cols);
+    PERFORM(group_stats, stats, x);
+}
+
+void backend_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                         const float *weight, int64_t run_rows, int32_t groups, float eps)
+{
+    must(table.rows == 2 && stats.cols == 2 * table.cols);
+    must(groups > 0 && table.cols % groups == 0);
+    PERFORM(group_merge, table, stats, weight, run_rows, groups, eps);
+}
+
+void backend_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                         struct matrix table, const float *bias, bool silu)
+{
+    must(same_shape(y, x) && table.rows == 2 && table.cols == x.cols);
+    PERFORM(group_apply, y, x, table, bias, silu);
 }
 
 void backend_add(struct backend *backend, struct matrix x, struct matrix y)
@@ -216,16 +229,10 @@ void backend_conv2d(struct backend *backend, const struct conv_request *request)
     must(request->x.rows == (int64_t)request->in_h * request->in_w);
     must(request->w.rows == request->y.cols);
     must(request->w.cols == request->x.cols * request->size * request->size);
+    double taps = request->enlarge ? 4 : request->size * request->size;
     backend->flops +=
-        2.0 * (double)request->y.rows * (double)request->w.rows * (double)request->w.cols;
+        2.0 * (double)request->y.rows * (double)request->y.cols * (double)request->x.cols * taps;
     PERFORM(conv2d, request);
-}
-
-void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                       int32_t w)
-{
-    must(y.rows == 4 * x.rows && y.cols == x.cols && x.rows == (int64_t)h * w);
-    PERFORM(upsample2, y, x, h, w);
 }
 
 void backend_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,

@@ -73,9 +73,12 @@ void backend_layer_norm(struct backend *backend, struct matrix y, struct matrix 
                         const float *scale, const float *shift, bool scale_plus_one, float eps);
 void backend_rms_norm(struct backend *backend, struct matrix y, struct matrix x,
                       const float *weight, float eps);
-void backend_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                        const float *weight, const float *bias, int32_t groups, float eps,
-                        bool silu);
+/* stats and table lie in the arena: nothing of them is needed on the host. */
+void backend_group_stats(struct backend *backend, struct matrix stats, struct matrix x);
+void backend_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                         const float *weight, int64_t run_rows, int32_t groups, float eps);
+void backend_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                         struct matrix table, const float *bias, bool silu);
 void backend_add(struct backend *backend, struct matrix x, struct matrix y);
 void backend_gate_add(struct backend *backend, struct matrix x, struct matrix y, const float *gate);
 void backend_gelu_mul(struct backend *backend, struct matrix y, struct matrix a, struct matrix b);
@@ -85,9 +88,8 @@ void backend_gather_rows(struct backend *backend, struct matrix y, struct matrix
 void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul,
                     float add);
 void backend_copy(struct backend *backend, struct matrix y, struct matrix x); /* casts */
+/* One that enlarges is counted as what it needs: 4 taps for each of its results, not 9. */
 void backend_conv2d(struct backend *backend, const struct conv_request *request);
-void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                       int32_t w);
 void backend_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
                          int32_t h, int32_t w, int32_t channels);
 void backend_unpack_latent(struct backend *backend, float *latent, struct matrix tokens, int32_t h,

@@ -42,11 +42,26 @@ static int cpu_rms_norm(struct backend *backend, struct matrix y, struct matrix 
     return 0;
 }
 
-static int cpu_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                          const float *weight, const float *bias, int32_t groups, float eps,
-                          bool silu)
+static int cpu_group_stats(struct backend *backend, struct matrix stats, struct matrix x)
 {
-    k_group_norm_cpu(y, x, weight, bias, groups, eps, silu, backend->workspace);
+    (void)backend;
+    k_group_stats_cpu(stats, x);
+    return 0;
+}
+
+static int cpu_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                           const float *weight, int64_t run_rows, int32_t groups, float eps)
+{
+    (void)backend;
+    k_group_merge_cpu(table, stats, weight, run_rows, groups, eps);
+    return 0;
+}
+
+static int cpu_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                           struct matrix table, const float *bias, bool silu)
+{
+    (void)backend;
+    k_group_apply_cpu(y, x, table, bias, silu);
     return 0;
 }
 
@@ -107,14 +122,6 @@ static int cpu_conv2d(struct backend *backend, const struct conv_request *reques
     return k_conv2d_cpu(request, backend->compute, backend->workspace);
 }
 
-static int cpu_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                         int32_t w)
-{
-    (void)backend;
-    k_upsample2_cpu(y, x, h, w);
-    return 0;
-}
-
 static int cpu_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
                            int32_t h, int32_t w, int32_t channels)
 {
@@ -142,7 +149,9 @@ static const struct backend_ops cpu_ops = {
     .qk_norm_rope = cpu_qk_norm_rope,
     .layer_norm = cpu_layer_norm,
     .rms_norm = cpu_rms_norm,
-    .group_norm = cpu_group_norm,
+    .group_stats = cpu_group_stats,
+    .group_merge = cpu_group_merge,
+    .group_apply = cpu_group_apply,
     .add = cpu_add,
     .gate_add = cpu_gate_add,
     .gelu_mul = cpu_gelu_mul,
@@ -151,7 +160,6 @@ static const struct backend_ops cpu_ops = {
     .affine = cpu_affine,
     .copy = cpu_copy,
     .conv2d = cpu_conv2d,
-    .upsample2 = cpu_upsample2,
     .pack_latent = cpu_pack_latent,
     .unpack_latent = cpu_unpack_latent,
     .close = cpu_close,

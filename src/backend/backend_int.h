@@ -18,8 +18,11 @@ struct backend_ops {
                       const float *shift, bool scale_plus_one, float eps);
     int (*rms_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight,
                     float eps);
-    int (*group_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight,
-                      const float *bias, int32_t groups, float eps, bool silu);
+    int (*group_stats)(struct backend *, struct matrix stats, struct matrix x);
+    int (*group_merge)(struct backend *, struct matrix table, struct matrix stats,
+                       const float *weight, int64_t run_rows, int32_t groups, float eps);
+    int (*group_apply)(struct backend *, struct matrix y, struct matrix x, struct matrix table,
+                       const float *bias, bool silu);
     int (*add)(struct backend *, struct matrix x, struct matrix y);
     int (*gate_add)(struct backend *, struct matrix x, struct matrix y, const float *gate);
     int (*gelu_mul)(struct backend *, struct matrix y, struct matrix a, struct matrix b);
@@ -28,7 +31,6 @@ struct backend_ops {
     int (*affine)(struct backend *, struct matrix y, struct matrix x, float mul, float add);
     int (*copy)(struct backend *, struct matrix y, struct matrix x);
     int (*conv2d)(struct backend *, const struct conv_request *);
-    int (*upsample2)(struct backend *, struct matrix y, struct matrix x, int32_t h, int32_t w);
     int (*pack_latent)(struct backend *, struct matrix tokens, const float *latent, int32_t h,
                        int32_t w, int32_t channels);
     int (*unpack_latent)(struct backend *, float *latent, struct matrix tokens, int32_t h,
