@@ -53,7 +53,7 @@ ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
 SETUP := setup
 endif
 
-.PHONY: all help setup demo test quick unit checks lint fuzz clean
+.PHONY: all help setup demo test quick unit checks lint soak fuzz clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -157,6 +157,9 @@ checks: unit $(PARITY) $(FAULT) $(PROGRAM) $(CUDA_CHECKS)
 lint: ## layers, file and function lengths, names
 	@tests/lint/layers.sh
 	@tests/lint/tidy.sh
+
+soak: $(PROGRAM) ## 200 posters killed at random moments and resumed (SOAK_RUNS=N for another number)
+	@MURAL=$(PROGRAM) tests/fault/soak.sh $(SOAK_RUNS)
 
 fuzz: $(FUZZ) ## build every fuzz target (run them with: make test, or by hand)
 
