@@ -27,7 +27,7 @@ static char  folder[200], model[256], token[256];
 static float expected[PIXELS];
 /* Under sanitizers a process takes ten times as long to start, so the longest loops take larger
  * strides; ThreadSanitizer sees only the tests with threads. */
-static const double HANG_SECONDS = MURAL_SANITIZED ? 4 : 0.5;
+static const double HANG_SECONDS = MURAL_SANITIZED ? 4 : 1;
 
 /* -------------------------------------------------------------------------------- painting */
 
