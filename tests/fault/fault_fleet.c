@@ -46,32 +46,46 @@ static struct fleet_request usual_request(void)
                                   .backoff_seconds = 0.001};
 }
 
-static int paint_once(const struct painter *painter, float *rgb_out, struct err *err)
+static int begin(const struct painter *painter, struct err *err)
 {
-    int                  rc = ERR_OK;
     uint32_t             steps = 0;
     struct painter_stage stage = {.prompt = "a fox in the snow",
                                   .guidance = 3.5,
                                   .steps = STEPS,
                                   .tokens = (SIDE / 16) * (SIDE / 16),
                                   .sigma_start = 0.8};
+    int                  rc = painter->begin(painter->self, &stage, &steps, err);
+
+    if (rc == ERR_OK) assert_int_equal(steps, STEPS);
+    return rc;
+}
+
+static int paint_in_stage(const struct painter *painter, float *rgb_out, struct err *err)
+{
+    int                  rc = ERR_OK;
     struct painter_noise noise = {.seed = 7, .purpose = 1, .rect = {.w = SIDE / 8, .h = SIDE / 8}};
     float                latent[CELLS], velocity[CELLS], random[CELLS];
     struct painter_tile  tile = {.w_px = SIDE, .h_px = SIDE, .latent = latent, velocity};
 
     for (int32_t i = 0; i < PIXELS; i++)
         rgb_out[i] = (float)(i % 97) / 97;
-    TRY(painter->begin(painter->self, &stage, &steps, err));
-    assert_int_equal(steps, STEPS);
     TRY(painter->encode(painter->self, rgb_out, SIDE, SIDE, latent, err));
     painter->noise(painter->self, &noise, random);
     painter->start(painter->self, latent, random, CELLS);
-    for (uint32_t step = 0; step < steps; step++) {
+    for (uint32_t step = 0; step < STEPS; step++) {
         TRY(painter->predict(painter->self, &tile, 1, step, err));
         painter->advance(painter->self, step, latent, velocity, CELLS);
     }
     TRY(painter->decode(painter->self, latent, SIDE, SIDE, rgb_out, err));
 out:
+    return rc;
+}
+
+static int paint_once(const struct painter *painter, float *rgb_out, struct err *err)
+{
+    int rc = begin(painter, err);
+
+    if (rc == ERR_OK) rc = paint_in_stage(painter, rgb_out, err);
     painter->end(painter->self);
     return rc;
 }
@@ -346,6 +360,33 @@ static void a_death_between_questions_is_not_felt(void **state)
     }
     fleet_close(fleet);
     log_install(NULL, NULL, LOG_DEBUG);
+}
+
+/* Whoever began a stage need not know that its worker is another one now. */
+static void a_stage_outlives_its_worker(void **state)
+{
+    struct fleet_request request = usual_request();
+    float                rgb[PIXELS];
+    uint32_t             count;
+    struct err           err = {0};
+
+    (void)state;
+    for (int at = 2; at <= ANSWERS; at++) {
+        struct fleet *fleet = NULL;
+        plant("exit", at);
+        ASSERT_OK(fleet_open(&fleet, &request, &err));
+        const struct painter *painter = fleet_painters(fleet, &count);
+        int                   rc = begin(painter, &err);
+        assert_int_equal(rc, at == 2 ? ERR_PEER : ERR_OK);
+        if (rc != ERR_OK) ASSERT_OK(begin(painter, &err));
+        rc = paint_in_stage(painter, rgb, &err);
+        assert_int_equal(rc, at == 2 ? ERR_OK : ERR_PEER);
+        if (rc != ERR_OK) ASSERT_OK(paint_in_stage(painter, rgb, &err));
+        assert_expected(rgb, "the second worker");
+        painter->end(painter->self);
+        fleet_close(fleet);
+    }
+    clear();
 }
 
 static void what_cannot_start_says_why(void **state)
@@ -668,22 +709,31 @@ static void every_call_of_a_worker_may_fail(void **state)
     assert_true(tally.succeeded > 5);
 }
 
+#ifdef __SANITIZE_THREAD__
+#define ONLY_THREADS 1
+#else
+#define ONLY_THREADS 0
+#endif
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
+    const struct CMUnitTest threads[] = {
         cmocka_unit_test(workers_paint_the_same_bytes),
         cmocka_unit_test(a_death_between_questions_is_not_felt),
+        cmocka_unit_test(a_stage_outlives_its_worker),
         cmocka_unit_test(a_wish_to_stop_is_heard),
         cmocka_unit_test(several_paint_at_once),
         cmocka_unit_test(a_poster_survives_its_workers),
-#ifndef __SANITIZE_THREAD__
+    };
+    const struct CMUnitTest faults[] = {
         cmocka_unit_test(a_worker_may_do_anything),
         cmocka_unit_test(each_end_has_its_sentence),
         cmocka_unit_test(what_cannot_start_says_why),
         cmocka_unit_test(workers_die_with_their_supervisor),
         cmocka_unit_test(every_call_of_the_supervisor_may_fail),
         cmocka_unit_test(every_call_of_a_worker_may_fail),
-#endif
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    int failed = cmocka_run_group_tests(threads, setup, teardown);
+
+    return ONLY_THREADS ? failed : failed + cmocka_run_group_tests(faults, setup, teardown);
 }
