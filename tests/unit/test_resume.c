@@ -16,54 +16,9 @@ static struct os_calls working;
 
 /* ----------------------------------------------------------------------------------- stories */
 
-static void small_open(struct story *story)
-{
-    struct err err = {0};
-
-    story_open(story, "even", 8);
-    story->config.width_px = 200;
-    story->config.height_px = 150;
-    story->config.tile_px = 128;
-    ASSERT_OK(render_plan_make(&story->plan, &story->config, &err));
-    assert_int_equal(grid_count(&story->plan.grid), 4);
-}
-
-static uint64_t hash_of(const struct story *story)
-{
-    struct err err = {0};
-    uint64_t   hash = 0, bytes = 0;
-
-    ASSERT_OK(hash64_file(&hash, &bytes, story->config.output, &err));
-    return hash;
-}
-
-static uint64_t reference(void)
-{
-    static uint64_t known;
-    struct story    story;
-    struct err      err = {0};
-
-    if (known != 0) return known;
-    small_open(&story);
-    ASSERT_OK(render_poster(&story.request, &err));
-    known = hash_of(&story);
-    story_close(&story);
-    return known;
-}
-
 static void path_of(char out[300], const struct story *story, const char *name)
 {
     (void)snprintf(out, 300, "%s.mural/%s", story->config.output, name);
-}
-
-/* Another process with the same settings: nothing but the disk is left of the first. */
-static void go_on(struct story *story)
-{
-    struct err err = {0};
-
-    story->fake = (struct fake){0};
-    ASSERT_OK(render_poster(&story->request, &err));
-    assert_true(hash_of(story) == reference());
 }
 
 /* -------------------------------------------------------------------------------------- kills */
@@ -538,69 +493,6 @@ static void a_stop_after_the_tile_finishes_the_tile(void **state)
     }
 }
 
-/* --------------------------------------------------------------------------------------- crew */
-
-static void any_number_of_painters_gives_the_same_bytes(void **state)
-{
-    (void)state;
-    for (uint32_t count = 2; count <= 5; count++) {
-        struct story   story;
-        struct err     err = {0};
-        struct fake    fakes[5] = {{0}};
-        struct painter painters[5];
-        int            predictions = 0;
-
-        small_open(&story);
-        for (uint32_t i = 0; i < count; i++)
-            painters[i] = painter_of(&fakes[i]);
-        story.request.painters = painters;
-        story.request.painter_count = count;
-        ASSERT_OK(render_poster(&story.request, &err));
-        assert_true(hash_of(&story) == reference());
-        for (uint32_t i = 0; i < count; i++) {
-            predictions += fakes[i].predictions;
-            assert_int_equal(fakes[i].begun, fakes[i].ended - (i == 0 ? 0 : 0));
-        }
-        assert_int_equal(predictions, 2 + 4 * 3);
-        story_close(&story);
-    }
-}
-
-static void a_broken_painter_is_left_out(void **state)
-{
-    (void)state;
-    for (int broken = 0; broken < 3; broken++) {
-        struct story   story;
-        struct err     err = {0};
-        struct fake    fakes[2] = {{0}};
-        struct painter painters[2] = {painter_of(&fakes[0]), painter_of(&fakes[1])};
-
-        small_open(&story);
-        story.config.tile_retries = 1;
-        for (int i = 0; i < 2; i++) {
-            if (i != broken && broken != 2) continue;
-            fakes[i].break_at = i == 0 ? 5 : 1; /* the draft is painted by the first */
-            fakes[i].break_count = 1 << 20;
-            fakes[i].break_code = ERR_PEER;
-        }
-        story.request.painters = painters;
-        story.request.painter_count = 2;
-        if (broken < 2) {
-            ASSERT_OK(render_poster(&story.request, &err));
-            assert_true(hash_of(&story) == reference());
-        } else {
-            ASSERT_REFUSED(ERR_PARTIAL, "4 of 4 tiles are missing",
-                           render_poster(&story.request, &err));
-        }
-        story.request.painter_count = 1;
-        story.request.painters = &story.painter;
-        (void)unlink(story.config.output);
-        err = (struct err){0};
-        go_on(&story);
-        story_close(&story);
-    }
-}
-
 /* ------------------------------------------------------------------------------------- memory */
 
 static int   allocations, allocations_at_first_tile, allocations_at_last_tile;
@@ -688,8 +580,6 @@ int main(void)
         cmocka_unit_test(a_lost_tile_is_filled_from_the_draft_on_request),
         cmocka_unit_test(a_retry_changes_its_tiles_and_says_so),
         cmocka_unit_test(a_stop_after_the_tile_finishes_the_tile),
-        cmocka_unit_test(any_number_of_painters_gives_the_same_bytes),
-        cmocka_unit_test(a_broken_painter_is_left_out),
         cmocka_unit_test(nothing_is_allocated_from_the_first_tile_to_the_last),
         cmocka_unit_test(words_of_the_dead_are_void_and_of_other_hosts_believed),
     };
