@@ -24,11 +24,12 @@ static void path_of(char out[300], const struct story *story, const char *name)
 /* -------------------------------------------------------------------------------------- kills */
 
 static int  calls_made, dies_at;
+static bool once; /* only that one call fails, and life goes on */
 static bool dead(void)
 {
     calls_made++;
     errno = EIO;
-    return dies_at > 0 && calls_made >= dies_at;
+    return dies_at > 0 && (once ? calls_made == dies_at : calls_made >= dies_at);
 }
 static int64_t dying_pwrite(int fd, const void *x, size_t bytes, int64_t offset)
 {
@@ -75,8 +76,22 @@ static int dying_ftruncate(int fd, int64_t bytes)
     return dead() ? -1 : working.ftruncate(fd, bytes);
 }
 
+static void *failing_calloc(size_t count, size_t bytes)
+{
+    return dead() ? NULL : working.calloc(count, bytes);
+}
+static int64_t failing_pread(int fd, void *out, size_t bytes, int64_t offset)
+{
+    return dead() ? -1 : working.pread(fd, out, bytes, offset);
+}
+static int failing_flock(int fd, int operation)
+{
+    return dead() ? -1 : working.flock(fd, operation);
+}
+
 static void kill_at(int moment)
 {
+    once = false;
     calls_made = 0;
     dies_at = moment;
     os.pwrite = dying_pwrite;
@@ -107,6 +122,37 @@ static void killed_at_every_call_goes_on_to_the_same_bytes(void **state)
         story_close(&story);
     }
     assert_true(moments > 60); /* at least open, write, sync, sync and a record for every tile */
+}
+
+static void every_single_failing_call_is_told_and_mended(void **state)
+{
+    int moments = 0, failures = 0;
+
+    (void)state;
+    (void)reference();
+    for (bool ends = false; !ends; moments++) {
+        struct story story;
+        struct err   err = {0};
+        int          rc;
+
+        small_open(&story);
+        kill_at(moments + 1);
+        once = true;
+        os.calloc = failing_calloc;
+        os.pread = failing_pread;
+        os.flock = failing_flock;
+        rc = render_poster(&story.request, &err);
+        os = working;
+        ends = calls_made <= moments;
+        if (rc == ERR_OK)
+            assert_true(hash_of(&story) == reference());
+        else
+            assert_true(err.code == (enum err_code)rc && strlen(err.text) > 10);
+        failures += rc != ERR_OK;
+        go_on(&story);
+        story_close(&story);
+    }
+    assert_true(failures > 100);
 }
 
 /* A run that is killed again and again, always a little later, never paints a tile twice. */
@@ -568,6 +614,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(killed_at_every_call_goes_on_to_the_same_bytes),
+        cmocka_unit_test(every_single_failing_call_is_told_and_mended),
         cmocka_unit_test(killed_again_and_again_loses_nothing),
         cmocka_unit_test(a_retry_that_is_killed_goes_on),
         cmocka_unit_test(every_truncation_and_damage_is_mended),
