@@ -82,9 +82,9 @@ def layer(base: float, amp: float, freq: float, **more) -> dict:
     left, right, soft: where it begins and ends, and over what width (headlands, islands).
     void: half width of a gap in the middle.  depth: how far the slope is seen below its crest.
     relief: strength of light and shade.
-    rows, row_drop: rows of trees and the height between them.  dense, clump: their share of the places,
-    and how much it changes from place to place.  taper: run down to the water like a headland.  turf: grass
-    on the tops of rocks, measured down from the crest.
+    rows, row_drop: rows of trees and the height between them.  dense, clump: the share of places
+    that hold one, and how much it changes from place to place.
+    taper: run down to the water like a headland.  turf: how deep grass reaches on tops of rock.
     strata: horizontal beds of rock.  ripple: wind ripples of sand.  bloom: flowers.
     """
     out = dict(base=base, amp=amp, freq=freq, sharp=0.0, gain=.45, skew=.6, haze=0.0, mist=0.0,
@@ -246,15 +246,29 @@ def header() -> str:
             f"SCENE_SIZE = {scene_size + LAYERS * layer_size} }};\n")
 
 
-def row(scene: dict) -> list[float]:
-    """A scene's numbers in the order of `header`."""
-    out = [scene[name] for name in SCENE_FIELDS]
-    for name in COLOURS:
-        out += scene[name]
-    for fields in scene["layers"]:
-        out += [fields[name] for name in LAYER_FIELDS]
-        out += [*fields["low"], *fields["high"]]
-    return out
+@dataclass(frozen=True)
+class Packed:
+    """Scenes as numbers: rows [B,SCENE_SIZE] in the order of `header`, and whole seeds [B]."""
+
+    rows: Tensor
+    seeds: Tensor
+
+    def aspects(self) -> Tensor:
+        return self.rows[:, SCENE_FIELDS.index("aspect")]
+
+
+def pack(scenes: list[dict]) -> Packed:
+    rows = []
+    for scene in scenes:
+        numbers = [scene[name] for name in SCENE_FIELDS]
+        for name in COLOURS:
+            numbers += scene[name]
+        for fields in scene["layers"]:
+            numbers += [fields[name] for name in LAYER_FIELDS]
+            numbers += [*fields["low"], *fields["high"]]
+        rows.append(numbers)
+    return Packed(torch.tensor(rows, dtype=torch.float32),
+                  torch.tensor([s["seed"] for s in scenes], dtype=torch.int32))
 
 
 class Request(ctypes.Structure):
@@ -280,16 +294,15 @@ def library(gpu: bool) -> ctypes.CDLL:
     return ctypes.CDLL(str(stem.with_suffix(".so")))
 
 
-def paint(scenes: list[dict], left: Tensor, top: Tensor, pixel: Tensor, height: int, width: int,
+def paint(packed: Packed, left: Tensor, top: Tensor, pixel: Tensor, height: int, width: int,
           device: torch.device | str = "cpu") -> Tensor:
     """Pictures [B,3,height,width] in bytes of the rectangles with upper left corners (left, top).
 
     left, top, pixel: [B]; pixel is the size of a pixel in scene units.
     """
-    count, gpu = len(scenes), torch.device(device).type == "cuda"
-    rows = torch.tensor([row(s) for s in scenes], dtype=torch.float32).to(device)
-    seeds = torch.tensor([s["seed"] for s in scenes], dtype=torch.int32).to(device)
-    windows = torch.stack([left, top, pixel], 1).float().contiguous().to(device)
+    count, gpu = len(packed.seeds), torch.device(device).type == "cuda"
+    windows = torch.stack([left, top, pixel], 1).float().contiguous()
+    rows, windows, seeds = (t.to(device) for t in (packed.rows, windows, packed.seeds))
     crests = torch.empty(count, 2 * width, LAYERS, device=device)
     out = torch.empty(count, 3, height, width, dtype=torch.uint8, device=device)
     request = Request(*(t.data_ptr() for t in (rows, windows, seeds, crests, out)), count, height,
