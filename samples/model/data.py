@@ -45,6 +45,12 @@ def signed(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1.0
 
 
+def sent(array: np.ndarray) -> Tensor:
+    """An array on the device; the host does not wait for a GPU to take it."""
+    x = torch.from_numpy(array)
+    return x.pin_memory().to(DEVICE, non_blocking=True) if DEVICE == "cuda" else x
+
+
 def layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -201,6 +207,8 @@ class Source:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.count, self.turn = count, defaultdict(int)
         self.queues, self.workers = {}, []
+        self.words = Words(folder)   # before the fork, so that its imports are made once
+        self.drawer = Drawer(f"{seed} here")
         fork = multiprocessing.get_context("fork")
         for shape, number in processes.items():
             self.queues[shape] = [fork.Queue(6) for _ in range(number)]
@@ -209,14 +217,12 @@ class Source:
                     target=draw_forever, daemon=True,
                     args=(queue, f"{seed} {shape} {i}", folder, shape, count)))
                 self.workers[-1].start()
-        self.words = Words(folder)
-        self.drawer = Drawer(f"{seed} here")
 
     def take(self, shape: str) -> dict[str, np.ndarray]:
         if not self.queues.get(shape):
             return draw_batch(self.drawer, self.words, shape, self.count)
         turn = self.turn[shape] = (self.turn[shape] + 1) % len(self.queues[shape])
-        return self.queues[shape][turn].get()
+        return self.queues[shape][turn].get(timeout=180)
 
     def close(self) -> None:
         for worker in self.workers:
@@ -288,7 +294,7 @@ class Pool:
     @torch.no_grad()
     def refresh(self) -> None:
         """Paint and encode one batch of new pictures."""
-        drawn = {k: torch.from_numpy(v) for k, v in self.source.take(self.name).items()}
+        drawn = {k: sent(v) for k, v in self.source.take(self.name).items()}
         packed = painter.Packed(drawn["rows"], drawn["seeds"])
         new = {"clip": drawn["clip"], "t5": drawn["t5"]}
         if self.tile:
@@ -302,8 +308,8 @@ class Pool:
             if name not in self.parts:
                 self.parts[name] = torch.zeros(self.size, *value.shape[1:], dtype=value.dtype,
                                                device=DEVICE)
-            slots = (torch.arange(len(value)) + self.next) % self.size
-            self.parts[name][slots.to(DEVICE)] = value.to(DEVICE)
+            slots = (torch.arange(len(value), device=DEVICE) + self.next) % self.size
+            self.parts[name][slots] = value
         self.next = (self.next + len(packed.seeds)) % self.size
         self.made += len(packed.seeds)
 
@@ -328,5 +334,5 @@ def paint_tiles(packed: painter.Packed, places: Tensor, encoder: Encoder) -> tup
     z = encoder("encode", part)
     z = z + .12 * torch.rand(len(z), 1, 1, 1, device=DEVICE) * torch.randn_like(z)
     draft = encoder("decode", z).clamp(-1, 1)
-    left, top, span = places[:, 6:9].to(DEVICE).T
+    left, top, span = places[:, 6:9].T
     return tiles, encoder("encode", enlarged(draft, left, top, span, side))

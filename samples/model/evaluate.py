@@ -20,7 +20,7 @@ from torch import Tensor
 import captions
 import painter
 from data import (AXES, DEVICE, SHAPES, T5_LENGTH, Drawer, Encoder, Pool, Source, Words, autocast,
-                  draw_batch, enlarged, paint_tiles, psnr, save_grid, view)
+                  draw_batch, enlarged, paint_tiles, psnr, save_grid, sent, view)
 from network import pack, rope_table, unpack
 from train import Flow, check_vae, load_flow, load_vae, log, tile_loss, view_loss
 
@@ -236,11 +236,10 @@ def edge_energy(pictures: Tensor) -> float:
 
 @torch.no_grad()
 def tiles(a: argparse.Namespace, artist: Artist, count: int) -> tuple[dict, list[Tensor]]:
-    """A refined tile must equal its source when both are small, and hold the detail of the truth."""
+    """A refined tile equals its source when both are small, and holds the detail of the truth."""
     drawer = Drawer(987655)
     drawer.zoom = lambda: 15.0
-    drawn = {k: torch.from_numpy(v)
-             for k, v in draw_batch(drawer, artist.words, "tile", count).items()}
+    drawn = {k: sent(v) for k, v in draw_batch(drawer, artist.words, "tile", count).items()}
     packed = painter.Packed(drawn["rows"], drawn["seeds"])
     torch.manual_seed(2)
     true, soft = paint_tiles(packed, drawn["places"], artist.encoder)

@@ -216,7 +216,8 @@ FN rgb ground(const view &v, int k, float y)
     if (l[TURF] > 0.0f) {
         float top = l[TURF] * (1.0f + 1.5f * patch + .8f * grain) - depth;
         rgb   grass = colour(s + GRASS) * (.62f + .3f * patch + .25f * grain);
-        albedo = mix(albedo, grass, smooth(-.004f, .012f, top) * smooth(.70f, .98f, inside_of(l, v.x)));
+        albedo = mix(albedo, grass,
+                     smooth(-.004f, .012f, top) * smooth(.70f, .98f, inside_of(l, v.x)));
     }
     float altitude = (y - l[BASE]) / fmaxf(l[AMP], .01f);
     float snow = smooth(-.10f, .10f, altitude + .35f * patch + .18f * grain - 1.0f +
@@ -290,7 +291,8 @@ FN float trees(const view &v, int k, float y, rgb &out)
     float cover = 0.0f, tone = 0.0f, nearest = 0.0f;
     for (int row = rows - 1; row >= 0 && cover < 1.0f; row--) {
         int   seed = layer_seed(v, k) + 104729 + 977 * row;
-        float gap = l[GAP] * (1.0f + .18f * (float)row), tall = l[TREES] * (1.0f + .2f * (float)row);
+        float gap = l[GAP] * (1.0f + .18f * (float)row);
+        float tall = l[TREES] * (1.0f + .2f * (float)row);
         float place = v.x / gap + .37f * (float)row, cell = floorf(place);
         float row_cover = 0.0f, row_tone = 0.0f;
         for (int j = -1; j <= 1; j++) {
@@ -322,7 +324,8 @@ FN float trees(const view &v, int k, float y, rgb &out)
     rgb   wood = mix(colour(l + LOW), colour(l + HIGH), clamp(.5f + .9f * tone));
     float frost = s[WINTER] * smooth(.0f, .45f, tone + .15f);
     wood = mix(wood, {.84f, .89f, .97f}, .8f * frost);
-    wood = wood * (colour(s + AMBIENT) * .9f + colour(s + LIGHT) * (.6f * clamp(.6f + tone, 0, 1.3f)));
+    wood = wood * (colour(s + AMBIENT) * .9f +
+                   colour(s + LIGHT) * (.6f * clamp(.6f + tone, 0.0f, 1.3f)));
     out = mix(wood, air(v), l[HAZE] * (1.0f - .12f * nearest));
     return cover;
 }
@@ -503,7 +506,8 @@ FN void fill_pixel(const request &r, const float *scene, int i, int row, int col
     rgb          sum = {0, 0, 0};
 
     for (int a = 0; a < 2; a++) {
-        view v = {scene, r.crests + ((int64_t)i * 2 * r.width + 2 * column + a) * LAYERS, r.seeds[i],
+        view v = {scene, r.crests + ((int64_t)i * 2 * r.width + 2 * column + a) * LAYERS,
+                  r.seeds[i],
                   window[0] + window[2] * ((float)column + .25f + .5f * (float)a), window[2] * .8f};
         sum = sum + point(v, window[1] - window[2] * ((float)row + (a ? .75f : .25f)));
     }

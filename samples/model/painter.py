@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def layer(base: float, amp: float, freq: float, **more) -> dict:
     """
     out = dict(base=base, amp=amp, freq=freq, sharp=0.0, gain=.45, skew=.6, haze=0.0, mist=0.0,
                snow=0.0, rough=.5, trees=0.0, gap=.03, crown=0.0, left=-9.0, right=9.0, soft=.2,
-               void=-1.0, strata=0.0, ripple=0.0, bloom=0.0, depth=.3, relief=1.0, taper=0.0, turf=0.0,
+               void=-1.0, strata=0.0, ripple=0.0, bloom=0.0, depth=.3, relief=1.0, taper=0.0,
+               turf=0.0,
                rows=1.0 if more.get("trees") else 0.0, row_drop=.02, dense=.93, clump=0.0,
                low=(.3, .3, .3), high=(.5, .5, .5))
     out.update(more)
@@ -191,7 +193,8 @@ def compose(theme: Theme, aspect: float, rng: random.Random) -> dict:
     elif theme.place == "forest":
         layers = ridges(1, level + .08, 0, .26, .80, .75, freq=1.4, **peaks)
         layers += ridges(5, level + .10, .095, .09, .66, .04, freq=lambda t: 1.6 - .6 * t,
-                         trees=lambda t: .036 + .15 * t ** 1.5, gap=lambda t: .011 + .042 * t ** 1.5,
+                         trees=lambda t: .036 + .15 * t ** 1.5,
+                         gap=lambda t: .011 + .042 * t ** 1.5,
                          rows=lambda t: 3.0 - (t > .8), dense=.86, clump=.45,
                          row_drop=lambda t: .014 + .06 * t, depth=lambda t: .14 + .1 * t, **firs)
         layers += ridges(1, level - .44, 0, .09, .0, .0, freq=1.2, low=mixed(green[0], wood[0], .5),
@@ -285,7 +288,8 @@ def library(gpu: bool) -> ctypes.CDLL:
     stem = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{'gpu' if gpu else 'cpu'}"
     if not stem.with_suffix(".so").exists():
         stem.with_suffix(".cu").write_text(source)
-        command = (["nvcc", "-O3", "-arch=native", "-use_fast_math", "-Xcompiler", "-fPIC"] if gpu
+        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+        command = ([nvcc, "-O3", "-arch=native", "-use_fast_math", "-Xcompiler", "-fPIC"] if gpu
                    else ["g++", "-x", "c++", "-O3", "-march=native", "-ffast-math", "-fopenmp",
                          "-fPIC"])
         part = stem.with_suffix(f".{os.getpid()}")

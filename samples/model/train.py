@@ -323,7 +323,7 @@ class Muon:
 
 
 def orthogonal(g: Tensor) -> Tensor:
-    """Nearly orthogonal matrices [n,r,c] by five Newton-Schulz steps (quintic, in bf16 on a GPU)."""
+    """Nearly orthogonal matrices [n,r,c] by five Newton-Schulz steps, on a GPU in bf16."""
     x = g.bfloat16() if g.is_cuda else g
     flat = x.shape[1] > x.shape[2]
     x = x.mT if flat else x
@@ -451,6 +451,9 @@ class Training:
         torch._foreach_lerp_(self.averaged, self.params, 1.0 - keep)
 
     def save(self, folders: list[Path], seconds: float) -> None:
+        """Write a checkpoint, but never one that holds anything but numbers."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.params):
+            raise SystemExit("the weights are no longer finite; the last checkpoint stands")
         self.facts["seconds"] = round(seconds, 1)
         both = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         both |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
