@@ -1,8 +1,8 @@
 """What the trained model can do: losses on held-out pictures, the words test, the tile test.
 
-Writes `evaluation.json` with every number and pictures for the eye into the work folder (and its
-second copy).  Attributes are measured in the pixels, by rules that painted pictures confirm: no
-other model judges.
+Writes `evaluation.json` with every number and pictures for the eye into the work folder.
+Attributes are measured in the pixels, by rules that painted pictures confirm: no other model
+judges.
 """
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import random
-import shutil
 from collections import defaultdict
 
 import torch
@@ -207,7 +206,7 @@ def one_word_changed(artist: Artist, judge: Judge, seeds: int) -> tuple[dict, di
         "sunset_to_night": ("time", "sunset", "night", "sky_light", "{other} at {word}",
                             [captions.WORDS[p][0] for p in painter.PLACES]),
         "lake_to_desert": ("place", "lake", "desert", "sand", "a {word} {other}",
-                           [captions.WORDS[t][0] for t in painter.TIMES]),
+                           ["at dawn", "by day", "in the early morning", "in daylight"]),
         "desert_to_lake": ("place", "desert", "lake", "water", "a {word} by day{other}",
                            ["", ", a clear sky", ", a few clouds"]),
         "forest_to_winter": (None, "green forest", "snowy winter forest", "snow",
@@ -311,8 +310,5 @@ def evaluate(a: argparse.Namespace) -> None:
         save_grid([*drafts], 3, a.work / "posters.jpg")
         save_grid(shots, 8, a.work / "crops.jpg")
     captions.write_json(a.work / "evaluation.json", result)
-    for folder in a.folders[1:]:
-        for path in [*a.work.glob("*.jpg"), a.work / "evaluation.json"]:
-            shutil.copy(path, folder)
     print(json.dumps(result, indent=1))
     log("evaluated")

@@ -237,7 +237,9 @@ FN rgb ground(const view &v, int k, float y)
         lit += .16f * blades;
     }
     lit = clamp(lit);
-    rgb shade = albedo * (colour(s + AMBIENT) * .78f + colour(s + LIGHT) * (.80f * lit));
+    /* What the light reaches sees less of the sky: sand and grass keep their colour by day. */
+    rgb shade = albedo * (colour(s + AMBIENT) * (.82f - .36f * lit) +
+                          colour(s + LIGHT) * (.84f * lit));
     if (l[BLOOM] > 0.0f) shade = flowers(v, l[BLOOM], depth, patch, shade, lit);
     float veil = l[HAZE] + (1.0f - l[HAZE]) * l[MIST] * smooth(0.0f, 1.0f, depth / l[DEPTH]);
     return mix(shade, air(v), veil);

@@ -21,8 +21,8 @@ import argparse
 import copy
 import json
 import math
-import os
 import random
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -119,25 +119,20 @@ def load_state(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
     return {k: v.float() for k, v in tensors.items()}, facts
 
 
-COMPILED, COMPILED_PIECES = "compiled", 3
-
-
 def save_compiled(folders: list[Path]) -> None:
-    """Keep what torch.compile made, so that the next run of such a GPU need not make it again."""
+    """Keep what torch.compile made, so that the next run on such a GPU need not make it again."""
     found = torch.compiler.save_cache_artifacts()
-    if not found or len(found[0]) > COMPILED_PIECES * PIECE:
-        return
-    for folder in folders:
-        for i in range(0, len(found[0]), PIECE):
-            (folder / f"{COMPILED}-{i // PIECE}.bin").write_bytes(found[0][i:i + PIECE])
-    log("compiled code kept:", len(found[0]), "bytes")
+    packed = zlib.compress(found[0], 6) if found else b""
+    log("compiled code:", len(packed), "bytes" + ("" if 0 < len(packed) <= PIECE else ", not kept"))
+    if 0 < len(packed) <= PIECE:
+        for folder in folders:
+            (folder / "compiled.bin").write_bytes(packed)
 
 
 def load_compiled(folder: Path) -> None:
-    pieces = sorted(folder.glob(f"{COMPILED}-*.bin"))
-    if pieces:
-        torch.compiler.load_cache_artifacts(b"".join(p.read_bytes() for p in pieces))
-        log("compiled code read:", len(pieces), "pieces")
+    if (folder / "compiled.bin").exists():
+        torch.compiler.load_cache_artifacts(zlib.decompress((folder / "compiled.bin").read_bytes()))
+        log("compiled code read")
 
 
 # ------------------------------------------------------------------------------------------- VAE
@@ -564,7 +559,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=("tokenizers", "vae", "flow", "export", "evaluate"))
     parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints, pictures")
-    parser.add_argument("--copy", type=Path, help="a second folder for checkpoints and pictures")
+    parser.add_argument("--copy", type=Path, help="a second folder for checkpoints")
     parser.add_argument("--model", type=Path, default=HERE, help="folder of the model's files")
     parser.add_argument("--seconds", type=float, default=150.0, help="length of this run")
     parser.add_argument("--total", type=float, default=1400.0, help="length of all flow runs")
