@@ -169,7 +169,8 @@ def check_vae(vae: VAE, count: int, picture: Path | None = None) -> dict:
     views = view(scenes, *SHAPES["wide"])
     close = signed(crops(drawer, count, SHAPES["tile"][0] // 2))
     steps = torch.tensor([-.9, 0.0, .9], device=DEVICE)
-    flats = torch.cartesian_prod(steps, steps, steps).view(27, 3, 1, 1).expand(-1, -1, 128, 128)
+    side = SHAPES["tile"][0] // 2
+    flats = torch.cartesian_prod(steps, steps, steps).view(27, 3, 1, 1).expand(-1, -1, side, side)
     run = Encoder(vae, compiled=False, part=16)
     back = [run("decode", run("encode", x)) for x in (views, close, flats)]
     flat = (back[2] - flats) * 127.5
