@@ -120,8 +120,15 @@ def load_state(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def save_compiled(folders: list[Path]) -> None:
-    """Keep what torch.compile made, so that the next run on such a GPU need not make it again."""
-    found = torch.compiler.save_cache_artifacts()
+    """Keep what torch.compile made, so that the next run on such a GPU need not make it again.
+
+    A convenience: where it fails, the training goes on and the next run compiles.
+    """
+    try:
+        found = torch.compiler.save_cache_artifacts()
+    except RuntimeError as error:
+        log("compiled code: not kept,", error)
+        return
     packed = zlib.compress(found[0], 6) if found else b""
     log("compiled code:", len(packed), "bytes" + ("" if 0 < len(packed) <= PIECE else ", not kept"))
     if 0 < len(packed) <= PIECE:
