@@ -543,6 +543,7 @@ static int run(struct mural_job *job, struct err *err)
     TRY(engine_identify(&identity, &job->options, err));
     request.model_identity = identity.model;
     request.numeric = identity.numeric;
+    if (job->task != MURAL_DRAFT) TRY(render_check(&request, err));
     TRY(painting_open(&painting, job, identity.model, err));
     request.painters = painting.painters;
     request.painter_count = painting.painter_count;

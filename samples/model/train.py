@@ -2,41 +2,42 @@
 
     python train.py tokenizers
     python train.py vae  --work DIR --seconds 165       (again while the gate is closed)
-    python train.py flow --work DIR --seconds 550 --total 1100   (again until the total is spent)
+    python train.py flow --work DIR --seconds 560 --total 1400   (again until the total is spent)
     python train.py export   --work DIR
     python train.py evaluate --work DIR
 
-Files of the model are written beside this script, checkpoints (pieces under 15 MB) to the work
-folder.  Every stage continues from the checkpoint it finds.  `--dry` shrinks all sizes so that the
-whole recipe can be walked through on a CPU in minutes.
+Checkpoints (pieces under 15 MB) go to the work folder every two minutes, and to the folder that
+--copy names.  Every stage continues from the checkpoint it finds in the work folder.  The model's
+own files are written to the folder that --model names, by default the one this script lies in.
+`--dry` shrinks all sizes so that the whole recipe can be walked through on a CPU in minutes.
 """
 from __future__ import annotations
+
+import time
+
+STARTED = time.time()                # before the slow imports: a run's seconds hold them, too
 
 import argparse
 import copy
 import json
 import math
 import random
-import time
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch._dynamo
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import captions
-import painter
-from network import (VAE, ClipText, T5Encoder, Transformer, pack, rope_table, unpack)
+from data import (AXES, DEVICE, SHAPES, T5_LENGTH, Drawer, Encoder, Pool, Source,
+                  Words, autocast, crops, layout, psnr, save_grid, shrink, signed, view)
+from network import VAE, ClipText, T5Encoder, Transformer, unpack
 
 HERE = Path(__file__).resolve().parent
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLIP_LENGTH, T5_LENGTH = 48, 64      # CLIP is causal: cutting behind the end token changes nothing
-AXES = (8, 28, 28)
 GATE_PSNR, GATE_FLAT = 28.0, 3.0     # decibels; mean error of flat colours in 8-bit steps
 
 VAE_CONFIG = dict(
@@ -76,78 +77,8 @@ MODEL_INDEX = dict(
     tokenizer_2=["transformers", "T5TokenizerFast"],
     transformer=["diffusers", "FluxTransformer2DModel"], vae=["diffusers", "AutoencoderKL"])
 
-STARTED = time.time()
-
-
 def log(*parts: object) -> None:
     print(f"[{time.time() - STARTED:6.1f}]", *parts, flush=True)
-
-
-def autocast() -> torch.autocast:
-    return torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")
-
-
-# -------------------------------------------------------------------------------------- pictures
-
-SHAPES = {"wide": (288, 512), "square": (512, 512), "tall": (512, 288)}
-
-
-class Drawer:
-    """Draws scenes at random and paints views and crops of them."""
-
-    def __init__(self, seed: int):
-        self.rng = random.Random(seed)
-
-    def scenes(self, count: int, aspect: float) -> tuple[list, list]:
-        themes = [captions.draw_theme(self.rng) for _ in range(count)]
-        return themes, [painter.compose(t, aspect, self.rng) for t in themes]
-
-    def words(self, themes: list) -> list[str]:
-        return [captions.write_caption(t, self.rng) for t in themes]
-
-    def window(self, scene: dict, span: float) -> tuple[float, float]:
-        """Left and top of a square window of side span; land is drawn more often than sky."""
-        half = scene["aspect"] / 2
-        span_x, span_y = min(span, 2 * half), min(span, 1.0)
-        left = self.rng.uniform(-half, half - span_x)
-        low, high = span_y, 1.0
-        if self.rng.random() < .6:
-            high = min(1.0, max(span_y + .01, scene["level"] + .25 + span_y / 2))
-        return left, self.rng.uniform(low, high)
-
-
-def bytes_of(x: Tensor) -> Tensor:
-    return (x * 255.0).round().byte()
-
-
-def signed(x: Tensor) -> Tensor:
-    """8-bit pictures to [-1,1]."""
-    return x.float() / 127.5 - 1.0
-
-
-def view(scenes: list, height: int, width: int) -> Tensor:
-    """Whole pictures [B,3,height,width] in [0,1]."""
-    left = torch.tensor([-s["aspect"] / 2 for s in scenes])
-    size = torch.full((len(scenes),), 1.0 / height)
-    return painter.paint(scenes, left, torch.ones(len(scenes)), size, height, width, DEVICE)
-
-
-def save_grid(pictures: list[Tensor], columns: int, path: Path) -> None:
-    """Write equally large pictures [3,h,w] in [0,1] as one PNG."""
-    h, w = pictures[0].shape[1:]
-    rows = -(-len(pictures) // columns)
-    sheet = np.zeros((rows * h, columns * w, 3), np.uint8)
-    for i, p in enumerate(pictures):
-        r, c = divmod(i, columns)
-        image = bytes_of(p.float().clamp(0, 1)).permute(1, 2, 0).cpu().numpy()
-        sheet[r * h:(r + 1) * h, c * w:(c + 1) * w] = image
-    Image.fromarray(sheet).save(path)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over pictures in [-1,1] of the peak signal-to-noise ratio."""
-    error = ((a.clamp(-1, 1) - b) / 2).square().mean((1, 2, 3)).clamp(min=1e-10)
-    return float((-10.0 * torch.log10(error)).mean())
 
 
 # ----------------------------------------------------------------------------------- checkpoints
@@ -155,9 +86,12 @@ def psnr(a: Tensor, b: Tensor) -> float:
 PIECE = 14 << 20
 
 
-def save_state(folder: Path, name: str, tensors: dict[str, Tensor], facts: dict) -> None:
-    """Tensors as bf16 in pieces of at most PIECE bytes, facts as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_state(folders: list[Path], name: str, tensors: dict[str, Tensor], facts: dict) -> None:
+    """Tensors as bf16 in pieces of at most PIECE bytes, facts as JSON, in each of the folders.
+
+    All parts are written under other names and renamed last, so that a run killed at any moment
+    leaves a whole checkpoint.
+    """
     piece: dict[str, Tensor] = {}
     pieces, size = [piece], 0
     for key, tensor in tensors.items():
@@ -167,13 +101,17 @@ def save_state(folder: Path, name: str, tensors: dict[str, Tensor], facts: dict)
             pieces.append(piece)
         piece[key] = tensor
         size += tensor.nbytes
-    for i, piece in enumerate(pieces):
-        save_file(piece, folder / f"{name}-{i}.safetensors")
-    captions.write_json(folder / f"{name}.json", facts | {"pieces": len(pieces)})
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, piece in enumerate(pieces):
+            save_file(piece, folder / f"{name}-{i}.part")
+        captions.write_json(folder / f"{name}.part", facts | {"pieces": len(pieces)})
+        for i in range(len(pieces)):
+            (folder / f"{name}-{i}.part").rename(folder / f"{name}-{i}.safetensors")
+        (folder / f"{name}.part").rename(folder / f"{name}.json")
 
 
 def load_state(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
-    from safetensors.torch import load_file
     facts = json.loads((folder / f"{name}.json").read_text())
     tensors: dict[str, Tensor] = {}
     for i in range(facts["pieces"]):
@@ -181,22 +119,30 @@ def load_state(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
     return {k: v.float() for k, v in tensors.items()}, facts
 
 
+def save_compiled(folders: list[Path]) -> None:
+    """Keep what torch.compile made, so that the next run on such a GPU need not make it again.
+
+    A convenience: where it fails, the training goes on and the next run compiles.
+    """
+    try:
+        found = torch.compiler.save_cache_artifacts()
+    except RuntimeError as error:
+        log("compiled code: not kept,", error)
+        return
+    packed = zlib.compress(found[0], 6) if found else b""
+    log("compiled code:", len(packed), "bytes" + ("" if 0 < len(packed) <= PIECE else ", not kept"))
+    if 0 < len(packed) <= PIECE:
+        for folder in folders:
+            (folder / "compiled.bin").write_bytes(packed)
+
+
+def load_compiled(folder: Path) -> None:
+    if (folder / "compiled.bin").exists():
+        torch.compiler.load_cache_artifacts(zlib.decompress((folder / "compiled.bin").read_bytes()))
+        log("compiled code read")
+
+
 # ------------------------------------------------------------------------------------------- VAE
-
-def vae_crops(drawer: Drawer, count: int, side: int) -> Tensor:
-    """8-bit pictures [count,3,side,side]: half near the whole view, half anywhere up to 16x."""
-    out, some = [], min(128, count)
-    while len(out) * some < count:
-        _, scenes = drawer.scenes(some, 16 / 9)
-        zoom = [math.exp(drawer.rng.uniform(0, math.log(1.6 if i % 2 else 16.0)))
-                for i in range(some)]
-        pixel = [1.0 / (288 * z) for z in zoom]
-        corner = [drawer.window(s, side * p) for s, p in zip(scenes, pixel)]
-        left, top = torch.tensor(corner).T
-        out.append(bytes_of(painter.paint(scenes, left, top, torch.tensor(pixel), side, side,
-                                          DEVICE)))
-    return torch.cat(out)[:count]
-
 
 def vae_batch(pool: Tensor, size: int, side: int) -> Tensor:
     """A training batch in [-1,1]: crops, some of them blurred as enlarged drafts are, some flat."""
@@ -208,7 +154,7 @@ def vae_batch(pool: Tensor, size: int, side: int) -> Tensor:
     small = F.interpolate(batch[:soft], scale_factor=1 / factor, mode="bicubic", antialias=True)
     batch[:soft] = F.interpolate(small, size=(side, side), mode="bicubic").clamp(-1, 1)
     batch[-flat:] = torch.rand(flat, 3, 1, 1, device=pool.device) * 2 - 1
-    return batch.contiguous(memory_format=torch.channels_last)
+    return layout(batch)
 
 
 def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
@@ -223,27 +169,27 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check_vae(vae: VAE, dry: bool, picture: Path | None = None) -> dict:
+def check_vae(vae: VAE, count: int, picture: Path | None = None) -> dict:
     """Held-out PSNR of views and of crops, and how well 27 flat colours come back."""
-    drawer, n = Drawer(90001), 4 if dry else 32
-    _, scenes = drawer.scenes(n, 16 / 9)
-    views = signed(bytes_of(view(scenes, 288, 512)))
-    crops = signed(vae_crops(drawer, n, 256))
+    drawer = Drawer(90001)
+    _, scenes = drawer.scenes(count, 16 / 9)
+    views = view(scenes, *SHAPES["wide"])
+    close = signed(crops(drawer, count, SHAPES["tile"][0] // 2))
     steps = torch.tensor([-.9, 0.0, .9], device=DEVICE)
-    flats = torch.cartesian_prod(steps, steps, steps).view(27, 3, 1, 1).expand(-1, -1, 256, 256)
-    with autocast():
-        back = [torch.cat([vae.decode(vae.encode(part)) for part in x.split(16)])
-                for x in (views, crops, flats)]
+    side = SHAPES["tile"][0] // 2
+    flats = torch.cartesian_prod(steps, steps, steps).view(27, 3, 1, 1).expand(-1, -1, side, side)
+    run = Encoder(vae, compiled=False, part=16)
+    back = [run("decode", run("encode", x)) for x in (views, close, flats)]
     flat = (back[2] - flats) * 127.5
-    facts = dict(psnr_views=psnr(back[0], views), psnr_crops=psnr(back[1], crops),
+    facts = dict(psnr_views=psnr(back[0], views), psnr_crops=psnr(back[1], close),
                  flat_error=float(flat.mean((2, 3)).abs().mean()),
                  flat_worst=float(flat.mean((2, 3)).abs().max()),
                  flat_deviation=float(flat.std((2, 3)).max()))
     if picture:
-        pairs = [x[i].add(1).div(2) for i in range(4) for x in (views, back[0])]
-        save_grid(pairs, 4, picture.with_name(picture.stem + "_views.png"))
-        pairs = [x[i].add(1).div(2) for i in range(min(n, 8)) for x in (crops, back[1])]
-        save_grid(pairs, 8, picture.with_name(picture.stem + "_crops.png"))
+        pairs = [x[i] for i in range(min(count, 4)) for x in (views, back[0])]
+        save_grid(pairs, 4, picture.with_name(picture.stem + "_views.jpg"))
+        pairs = [x[i] for i in range(min(count, 8)) for x in (close, back[1])]
+        save_grid(pairs, 8, picture.with_name(picture.stem + "_crops.jpg"))
     return {k: round(v, 3) for k, v in facts.items()}
 
 
@@ -252,29 +198,36 @@ def gate_open(facts: dict) -> bool:
             and facts["flat_error"] <= GATE_FLAT and facts["flat_worst"] <= 4 * GATE_FLAT)
 
 
-def load_vae(work: Path) -> tuple[VAE, dict]:
-    tensors, facts = load_state(work, "vae")
-    vae = VAE(VAE_CONFIG | {k: facts[k] for k in ("shift_factor", "scaling_factor")})
+def load_vae(work: Path, model: Path) -> tuple[VAE, dict]:
+    """The VAE under training if the work folder holds one, else the exported one."""
+    if (work / "vae.json").exists():
+        tensors, facts = load_state(work, "vae")
+        config = VAE_CONFIG | {k: facts[k] for k in ("shift_factor", "scaling_factor")}
+    else:
+        config = json.loads((model / "vae" / "config.json").read_text())
+        tensors, facts = load_file(model / "vae" / "diffusion_pytorch_model.safetensors"), {}
+    vae = VAE(config)
     vae.load_state_dict(tensors)
-    return vae.to(DEVICE, memory_format=torch.channels_last), facts
+    return vae.to(DEVICE, memory_format=torch.channels_last).eval(), facts
 
 
-def train_vae(work: Path, seconds: float, dry: bool) -> None:
+def train_vae(a: argparse.Namespace) -> None:
     """Train for the given seconds (pool of pictures included), measure, save."""
     begin = time.time()
     torch.manual_seed(101)
     random.seed(101)
     facts: dict = dict(steps=0, seconds=0.0)
-    if (work / "vae.json").exists():
-        vae, facts = load_vae(work)
+    if (a.work / "vae.json").exists():
+        vae, facts = load_vae(a.work, a.model)
         vae.config |= dict(shift_factor=0.0, scaling_factor=1.0)
         facts["gate"] = False
     else:
         vae = VAE(dict(VAE_CONFIG)).to(DEVICE, memory_format=torch.channels_last)
+    vae.train()
     log("VAE parameters", sum(p.numel() for p in vae.parameters()))
-    size, side, count = (4, 64, 8) if dry else (40, 192, 8192)
+    size, side, count = (4, 64, 8) if a.dry else (40, 192, 8192)
     rate = 8e-4 if facts["steps"] else 1.6e-3
-    pool = vae_crops(Drawer(1000 + facts["steps"]), count, 96 if dry else 256)
+    pool = crops(Drawer(1000 + facts["steps"]), count, 96 if a.dry else 256)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     log("pictures", len(pool), "painted in", round(time.time() - begin, 1), "s")
@@ -292,7 +245,7 @@ def train_vae(work: Path, seconds: float, dry: bool) -> None:
                                   fused=DEVICE == "cuda")
     shape = (size, 16, side // 8, side // 8)
     step, clock = 0, time.time()
-    while (done := (time.time() - begin) / seconds) < 1.0 or step == 0:
+    while (done := (time.time() - begin) / a.seconds) < 1.0 or step == 0:
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 150) * (
                 .01 + .99 * (.5 + .5 * math.cos(math.pi * done)))
@@ -307,47 +260,25 @@ def train_vae(work: Path, seconds: float, dry: bool) -> None:
                 f"{(time.time() - clock) / step * 1e3:.1f} ms/step")
     vae.eval()
     del pool
-    with torch.no_grad(), autocast():
-        _, scenes = Drawer(77).scenes(2 if dry else 128, 16 / 9)
-        z = torch.cat([vae.encode(x) for x in signed(bytes_of(view(scenes, 288, 512))).split(16)])
+    _, scenes = Drawer(77).scenes(2 if a.dry else 128, 16 / 9)
+    z = Encoder(vae, compiled=False, part=16)("encode", view(scenes, *SHAPES["wide"]))
     vae.config |= dict(shift_factor=float(z.mean()), scaling_factor=float(1.0 / z.std()))
-    facts |= check_vae(vae, dry, work / "vae")
+    facts |= check_vae(vae, 4 if a.dry else 32, a.work / "vae")
     facts |= dict(steps=facts["steps"] + step, loss=round(float(loss.detach()), 4),
                   seconds=round(facts["seconds"] + time.time() - begin, 1),
                   shift_factor=vae.config["shift_factor"],
                   scaling_factor=vae.config["scaling_factor"])
     facts["gate"] = gate_open(facts)
-    save_state(work, "vae", vae.state_dict(), facts)
+    save_state(a.folders, "vae", vae.state_dict(), facts)
     log("VAE", json.dumps(facts))
 
 
-# ------------------------------------------------------------------------------------------ text
+# ------------------------------------------------------------------------------------------ flow
 
-class Words:
-    """Both tokenizers, read back from the files that ship."""
-
-    def __init__(self, folder: Path):
-        from tokenizers import Tokenizer
-        from transformers import CLIPTokenizer
-        self.clip = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        self.t5 = Tokenizer.from_file(str(folder / "tokenizer_2" / "tokenizer.json"))
-        self.end = self.clip.eos_token_id
-
-    def configs(self) -> tuple[dict, dict]:
-        special = dict(bos_token_id=self.end - 1, eos_token_id=self.end, pad_token_id=self.end)
-        clip = CLIP_CONFIG | special | {"vocab_size": self.end + 1}
-        return clip, T5_CONFIG | {"vocab_size": self.t5.get_vocab_size()}
-
-    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Ids of CLIP [B,CLIP_LENGTH] and of T5 [B,T5_LENGTH]."""
-        clip = torch.full((len(texts), CLIP_LENGTH), self.end)
-        t5 = torch.zeros(len(texts), T5_LENGTH, dtype=torch.long)
-        rows = self.clip(texts, truncation=True, max_length=CLIP_LENGTH).input_ids
-        for i, (a, b) in enumerate(zip(rows, self.t5.encode_batch(texts))):
-            clip[i, :len(a)] = torch.tensor(a)
-            ids = b.ids[:-1][:T5_LENGTH - 1] + [1]
-            t5[i, :len(ids)] = torch.tensor(ids)
-        return clip.to(DEVICE), t5.to(DEVICE)
+def text_configs(words: Words) -> tuple[dict, dict]:
+    special = dict(bos_token_id=words.end - 1, eos_token_id=words.end, pad_token_id=words.end)
+    clip = CLIP_CONFIG | special | {"vocab_size": words.end + 1}
+    return clip, T5_CONFIG | {"vocab_size": words.t5.get_vocab_size()}
 
 
 class Flow(nn.Module):
@@ -368,105 +299,6 @@ class Flow(nn.Module):
         t = self.transformer
         for block in [*t.transformer_blocks, *t.single_transformer_blocks]:
             block.compile(dynamic=False)
-
-
-# ------------------------------------------------------------------------------------------ flow
-
-class Pool:
-    """Latents and captions of one shape, on the device.
-
-    sharp [n,N,64]; soft is None for views, for tiles the latents of their enlarged draft; clip and
-    t5 [n,VERSIONS,...] hold several captions of each picture.
-    """
-
-    VERSIONS = 4
-
-    def __init__(self, name: str, height: int, width: int):
-        self.name, self.tile = name, name == "tile"
-        self.rows, self.columns = height // 16, width // 16
-        self.rope = rope_table(self.rows, self.columns, T5_LENGTH, AXES, DEVICE)
-        self.parts: dict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, **parts: Tensor) -> None:
-        for name, part in parts.items():
-            self.parts[name].append(part)
-
-    def close(self) -> None:
-        for name, parts in self.parts.items():
-            setattr(self, name, torch.cat(parts))
-        self.parts.clear()
-
-    def draw(self, count: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        i = torch.randint(len(self.sharp), (count,), device=DEVICE)
-        k = torch.randint(self.VERSIONS, (count,), device=DEVICE)
-        soft = self.soft[i].float() if self.tile else None
-        return self.sharp[i].float(), soft, self.clip[i, k], self.t5[i, k]
-
-
-@torch.no_grad()
-def enlarged(draft: Tensor, left: Tensor, top: Tensor, span: Tensor, side: int) -> Tensor:
-    """Windows of drafts [B,3,h,w] blown up to [B,3,side,side] by bicubic interpolation.
-
-    left and top [B] are measured from the draft's upper left corner, like span, in draft heights.
-    """
-    h, w = draft.shape[-2:]
-    step = (torch.arange(side, device=DEVICE) + .5) / side
-    x = (left[:, None] + span[:, None] * step) * h / w * 2.0 - 1.0
-    y = (top[:, None] + span[:, None] * step) * 2.0 - 1.0
-    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)
-    out = F.grid_sample(draft, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return out.clamp(-1.0, 1.0)
-
-
-@torch.no_grad()
-def fill_pools(vae: VAE, words: Words, counts: dict[str, int], seed: int, batch: int
-               ) -> list[Pool]:
-    """Paint and encode; a tile comes with its own view, drafted by the VAE and blown up."""
-    drawer, pools = Drawer(seed), []
-    encode = vae.encode
-    for name, count in counts.items():
-        height, width = SHAPES["square" if name == "tile" else name]
-        pool = Pool(name, height, width)
-        made = 0
-        while made < count:
-            shape = drawer.rng.choice(("wide", "wide", "square", "tall"))
-            draft_h, draft_w = SHAPES[shape] if name == "tile" else (height, width)
-            themes, scenes = drawer.scenes(batch, draft_w / draft_h)
-            whole = signed(bytes_of(view(scenes, draft_h, draft_w)))
-            with autocast():
-                z = torch.cat([encode(x) for x in whole.split(32)])
-            parts = dict(zip(("clip", "t5"), caption_ids(drawer, words, themes)))
-            if name == "tile":
-                zoom = [15.0 if drawer.rng.random() < .4 else
-                        math.exp(drawer.rng.uniform(math.log(3.0), math.log(16.0)))
-                        for _ in scenes]
-                pixel = [1.0 / (draft_h * f) for f in zoom]
-                span = [512 * p for p in pixel]
-                left, top = torch.tensor([drawer.window(s, a) for s, a in zip(scenes, span)]).T
-                true = painter.paint(scenes, left, top, torch.tensor(pixel), 512, 512, DEVICE)
-                rough = z + .12 * torch.rand(len(z), 1, 1, 1, device=DEVICE) * torch.randn_like(z)
-                with autocast():
-                    drafts = torch.cat([vae.decode(x) for x in rough.split(32)]).clamp(-1, 1)
-                half = torch.tensor([s["aspect"] / 2 for s in scenes])
-                large = enlarged(drafts, (left + half).to(DEVICE), (1.0 - top).to(DEVICE),
-                                 torch.tensor(span, device=DEVICE), 512)
-                with autocast():
-                    z = torch.cat([encode(x) for x in signed(bytes_of(true)).split(32)])
-                    soft = torch.cat([encode(x) for x in large.split(32)])
-                parts["soft"] = pack(soft).half()
-            pool.add(sharp=pack(z).half(), **parts)
-            made += batch
-        pool.close()
-        pools.append(pool)
-        log("pool", name, len(pool.sharp))
-    return pools
-
-
-def caption_ids(drawer: Drawer, words: Words, themes: list) -> tuple[Tensor, Tensor]:
-    texts = [t for theme in themes for t in drawer.words([theme] * Pool.VERSIONS)]
-    clip, t5 = words.encode(texts)
-    shape = (len(themes), Pool.VERSIONS, -1)
-    return clip.view(shape), t5.view(shape)
 
 
 class Muon:
@@ -494,11 +326,11 @@ class Muon:
 
 
 def orthogonal(g: Tensor) -> Tensor:
-    """Nearly orthogonal matrices [n,r,c] by five Newton-Schulz steps (quintic, in bf16)."""
-    x = g.bfloat16()
+    """Nearly orthogonal matrices [n,r,c] by five Newton-Schulz steps, on a GPU in bf16."""
+    x = g.bfloat16() if g.is_cuda else g
     flat = x.shape[1] > x.shape[2]
     x = x.mT if flat else x
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).bfloat16()
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     for _ in range(5):
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
@@ -518,6 +350,11 @@ def rate_at(done: float, step: int) -> float:
 
 
 DISTIL_FROM = .75                    # share of the training after which guidance is distilled
+SHARES = {"wide": .48, "square": .10, "tall": .08, "tile": .34}
+BATCH = {"wide": 192, "square": 104, "tall": 192, "tile": 104}
+POOLS = {"wide": 8192, "square": 2048, "tall": 2048, "tile": 4096}
+PROCESSES = {"wide": 6, "square": 1, "tall": 1, "tile": 4}
+REUSE = 8                            # how often a picture is seen before a new one takes its place
 
 
 def view_loss(model: Flow, teacher: Flow, pool: Pool, count: int, blank: tuple, distil: bool
@@ -560,7 +397,7 @@ def tile_loss(model: Flow, pool: Pool, count: int, blank: tuple) -> Tensor:
     sharp, soft, clip, t5 = pool.draw(count)
     drop = torch.rand(count, 1, device=DEVICE) < .05
     clip, t5 = torch.where(drop, blank[0], clip), torch.where(drop, blank[1], t5)
-    start = .30 + .25 * torch.rand(count, 1, 1, device=DEVICE)
+    start = .34 + .16 * torch.rand(count, 1, 1, device=DEVICE)
     r = .03 + .97 * torch.rand(count, 1, 1, device=DEVICE) ** .8
     y = soft + start * (torch.randn_like(soft) - soft)
     x = sharp + r * (y - sharp)
@@ -573,177 +410,152 @@ def tile_loss(model: Flow, pool: Pool, count: int, blank: tuple) -> Tensor:
 
 def load_flow(work: Path, words: Words, key: str) -> tuple[Flow, dict]:
     tensors, facts = load_state(work, "flow")
-    model = Flow(*words.configs())
+    model = Flow(*text_configs(words))
     model.load_state_dict({k[len(key) + 1:]: v for k, v in tensors.items() if k.startswith(key)})
     return model.to(DEVICE), facts
 
 
-def train_flow(work: Path, seconds: float, total: float, share: float, dry: bool) -> None:
-    """Train until `seconds` of this run or `total` seconds of all runs are spent."""
-    begin = time.time()
-    vae, vae_facts = load_vae(work)
-    if not vae_facts["gate"] and not dry:
-        raise SystemExit("the VAE has not passed its gate; train it further")
-    words = Words(HERE)
-    facts: dict = dict(steps=0, samples=0, seconds=0.0, history=[])
-    torch.manual_seed(202)
-    model = Flow(*words.configs()).to(DEVICE)
-    mean = copy.deepcopy(model)
-    if (work / "flow.json").exists():
-        model, facts = load_flow(work, words, "model")
-        mean, _ = load_flow(work, words, "mean")
-    mean.requires_grad_(False)
-    torch.manual_seed(303 + facts["steps"])
-    random.seed(303 + facts["steps"])
-    for name in ("transformer", "text_encoder", "text_encoder_2"):
-        log(name, sum(p.numel() for p in getattr(model, name).parameters()))
-    counts = dict(wide=14000, square=5000, tall=3000, tile=9000)
-    counts = {k: 4 if dry else int(n * share) for k, n in counts.items()}
-    pools = fill_pools(vae, words, counts, 5000 + facts["steps"], 4 if dry else 128)
-    sizes = {p.name: 4 if dry else {"wide": 192, "tall": 192, "square": 104, "tile": 104}[p.name]
-             for p in pools}
-    shares = [{"wide": .40, "square": .16, "tall": .08, "tile": .36}[p.name] for p in pools]
-    del vae
-    if DEVICE == "cuda":
-        model.compile_blocks()
-        mean.compile_blocks()
-        torch.cuda.empty_cache()
-    log("pools filled in", round(time.time() - begin, 1), "s")
+class Training:
+    """The flow in training: both copies of the model, the optimisers, what has been seen."""
 
-    named = list(model.named_parameters())
-    muon = Muon([p for n, p in named if is_inner(n, p)])
-    adam = torch.optim.AdamW([p for n, p in named if not is_inner(n, p)], betas=(.9, .97),
-                             weight_decay=.01, fused=DEVICE == "cuda")
-    blank, params, averaged = words.encode([""]), [p for _, p in named], list(mean.parameters())
-    recent: dict[str, list[Tensor]] = defaultdict(list)
-    before, step, clock, saved = dict(facts), 0, time.time(), time.time()
-
-    def save() -> None:
-        facts.update(steps=before["steps"] + step,
-                     seconds=round(before["seconds"] + time.time() - begin, 1))
-        both = {f"model.{k}": v for k, v in model.state_dict().items()}
-        both |= {f"mean.{k}": v for k, v in mean.state_dict().items()}
-        save_state(work, "flow", both, facts)
-
-    while time.time() - begin < seconds:
-        spent = before["seconds"] + time.time() - begin
-        if (done := spent / total) >= 1.0:
-            break
-        distil = done > DISTIL_FROM
-        pool = random.choices(pools, shares)[0]
-        count = sizes[pool.name]
-        if pool.tile:
-            loss = tile_loss(model, pool, count, blank)
+    def __init__(self, work: Path, words: Words):
+        self.facts: dict = dict(steps=0, samples=0, seconds=0.0, pictures=0, history=[])
+        torch.manual_seed(202)
+        if (work / "flow.json").exists():
+            self.model, self.facts = load_flow(work, words, "model")
+            self.mean, _ = load_flow(work, words, "mean")
         else:
-            loss = view_loss(model, mean, pool, count, blank, distil)
-        rate = rate_at(done, step)
-        for group in adam.param_groups:
+            self.model = Flow(*text_configs(words)).to(DEVICE)
+            self.mean = copy.deepcopy(self.model)
+        self.mean.requires_grad_(False)
+        torch.manual_seed(303 + self.facts["steps"])
+        random.seed(303 + self.facts["steps"])
+        named = list(self.model.named_parameters())
+        self.params, self.averaged = [p for _, p in named], list(self.mean.parameters())
+        self.muon = Muon([p for n, p in named if is_inner(n, p)])
+        self.adam = torch.optim.AdamW([p for n, p in named if not is_inner(n, p)],
+                                      betas=(.9, .97), weight_decay=.01, fused=DEVICE == "cuda")
+        self.blank = words.encode([""])
+        self.step = 0
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        """One step of both optimisers and of the averaged copy."""
+        for group in self.adam.param_groups:
             group["lr"] = rate
-        for p in params:
+        for p in self.params:
             p.grad = None
         loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        muon.step(rate)
-        adam.step()
-        step += 1
-        now = before["steps"] + step
-        keep = min(.9993, now / (now + 20))
-        torch._foreach_lerp_(averaged, params, 1.0 - keep)
+        nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.muon.step(rate)
+        self.adam.step()
+        self.step += 1
+        self.facts["steps"] += 1
+        keep = min(.9993, self.facts["steps"] / (self.facts["steps"] + 20))
+        torch._foreach_lerp_(self.averaged, self.params, 1.0 - keep)
+
+    def save(self, folders: list[Path], seconds: float) -> None:
+        """Write a checkpoint, but never one that holds anything but numbers."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.params):
+            raise SystemExit("the weights are no longer finite; the last checkpoint stands")
+        self.facts["seconds"] = round(seconds, 1)
+        both = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        both |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
+        save_state(folders, "flow", both, self.facts)
+
+
+def open_pools(a: argparse.Namespace, source: Source, encoder: Encoder, sizes: dict) -> dict:
+    pools = {}
+    for name, size in sizes.items():
+        clock = time.time()
+        pools[name] = Pool(name, size, encoder, source)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        log("pool", name, size, "pictures in", round(time.time() - clock, 1), "s")
+    return pools
+
+
+def train_flow(a: argparse.Namespace) -> None:
+    """Train until `--seconds` of this run or `--total` seconds of all runs are spent."""
+    seed = 5000 + (json.loads((a.work / "flow.json").read_text())["steps"]
+                   if (a.work / "flow.json").exists() else 0)
+    source = Source(a.model, seed, {} if a.dry else PROCESSES, 2 if a.dry else 64)
+    load_compiled(a.work)
+    vae, vae_facts = load_vae(a.work, a.model)
+    if not vae_facts:
+        vae_facts = check_vae(vae, 4 if a.dry else 32)
+        log("VAE", json.dumps(vae_facts))
+    if not gate_open(vae_facts) and not a.dry:
+        raise SystemExit("the VAE has not passed its gate; train it further")
+    training = Training(a.work, source.words)
+    facts, before = training.facts, training.facts["seconds"]
+    for name in ("transformer", "text_encoder", "text_encoder_2"):
+        log(name, sum(p.numel() for p in getattr(training.model, name).parameters()))
+    encoder = Encoder(vae, compiled=DEVICE == "cuda", part=2 if a.dry else 32)
+    pools = open_pools(a, source, encoder, dict.fromkeys(POOLS, 4) if a.dry else POOLS)
+    sizes = dict.fromkeys(BATCH, 4) if a.dry else BATCH
+    if DEVICE == "cuda":
+        training.model.compile_blocks()
+        training.mean.compile_blocks()
+    recent: dict[str, list[Tensor]] = defaultdict(list)
+    credit: dict[str, float] = defaultdict(float)
+    clock = saved = time.time()
+
+    while (now := time.time() - STARTED) < a.seconds and (done := (before + now) / a.total) < 1.0:
+        distil = done > DISTIL_FROM
+        name = random.choices(list(SHARES), list(SHARES.values()))[0]
+        pool, count = pools[name], sizes[name]
+        if pool.tile:
+            loss = tile_loss(training.model, pool, count, training.blank)
+        else:
+            loss = view_loss(training.model, training.mean, pool, count, training.blank, distil)
+        training.update(loss, rate_at(done, training.step))
         facts["samples"] += count
-        recent[pool.name + ("+g" if distil and not pool.tile else "")].append(loss.detach())
-        if step == 20 or step % 500 == 0 or (dry and step % 4 == 0):
+        credit[name] += count / REUSE
+        while credit[name] >= source.count:
+            pool.refresh()
+            credit[name] -= source.count
+        recent[name + ("+g" if distil and not pool.tile else "")].append(loss.detach())
+        step = training.step
+        if step in (20, 200) or step % 500 == 0 or (a.dry and step % 4 == 0):
             losses = {k: round(float(torch.stack(v).mean()), 4) for k, v in recent.items()}
-            facts["history"].append([now, losses])
+            facts["history"].append([facts["steps"], losses])
             recent.clear()
-            log(f"flow step {now} done {done:.3f} rate {rate:.2e}", losses,
-                f"{(time.time() - clock) / step * 1e3:.1f} ms/step")
-        if time.time() - saved > 180.0:
-            save()
+            log(f"flow step {facts['steps']} done {done:.3f} rate {rate_at(done, step):.2e}",
+                losses, f"{(time.time() - clock) / step * 1e3:.1f} ms/step")
+        if step == 200 and DEVICE == "cuda":
+            save_compiled(a.folders)
+        if time.time() - saved > 120.0:
+            training.save(a.folders, before + time.time() - STARTED)
             saved = time.time()
-    save()
-    log("flow saved:", facts["steps"], "steps,", facts["samples"], "samples,", facts["seconds"],
-        "s in all")
-
-
-# ------------------------------------------------------------------------------------- inference
-
-def draft_sigmas(steps: int, tokens: int) -> list[float]:
-    """FLUX.1's shifted schedule for a picture of so many tokens, ending in 0."""
-    mu = .5 + (tokens - 256) * .65 / 3840
-    base = torch.linspace(1.0, 1.0 / steps, steps)
-    return [*(math.exp(mu) / (math.exp(mu) + 1.0 / base - 1.0)).tolist(), 0.0]
-
-
-@torch.no_grad()
-def euler(model: Flow, x: Tensor, sigmas: list[float], guidance: float, ids: tuple, rope: Tensor
-          ) -> Tensor:
-    """Follow the velocity from sigmas[0] to the last; x [B,N,64]."""
-    g = torch.full((len(x),), guidance, device=DEVICE)
-    for now, then in zip(sigmas, sigmas[1:]):
-        with autocast():
-            v = model(x, torch.full_like(g, now), g, *ids, rope)
-        x = x + (then - now) * v.float()
-    return x
-
-
-@torch.no_grad()
-def draw_drafts(model: Flow, vae: VAE, words: Words, texts: list[str], seeds: list[int],
-                shape: str = "wide", steps: int = 20, guidance: float = 3.0) -> Tensor:
-    """Pictures [B,3,h,w] in [-1,1] from captions."""
-    rows, columns = (v // 16 for v in SHAPES[shape])
-    noise = torch.stack([torch.randn(16, 2 * rows, 2 * columns,
-                                     generator=torch.Generator().manual_seed(s)) for s in seeds])
-    rope = rope_table(rows, columns, T5_LENGTH, AXES, DEVICE)
-    out = []
-    for part, some in zip(pack(noise).to(DEVICE).split(32), range(0, len(texts), 32)):
-        ids = words.encode(texts[some:some + 32])
-        x = euler(model, part, draft_sigmas(steps, rows * columns), guidance, ids, rope)
-        with autocast():
-            out.append(vae.decode(unpack(x, rows, columns)).clamp(-1, 1))
-    return torch.cat(out)
-
-
-@torch.no_grad()
-def refine(model: Flow, vae: VAE, words: Words, tiles: Tensor, texts: list[str], sigma: float,
-           steps: int, guidance: float = 3.0, seed: int = 0) -> Tensor:
-    """Enlarged tiles [B,3,512,512] in [-1,1] made sharp: noise to sigma, Euler steps to 0."""
-    torch.manual_seed(seed)
-    rope = rope_table(32, 32, T5_LENGTH, AXES, DEVICE)
-    levels = [sigma * (1 - i / steps) for i in range(steps + 1)]
-    out = []
-    for some in range(0, len(tiles), 16):
-        with autocast():
-            z = pack(vae.encode(tiles[some:some + 16]))
-        x = z + sigma * (torch.randn(z.shape).to(DEVICE) - z)
-        x = euler(model, x, levels, guidance, words.encode(texts[some:some + 16]), rope)
-        with autocast():
-            out.append(vae.decode(unpack(x, 32, 32)).clamp(-1, 1))
-    return torch.cat(out)
+    source.close()
+    facts["pictures"] += sum(p.made for p in pools.values())
+    training.save(a.folders, before + time.time() - STARTED)
+    log("flow saved:", {k: facts[k] for k in ("steps", "samples", "pictures", "seconds")})
 
 
 # ---------------------------------------------------------------------------------------- export
 
-def export(work: Path) -> None:
-    """Write what is trained as a diffusers directory beside this script, averaged, in bf16."""
-    captions.write_json(HERE / "model_index.json", MODEL_INDEX)
-    (HERE / "scheduler").mkdir(exist_ok=True)
-    captions.write_json(HERE / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
-    vae, _ = load_vae(work)
-    export_part("vae", vae, vae.config, "diffusion_pytorch_model")
-    if not (work / "flow.json").exists():
-        log("exported the VAE; the flow is not trained yet")
-        return
-    words = Words(HERE)
-    model, _ = load_flow(work, words, "mean")
-    clip_config, t5_config = words.configs()
-    export_part("transformer", model.transformer, FLOW_CONFIG, "diffusion_pytorch_model")
-    export_part("text_encoder", model.text_encoder, clip_config, "model")
-    export_part("text_encoder_2", model.text_encoder_2, t5_config, "model")
-    log("exported the whole model")
+def export(a: argparse.Namespace) -> None:
+    """Write what is trained as a diffusers directory, the averaged weights in bf16."""
+    captions.write_json(a.model / "model_index.json", MODEL_INDEX)
+    (a.model / "scheduler").mkdir(exist_ok=True)
+    captions.write_json(a.model / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+    if (a.work / "vae.json").exists():
+        vae, _ = load_vae(a.work, a.model)
+        export_part(a.model / "vae", vae, vae.config, "diffusion_pytorch_model")
+        log("exported the VAE")
+    if (a.work / "flow.json").exists():
+        words = Words(a.model)
+        model, _ = load_flow(a.work, words, "mean")
+        clip_config, t5_config = text_configs(words)
+        export_part(a.model / "transformer", model.transformer, FLOW_CONFIG,
+                    "diffusion_pytorch_model")
+        export_part(a.model / "text_encoder", model.text_encoder, clip_config, "model")
+        export_part(a.model / "text_encoder_2", model.text_encoder_2, t5_config, "model")
+        log("exported the transformer and both text encoders")
 
 
-def export_part(name: str, module: nn.Module, config: dict, file: str) -> None:
-    folder = HERE / name
+def export_part(folder: Path, module: nn.Module, config: dict, file: str) -> None:
     folder.mkdir(exist_ok=True)
     captions.write_json(folder / "config.json", config)
     tensors = {k: v.detach().to("cpu", torch.bfloat16).contiguous()
@@ -751,182 +563,24 @@ def export_part(name: str, module: nn.Module, config: dict, file: str) -> None:
     save_file(tensors, folder / f"{file}.safetensors", metadata={"format": "pt"})
 
 
-# ------------------------------------------------------------------------------------ evaluation
-
-def features(pictures: Tensor) -> Tensor:
-    """What the judge sees of pictures [B,3,h,w] in [0,1]: 9x16 blocks of colour and of edges."""
-    colour = F.adaptive_avg_pool2d(pictures, (9, 16))
-    grey = pictures.mean(1, keepdim=True)
-    edges = torch.cat([F.pad(grey.diff(dim=-1), (0, 1)), F.pad(grey.diff(dim=-2), (0, 0, 0, 1))], 1)
-    edges = F.adaptive_avg_pool2d(edges.abs(), (9, 16)) * 6.0
-    return torch.cat([colour, edges], 1).flatten(1)
-
-
-class Judge:
-    """Names place and time of a picture by ridge regression on painted pictures."""
-
-    @torch.no_grad()
-    def __init__(self, count: int):
-        themes, pictures = self.painted(Drawer(424242), count)
-        seen = features(pictures)
-        self.shift, self.size = seen.mean(0), seen.std(0) + 1e-3
-        inputs = self.inputs(pictures)
-        gram = inputs.T @ inputs + .02 * len(inputs) * torch.eye(inputs.shape[1], device=DEVICE)
-        self.heads = {}
-        for kind, names in (("place", painter.PLACES), ("time", painter.TIMES)):
-            labels = torch.tensor([names.index(getattr(t, kind)) for t in themes], device=DEVICE)
-            self.heads[kind] = torch.linalg.solve(gram, inputs.T @ F.one_hot(labels).float()), names
-
-    @staticmethod
-    def painted(drawer: Drawer, count: int) -> tuple[list, Tensor]:
-        themes, pictures = [], []
-        while len(themes) < count:
-            some, scenes = drawer.scenes(min(64, count), 16 / 9)
-            themes += some
-            pictures.append(view(scenes, 288, 512))
-        return themes, torch.cat(pictures)
-
-    def inputs(self, pictures: Tensor) -> Tensor:
-        seen = (features(pictures) - self.shift) / self.size
-        return torch.cat([seen, torch.ones(len(seen), 1, device=DEVICE)], 1)
-
-    def names(self, kind: str, pictures: Tensor) -> list[str]:
-        weights, names = self.heads[kind]
-        return [names[i] for i in (self.inputs(pictures) @ weights).argmax(1).tolist()]
-
-
-def sky_light(pictures: Tensor) -> Tensor:
-    """Mean luminance [B] of the upper fifth."""
-    top = pictures[:, :, :pictures.shape[2] // 5].mean((2, 3))
-    return top @ torch.tensor((.30, .59, .11), device=pictures.device)
-
-
-def sand_share(pictures: Tensor) -> Tensor:
-    """Share [B] of the lower third that is sand-coloured: red over green over blue."""
-    r, g, b = pictures[:, :, -pictures.shape[2] // 3:].unbind(1)
-    return ((r > 1.12 * g) & (g > 1.08 * b)).float().mean((1, 2))
-
-
-def edge_energy(pictures: Tensor) -> float:
-    return float(pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean())
-
-
-@torch.no_grad()
-def evaluate(work: Path, share: float, dry: bool) -> None:
-    """Losses on held-out pictures, the words test, the tile test; tables, JSON and pictures.
-
-    share scales the numbers of pictures: a CPU wants less than 1.
-    """
-    vae, _ = load_vae(work)
-    words = Words(HERE)
-    model, facts = load_flow(work, words, "mean")
-    model.eval()
-    result: dict = {"vae": check_vae(vae, dry, work / "vae"), "steps": facts["steps"],
-                    "samples": facts["samples"], "seconds": facts["seconds"]}
-
-    def pictures_of(count: int) -> int:
-        return 4 if dry else max(8, int(count * share))
-
-    held = fill_pools(vae, words, {k: pictures_of(192) for k in ("wide", "square", "tile")},
-                      987654, pictures_of(128))
-    blank = words.encode([""])
-    torch.manual_seed(1)
-    for pool in held:
-        count = pictures_of(64)
-        losses = [tile_loss(model, pool, count, blank) if pool.tile else
-                  view_loss(model, model, pool, count, blank, False)
-                  for _ in range(1 if dry else 12)]
-        result[f"loss_{pool.name}"] = round(float(torch.stack(losses).mean()), 4)
-    log("held-out", json.dumps(result))
-
-    judge = Judge(pictures_of(2048))
-    themes, real = judge.painted(Drawer(31337), pictures_of(512))
-    for kind in ("place", "time"):
-        hits = [a == getattr(t, kind) for a, t in zip(judge.names(kind, real), themes)]
-        result[f"judge_{kind}_painted"] = round(sum(hits) / len(hits), 3)
-
-    steps = 2 if dry else 20
-    places, each = painter.PLACES[:2] if dry else painter.PLACES, max(1, int(5 * share))
-    asked = [(p, t, s) for p in places for t in painter.TIMES for s in range(each)]
-    rng = random.Random(5)
-    texts = [f"{rng.choice(captions.WORDS[p])} {rng.choice(captions.WORDS[t])}"
-             for p, t, _ in asked]
-    made = (draw_drafts(model, vae, words, texts, [1000 + i for i in range(len(texts))],
-                        steps=steps) + 1) / 2
-    for kind, column in (("place", 0), ("time", 1)):
-        hits = defaultdict(list)
-        for name, want in zip(judge.names(kind, made), asked):
-            hits[want[column]].append(name == want[column])
-        result[f"followed_{kind}"] = {k: round(sum(v) / len(v), 3) for k, v in hits.items()}
-    for name, pictures, times in (("painted", real, [t.time for t in themes]),
-                                  ("drawn", made, [t for _, t, _ in asked])):
-        light = sky_light(pictures).tolist()
-        result[f"sky_light_{name}"] = {
-            t: round(sum(v for v, u in zip(light, times) if u == t) / max(1, times.count(t)), 3)
-            for t in painter.TIMES}
-    save_grid([made[i] for i in range(0, len(made), each)], 5, work / "drafts.png")
-
-    swaps = (("time", "sunset", "night", "{} at {{}}", painter.PLACES),
-             ("place", "lake", "desert", "a {{}} {}",
-              [captions.WORDS[t][0] for t in painter.TIMES]))
-    for kind, a, b, pattern, others in swaps:
-        texts = [pattern.format(others[i % len(others)]).format(word)
-                 for word in (a, b) for i in range(10)]
-        pair = (draw_drafts(model, vae, words, texts, [*range(10)] * 2, steps=steps) + 1) / 2
-        said = judge.names(kind, pair)
-        both = [said[i] == a and said[i + 10] == b for i in range(10)]
-        light, sand = sky_light(pair), sand_share(pair)
-        result[f"{a}_to_{b}"] = dict(
-            both_named=f"{sum(both)} of 10",
-            darker=f"{int((light[10:] < .6 * light[:10]).sum())} of 10",
-            sandier=f"{int((sand[10:] > sand[:10] + .2).sum())} of 10")
-        save_grid([*pair], 10, work / f"{a}_{b}.png")
-    log("words", json.dumps(result))
-
-    tile = next(p for p in held if p.tile)
-    n = 2 if dry else pictures_of(48)
-    levels = ((.42, 2),) if dry else ((.35, 4), (.42, 5), (.42, 8), (.5, 6))
-    texts = ["a landscape"] * n
-    true = torch.cat([vae.decode(unpack(x, 32, 32)) for x in tile.sharp[:n].float().split(8)])
-    soft = torch.cat([vae.decode(unpack(x, 32, 32)) for x in tile.soft[:n].float().split(8)])
-    strips = [x[i].add(1).div(2) for x in (soft, true) for i in range(min(n, 8))]
-    for sigma, count in levels:
-        sharp = refine(model, vae, words, soft.clamp(-1, 1), texts, sigma, count)
-        small = [F.interpolate(x, scale_factor=1 / 16, mode="area") for x in (sharp, soft)]
-        result[f"tile_{sigma}_{count}"] = dict(
-            psnr_to_source_16x_smaller=round(psnr(*small), 2),
-            edges_of_true=round(edge_energy(sharp) / edge_energy(true), 3),
-            edges_of_source=round(edge_energy(sharp) / edge_energy(soft), 3))
-        strips += [x.add(1).div(2) for x in sharp[:min(n, 8)]]
-    save_grid(strips, min(n, 8), work / "tiles.png")
-
-    texts = ["a mountain lake at sunset, scattered clouds, warm colours, framed by pines",
-             "sea cliffs at night, the moon on the left, a clear sky",
-             "a forest of firs at dawn, fog in the valleys"]
-    drafts = draw_drafts(model, vae, words, texts, [7, 8, 9], steps=steps)
-    save_grid([x.add(1).div(2) for x in drafts], 3, work / "posters.png")
-    shots = []
-    for draft, text in zip(drafts, texts):
-        for left, top in ((.35, .45), (.8, .55), (1.2, .7), (.6, .85)):
-            at = [torch.tensor([v], device=DEVICE) for v in (left, top, 512 / (288 * 15))]
-            large = enlarged(draft[None], *at, 512)
-            shots += [large[0], refine(model, vae, words, large, [text], .42, 6)[0]]
-    save_grid([x.add(1).div(2) for x in shots], 8, work / "crops.png")
-    captions.write_json(work / "evaluation.json", result)
-    print(json.dumps(result, indent=1))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=("tokenizers", "vae", "flow", "export", "evaluate"))
     parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints, pictures")
+    parser.add_argument("--copy", type=Path, help="a second folder for checkpoints")
+    parser.add_argument("--model", type=Path, default=HERE, help="folder of the model's files")
     parser.add_argument("--seconds", type=float, default=150.0, help="length of this run")
-    parser.add_argument("--total", type=float, default=950.0, help="length of all flow runs")
-    parser.add_argument("--pool", type=float, default=1.0, help="factor on the number of pictures")
+    parser.add_argument("--total", type=float, default=1400.0, help="length of all flow runs")
+    parser.add_argument("--share", type=float, default=1.0,
+                        help="evaluate: factor on the numbers of pictures")
     parser.add_argument("--dry", action="store_true", help="tiny sizes, to try the recipe")
     a = parser.parse_args()
+    a.folders = [a.work] + ([a.copy] if a.copy else [])
+    if a.dry:
+        shrink()
     if a.stage != "tokenizers":
-        a.work.mkdir(parents=True, exist_ok=True)
+        for folder in a.folders:
+            folder.mkdir(parents=True, exist_ok=True)
     if DEVICE == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -934,16 +588,17 @@ def main() -> None:
         torch._dynamo.config.recompile_limit = 32
     if a.stage == "tokenizers":
         texts = captions.corpus(20000, 1)
-        captions.train_bpe(texts, 500, HERE / "tokenizer")
-        captions.train_unigram(texts, 600, HERE / "tokenizer_2", T5_LENGTH)
+        captions.train_bpe(texts, 500, a.model / "tokenizer")
+        captions.train_unigram(texts, 600, a.model / "tokenizer_2", T5_LENGTH)
     elif a.stage == "vae":
-        train_vae(a.work, a.seconds, a.dry)
+        train_vae(a)
     elif a.stage == "flow":
-        train_flow(a.work, a.seconds, a.total, a.pool, a.dry)
+        train_flow(a)
     elif a.stage == "export":
-        export(a.work)
+        export(a)
     else:
-        evaluate(a.work, a.pool, a.dry)
+        from evaluate import evaluate
+        evaluate(a)
 
 
 if __name__ == "__main__":

@@ -262,9 +262,9 @@ static void take_skip(struct resnet_run *run, struct matrix rows, int32_t count)
         backend_conv2d(run->pass->backend, &request);
 }
 
-/* The next rows of `inner`, from those of x up to `end`; *first_out is the first of them. */
+/* The next rows of `inner`, from those of x up to `end`; none if x is not far enough. */
 static struct matrix inner_rows(struct resnet_run *run, struct matrix place, struct matrix rows,
-                                int32_t end, int32_t *first_out)
+                                int32_t end)
 {
     const struct vae_pass *pass = run->pass;
     int32_t                first = run->inner.end, ready = ready_rows(end, run->h);
@@ -274,7 +274,6 @@ static struct matrix inner_rows(struct resnet_run *run, struct matrix place, str
     y = strip_append(&run->inner, ready - first);
     if (ready > first) convolve(pass, y, &run->normed, first, ready, run->h, &run->resnet->conv1);
     strip_forget(&run->normed, pass->backend, ready - 1);
-    *first_out = first;
     return y;
 }
 
@@ -288,13 +287,13 @@ static void survey_inner(struct resnet_run *run)
 
     run->normed.first = run->normed.end = 0;
     for (int32_t first = 0; first < run->h; first += run->step) {
-        int32_t       end = strip_end(first, run->step, run->h), inner;
+        int32_t       end = strip_end(first, run->step, run->h), done = run->inner.end;
         struct matrix place = strip_append(&run->normed, end - first);
         struct matrix rows = map_rows(pass, first, end, place);
-        struct matrix y = inner_rows(run, place, rows, end, &inner);
+        struct matrix y = inner_rows(run, place, rows, end);
 
         if (y.rows > 0)
-            backend_group_stats(pass->backend, matrix_rows(stats, inner, y.rows / run->w), y);
+            backend_group_stats(pass->backend, matrix_rows(stats, done, run->inner.end - done), y);
         if (!run->kept) run->inner.first = run->inner.end;
     }
     merge(pass, run->table2, stats, norm, run->w);
@@ -350,16 +349,17 @@ void vae_strips_resnet(struct vae_pass *pass, const struct vae_resnet *resnet)
     survey_inner(&run);
     run.normed.first = run.normed.end = 0;
     for (int32_t first = 0; first < run.h; first += run.step) {
-        int32_t       end = strip_end(first, run.step, run.h), inner;
+        int32_t       end = strip_end(first, run.step, run.h);
         struct matrix place = run.normed.buffer, rows;
 
         if (!run.kept) place = strip_append(&run.normed, end - first);
         rows = map_rows(pass, first, end, place);
         if (!run.in_place) take_skip(&run, rows, end - first);
         if (!run.kept) {
-            struct matrix y = inner_rows(&run, place, rows, end, &inner);
+            struct matrix y = inner_rows(&run, place, rows, end);
 
-            backend_group_apply(pass->backend, y, y, run.table2, resnet->norm2.bias, true);
+            if (y.rows > 0)
+                backend_group_apply(pass->backend, y, y, run.table2, resnet->norm2.bias, true);
         }
         finish_rows(&run, end);
     }

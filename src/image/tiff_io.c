@@ -17,18 +17,19 @@
 #error "libtiff 4.5 or newer is needed: older ones report errors through global handlers only"
 #endif
 
+/* A failure reads as an end of the file, and is remembered: libtiff 4.5 adds up what its reader
+ * returns, and clears memory in front of its buffer when that is -1. */
 static tmsize_t io_read(thandle_t handle, void *x_out, tmsize_t count)
 {
     struct tiff_io *io = handle;
     uint64_t        left = io->at < io->bytes ? io->bytes - io->at : 0;
     uint64_t        take = count < 0 ? 0 : (uint64_t)count < left ? (uint64_t)count : left;
 
-    if (io->fault.code != ERR_OK) return -1;
-    if (take == 0) return 0;
+    if (io->fault.code != ERR_OK || take == 0) return 0;
     if (io->data != NULL)
         memcpy(x_out, io->data + io->at, (size_t)take);
     else if (os_read_at(io->fd, io->at, x_out, take, io->name, &io->fault) != ERR_OK)
-        return -1;
+        return 0;
     io->at += take;
     return (tmsize_t)take;
 }

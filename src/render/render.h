@@ -145,6 +145,10 @@ struct render_request {
 /* The settings that the poster of this name was begun with, as words; ERR_USAGE: there is none. */
 int render_recall(struct config_words *out, const char *output, struct err *err);
 
+/* Would render_poster refuse the request for what it goes on with?  Needs no painters, so that the
+ * answer comes before a model is loaded. */
+int render_check(const struct render_request *request, struct err *err);
+
 /* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster.
  * Failures leave what is finished in `<output>.mural`.  ERR_PARTIAL: some tiles kept failing, the
  * others are finished.  ERR_USAGE: that folder belongs to another run, or to a poster that differs.

@@ -141,6 +141,48 @@ out:
     return rc;
 }
 
+/* ----------------------------------------------------------------------------------- tiles */
+
+/* A number of up to nine digits at *at, which moves behind it; 0 when there is none. */
+static uint32_t take_number(const char **at)
+{
+    size_t   digits = strspn(*at, "0123456789");
+    uint32_t value = 0;
+
+    for (size_t i = 0; i < digits && digits < 10; i++)
+        value = value * 10 + (uint32_t)((*at)[i] - '0');
+    *at += digits;
+    return value;
+}
+
+/* "3,7-9" as one bool for each tile, freed by os_free. */
+static int choose_tiles(bool **out, const char *list, const struct grid *grid, struct err *err)
+{
+    int         rc = ERR_OK;
+    uint32_t    count = (uint32_t)grid_count(grid);
+    const char *at = list;
+    bool       *chosen = NULL;
+
+    TRY(os_alloc((void **)&chosen, count, sizeof *chosen, "a list of tiles", err));
+    do {
+        uint32_t first = take_number(&at), last = first;
+        if (*at == '-') {
+            at++;
+            last = take_number(&at);
+        }
+        if ((*at != '\0' && *at != ',') || first < 1 || last < first || last > count)
+            RAISE(err, ERR_USAGE, 0,
+                  "tiles is '%.64s' but must be a list such as 3,7-9 of numbers 1..%u", list,
+                  count);
+        memset(chosen + first - 1, true, (last - first + 1) * sizeof *chosen);
+    } while (*at++ == ',');
+    *out = chosen;
+    chosen = NULL;
+out:
+    os_free(chosen);
+    return rc;
+}
+
 /* --------------------------------------------------------------------------------- opening */
 
 /* Is the output what the journal's last record says? */
@@ -191,26 +233,44 @@ out:
     return rc;
 }
 
+static bool may_start_over(const struct render_request *request)
+{
+    return request->mode == RENDER_BEGIN && request->config->overwrite;
+}
+
+/* ERR_USAGE, with every difference, when the run `here` must not go on with what `there` began. */
+static int check_same(const struct render_request *request, const json_t *there, const json_t *here,
+                      struct err *err)
+{
+    int                rc = ERR_OK;
+    struct differences found;
+
+    compare(&found, there, here);
+    if (found.used > 0)
+        RAISE(err, ERR_USAGE, 0,
+              "'%s.mural' holds tiles of another poster: %s; use what was used there, or %s",
+              request->config->output, found.text,
+              request->mode == RENDER_BEGIN ? "start over with --overwrite"
+                                            : "remove it and render anew");
+out:
+    return rc;
+}
+
 static int go_on(struct store *store, const json_t *there, json_t *here, struct err *err)
 {
     int                  rc = ERR_OK;
     const struct config *config = store->request->config;
-    bool                 may_start_over = store->request->mode == RENDER_BEGIN && config->overwrite;
     uint32_t             tiles = (uint32_t)grid_count(&store->request->plan->grid);
-    struct differences   found;
+    struct err           difference = {0};
 
-    compare(&found, there, here);
-    if (found.used > 0 && may_start_over) return start_over(store, here, err);
-    if (found.used > 0)
-        RAISE(err, ERR_USAGE, 0,
-              "'%s' holds tiles of another poster: %s; use what was used there, "
-              "or %s",
-              store->folder, found.text,
-              store->request->mode == RENDER_BEGIN ? "start over with --overwrite"
-                                                   : "remove it and render anew");
+    if (check_same(store->request, there, here, &difference) != ERR_OK) {
+        if (may_start_over(store->request)) return start_over(store, here, err);
+        *err = difference;
+        return (int)err->code;
+    }
     TRY(journal_open(&store->journal, store->journal_path, tiles, err));
     store->complete = output_is_ours(store);
-    if (store->complete && may_start_over) {
+    if (store->complete && may_start_over(store->request)) {
         store->complete = false;
         return start_over(store, here, err);
     }
@@ -265,6 +325,26 @@ out:
     return rc;
 }
 
+int render_check(const struct render_request *request, struct err *err)
+{
+    int     rc = ERR_OK;
+    char    path[1200];
+    json_t *there = NULL, *here = NULL;
+    bool   *chosen = NULL;
+
+    path_in(path, sizeof path, request->config->output, "journal");
+    TRY(make_plan(&here, request, err));
+    TRY(journal_peek(&there, path, err));
+    if (there != NULL && !may_start_over(request)) TRY(check_same(request, there, here, err));
+    if (request->mode == RENDER_RETRY)
+        TRY(choose_tiles(&chosen, request->again.tiles, &request->plan->grid, err));
+out:
+    json_decref(there);
+    json_decref(here);
+    os_free(chosen);
+    return rc;
+}
+
 /* --------------------------------------------------------------------------------- closing */
 
 static void remove_all(struct store *store)
@@ -306,40 +386,6 @@ uint32_t store_count(const struct store *store, enum tile_status status)
 
 /* ----------------------------------------------------------------------------------- retry */
 
-/* A number of up to nine digits at *at, which moves behind it; 0 when there is none. */
-static uint32_t take_number(const char **at)
-{
-    size_t   digits = strspn(*at, "0123456789");
-    uint32_t value = 0;
-
-    for (size_t i = 0; i < digits && digits < 10; i++)
-        value = value * 10 + (uint32_t)((*at)[i] - '0');
-    *at += digits;
-    return value;
-}
-
-/* "3,7-9" */
-static int choose_tiles(bool *chosen, uint32_t count, const char *list, struct err *err)
-{
-    int         rc = ERR_OK;
-    const char *at = list;
-
-    do {
-        uint32_t first = take_number(&at), last = first;
-        if (*at == '-') {
-            at++;
-            last = take_number(&at);
-        }
-        if ((*at != '\0' && *at != ',') || first < 1 || last < first || last > count)
-            RAISE(err, ERR_USAGE, 0,
-                  "tiles is '%.64s' but must be a list such as 3,7-9 of numbers 1..%u", list,
-                  count);
-        memset(chosen + first - 1, true, (last - first + 1) * sizeof *chosen);
-    } while (*at++ == ',');
-out:
-    return rc;
-}
-
 int store_forget(struct store *store, struct err *err)
 {
     int                        rc = ERR_OK;
@@ -350,8 +396,7 @@ int store_forget(struct store *store, struct err *err)
                                          .seed = again->seed != NULL ? *again->seed : 0,
                                          .prompt = again->prompt};
 
-    TRY(os_alloc((void **)&chosen, count, sizeof *chosen, "a list of tiles", err));
-    TRY(choose_tiles(chosen, count, again->tiles, err));
+    TRY(choose_tiles(&chosen, again->tiles, &store->request->plan->grid, err));
     for (uint32_t i = 0; i < count; i++)
         if (chosen[i]) TRY(journal_add_again(store->journal, i + 1, &record, err));
 out:

@@ -35,7 +35,7 @@ paint() {
 
 kill_one_worker() {
     local workers
-    mapfile -t workers < <(pgrep -f "^$mural worker" || true)
+    mapfile -t workers < <(pgrep -P "$(pgrep -d, -f "^$mural (render|resume) ")" 2>/dev/null)
     [ ${#workers[@]} -gt 0 ] && kill -KILL "${workers[RANDOM % ${#workers[@]}]}" 2>/dev/null &&
         worker_kills=$((worker_kills + 1))
 }
@@ -70,10 +70,11 @@ for ((i = 1; i <= runs; i++)); do
     if one_run; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAIL run $i of seed $seed"; fi
 done
 sleep 1
-if pgrep -f "^$mural worker" >/dev/null; then
+for process in /proc/[0-9]*; do
+    [ "$(readlink "$process/exe")" = "$mural" ] || continue
     echo "FAIL a worker outlived its program"
     failed=$((failed + 1))
-fi
+done
 echo "soak: $kills kills of the program, $worker_kills of workers, $((SECONDS - begun)) s"
 echo "$passed passed, $failed failed, 0 skipped"
 [ "$failed" = 0 ]

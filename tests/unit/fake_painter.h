@@ -212,4 +212,51 @@ static inline void story_close(struct story *story)
     scratch_remove(story->folder);
 }
 
+/* ------------------------------------------------- a small poster, and what it must always be */
+
+static inline void small_open(struct story *story)
+{
+    struct err err = {0};
+
+    story_open(story, "even", 8);
+    story->config.width_px = 200;
+    story->config.height_px = 150;
+    story->config.tile_px = 128;
+    ASSERT_OK(render_plan_make(&story->plan, &story->config, &err));
+    assert_int_equal(grid_count(&story->plan.grid), 4);
+}
+
+static inline uint64_t hash_of(const struct story *story)
+{
+    struct err err = {0};
+    uint64_t   hash = 0, bytes = 0;
+
+    ASSERT_OK(hash64_file(&hash, &bytes, story->config.output, &err));
+    return hash;
+}
+
+static inline uint64_t reference(void)
+{
+    static uint64_t known;
+    struct story    story;
+    struct err      err = {0};
+
+    if (known != 0) return known;
+    small_open(&story);
+    ASSERT_OK(render_poster(&story.request, &err));
+    known = hash_of(&story);
+    story_close(&story);
+    return known;
+}
+
+/* Another process with the same settings: nothing but the disk is left of the first. */
+static inline void go_on(struct story *story)
+{
+    struct err err = {0};
+
+    story->fake = (struct fake){0};
+    ASSERT_OK(render_poster(&story->request, &err));
+    assert_true(hash_of(story) == reference());
+}
+
 #endif

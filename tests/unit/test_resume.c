@@ -16,64 +16,20 @@ static struct os_calls working;
 
 /* ----------------------------------------------------------------------------------- stories */
 
-static void small_open(struct story *story)
-{
-    struct err err = {0};
-
-    story_open(story, "even", 8);
-    story->config.width_px = 200;
-    story->config.height_px = 150;
-    story->config.tile_px = 128;
-    ASSERT_OK(render_plan_make(&story->plan, &story->config, &err));
-    assert_int_equal(grid_count(&story->plan.grid), 4);
-}
-
-static uint64_t hash_of(const struct story *story)
-{
-    struct err err = {0};
-    uint64_t   hash = 0, bytes = 0;
-
-    ASSERT_OK(hash64_file(&hash, &bytes, story->config.output, &err));
-    return hash;
-}
-
-static uint64_t reference(void)
-{
-    static uint64_t known;
-    struct story    story;
-    struct err      err = {0};
-
-    if (known != 0) return known;
-    small_open(&story);
-    ASSERT_OK(render_poster(&story.request, &err));
-    known = hash_of(&story);
-    story_close(&story);
-    return known;
-}
-
 static void path_of(char out[300], const struct story *story, const char *name)
 {
     (void)snprintf(out, 300, "%s.mural/%s", story->config.output, name);
 }
 
-/* Another process with the same settings: nothing but the disk is left of the first. */
-static void go_on(struct story *story)
-{
-    struct err err = {0};
-
-    story->fake = (struct fake){0};
-    ASSERT_OK(render_poster(&story->request, &err));
-    assert_true(hash_of(story) == reference());
-}
-
 /* -------------------------------------------------------------------------------------- kills */
 
 static int  calls_made, dies_at;
+static bool once; /* only that one call fails, and life goes on */
 static bool dead(void)
 {
     calls_made++;
     errno = EIO;
-    return dies_at > 0 && calls_made >= dies_at;
+    return dies_at > 0 && (once ? calls_made == dies_at : calls_made >= dies_at);
 }
 static int64_t dying_pwrite(int fd, const void *x, size_t bytes, int64_t offset)
 {
@@ -120,8 +76,22 @@ static int dying_ftruncate(int fd, int64_t bytes)
     return dead() ? -1 : working.ftruncate(fd, bytes);
 }
 
+static void *failing_calloc(size_t count, size_t bytes)
+{
+    return dead() ? NULL : working.calloc(count, bytes);
+}
+static int64_t failing_pread(int fd, void *out, size_t bytes, int64_t offset)
+{
+    return dead() ? -1 : working.pread(fd, out, bytes, offset);
+}
+static int failing_flock(int fd, int operation)
+{
+    return dead() ? -1 : working.flock(fd, operation);
+}
+
 static void kill_at(int moment)
 {
+    once = false;
     calls_made = 0;
     dies_at = moment;
     os.pwrite = dying_pwrite;
@@ -152,6 +122,37 @@ static void killed_at_every_call_goes_on_to_the_same_bytes(void **state)
         story_close(&story);
     }
     assert_true(moments > 60); /* at least open, write, sync, sync and a record for every tile */
+}
+
+static void every_single_failing_call_is_told_and_mended(void **state)
+{
+    int moments = 0, failures = 0;
+
+    (void)state;
+    (void)reference();
+    for (bool ends = false; !ends; moments++) {
+        struct story story;
+        struct err   err = {0};
+        int          rc;
+
+        small_open(&story);
+        kill_at(moments + 1);
+        once = true;
+        os.calloc = failing_calloc;
+        os.pread = failing_pread;
+        os.flock = failing_flock;
+        rc = render_poster(&story.request, &err);
+        os = working;
+        ends = calls_made <= moments;
+        if (rc == ERR_OK)
+            assert_true(hash_of(&story) == reference());
+        else
+            assert_true(err.code == (enum err_code)rc && strlen(err.text) > 10);
+        failures += rc != ERR_OK;
+        go_on(&story);
+        story_close(&story);
+    }
+    assert_true(failures > 100);
 }
 
 /* A run that is killed again and again, always a little later, never paints a tile twice. */
@@ -538,69 +539,6 @@ static void a_stop_after_the_tile_finishes_the_tile(void **state)
     }
 }
 
-/* --------------------------------------------------------------------------------------- crew */
-
-static void any_number_of_painters_gives_the_same_bytes(void **state)
-{
-    (void)state;
-    for (uint32_t count = 2; count <= 5; count++) {
-        struct story   story;
-        struct err     err = {0};
-        struct fake    fakes[5] = {{0}};
-        struct painter painters[5];
-        int            predictions = 0;
-
-        small_open(&story);
-        for (uint32_t i = 0; i < count; i++)
-            painters[i] = painter_of(&fakes[i]);
-        story.request.painters = painters;
-        story.request.painter_count = count;
-        ASSERT_OK(render_poster(&story.request, &err));
-        assert_true(hash_of(&story) == reference());
-        for (uint32_t i = 0; i < count; i++) {
-            predictions += fakes[i].predictions;
-            assert_int_equal(fakes[i].begun, fakes[i].ended - (i == 0 ? 0 : 0));
-        }
-        assert_int_equal(predictions, 2 + 4 * 3);
-        story_close(&story);
-    }
-}
-
-static void a_broken_painter_is_left_out(void **state)
-{
-    (void)state;
-    for (int broken = 0; broken < 3; broken++) {
-        struct story   story;
-        struct err     err = {0};
-        struct fake    fakes[2] = {{0}};
-        struct painter painters[2] = {painter_of(&fakes[0]), painter_of(&fakes[1])};
-
-        small_open(&story);
-        story.config.tile_retries = 1;
-        for (int i = 0; i < 2; i++) {
-            if (i != broken && broken != 2) continue;
-            fakes[i].break_at = i == 0 ? 5 : 1; /* the draft is painted by the first */
-            fakes[i].break_count = 1 << 20;
-            fakes[i].break_code = ERR_PEER;
-        }
-        story.request.painters = painters;
-        story.request.painter_count = 2;
-        if (broken < 2) {
-            ASSERT_OK(render_poster(&story.request, &err));
-            assert_true(hash_of(&story) == reference());
-        } else {
-            ASSERT_REFUSED(ERR_PARTIAL, "4 of 4 tiles are missing",
-                           render_poster(&story.request, &err));
-        }
-        story.request.painter_count = 1;
-        story.request.painters = &story.painter;
-        (void)unlink(story.config.output);
-        err = (struct err){0};
-        go_on(&story);
-        story_close(&story);
-    }
-}
-
 /* ------------------------------------------------------------------------------------- memory */
 
 static int   allocations, allocations_at_first_tile, allocations_at_last_tile;
@@ -676,6 +614,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(killed_at_every_call_goes_on_to_the_same_bytes),
+        cmocka_unit_test(every_single_failing_call_is_told_and_mended),
         cmocka_unit_test(killed_again_and_again_loses_nothing),
         cmocka_unit_test(a_retry_that_is_killed_goes_on),
         cmocka_unit_test(every_truncation_and_damage_is_mended),
@@ -688,8 +627,6 @@ int main(void)
         cmocka_unit_test(a_lost_tile_is_filled_from_the_draft_on_request),
         cmocka_unit_test(a_retry_changes_its_tiles_and_says_so),
         cmocka_unit_test(a_stop_after_the_tile_finishes_the_tile),
-        cmocka_unit_test(any_number_of_painters_gives_the_same_bytes),
-        cmocka_unit_test(a_broken_painter_is_left_out),
         cmocka_unit_test(nothing_is_allocated_from_the_first_tile_to_the_last),
         cmocka_unit_test(words_of_the_dead_are_void_and_of_other_hosts_believed),
     };
