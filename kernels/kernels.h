@@ -74,6 +74,10 @@ struct qk_rope_request {
 };
 void k_qk_norm_rope_cpu(const struct qk_rope_request *request);
 
+/* The rotations of a grid of tokens, row-major, put together from those of its axes: y [h * w, a0 +
+ * a1 + a2] f32 gets row `token column` of axes[0] and axes[2], and row `token row` of axes[1]. */
+void k_rope_grid_cpu(struct matrix y, const struct matrix axes[3], int32_t h, int32_t w);
+
 /* -------------------------------------------------------------------- norms (norm.c) */
 /* y = LN(x) * (scale_plus_one ? 1 + scale : scale) + shift; shift and scale f32 [cols]. */
 void k_layer_norm_cpu(struct matrix y, struct matrix x, const float *scale, const float *shift,
@@ -134,6 +138,11 @@ struct noise_request {
     int32_t  channels;     /* multiple of 4 */
 };
 void k_noise_cpu(float *out, const struct noise_request *request);
+
+/* -------------------------------------------------------------------- trial.c */
+/* Made-up numbers in [-1/8, 1/8), a function of (seed, row, col) only: for trials of speed.  y f32
+ * or bf16; the same bits on the CPU and on a GPU. */
+void k_fill_cpu(struct matrix y, uint64_t seed);
 
 /* -------------------------------------------------------------------- the machine */
 /* True when this CPU multiplies bf16 in hardware (AVX512_BF16 or AMX): bf16 compute pays. */
