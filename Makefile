@@ -32,7 +32,24 @@ else ifneq ($(SAN),)
 $(error SAN is '$(SAN)'; it must be address or thread)
 endif
 
-SOURCES := $(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c)
+# With the CUDA toolkit a GPU backend is built in.  Nothing of the toolkit is needed to start the
+# program: the runtime is linked statically, cuBLASLt and cuDNN are found when a GPU is asked for.
+CUDA_HOME := $(if $(NVCC),$(abspath $(dir $(NVCC))/..))
+CUDNN     := $(if $(NVCC),$(firstword $(wildcard $(CUDA_HOME)/include/cudnn_graph.h \
+                 /usr/include/cudnn_graph.h /usr/include/x86_64-linux-gnu/cudnn_graph.h)))
+CUDA_C    := $(wildcard src/*/cuda_*.c src/*/*_cuda.c)
+ifneq ($(NVCC),)
+NOT_BUILT := src/backend/cuda_absent.c \
+             $(if $(CUDNN),src/backend/cuda_nograph.c,src/backend/cuda_graph.c src/backend/cuda_graph_build.c)
+CUDA_OBJECTS := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/*.cu))
+# The host's compiler links, so that a sanitized variant gets its run-time library.
+LIBS      += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+CFLAGS    += -isystem $(CUDA_HOME)/include
+else
+NOT_BUILT := $(filter-out src/backend/cuda_absent.c,$(CUDA_C))
+endif
+
+SOURCES := $(filter-out $(NOT_BUILT),$(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
 PARTS   := $(filter-out $(B)/src/main.o,$(OBJECTS))
 LIBRARY := $(B)/libmural.a
@@ -40,12 +57,13 @@ PROGRAM := $(B)/mural
 
 UNIT    := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 KERNEL  := $(patsubst %.c,$(B)/%,$(filter-out %_cuda.c,$(wildcard tests/kernels/test_*.c)))
+UNIT    := $(filter-out %_cuda,$(UNIT))
 PARITY  := $(patsubst %.c,$(B)/%,$(wildcard tests/parity/parity_*.c))
 FUZZ    := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
-CHECKS  := $(UNIT) $(KERNEL) $(PARITY)
 ifneq ($(NVCC),)
-CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*_cuda.c))
+CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c))
 endif
+CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(CUDA_CHECKS)
 
 # Goals that promise to do everything themselves install what is missing first.
 ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
@@ -57,7 +75,7 @@ endif
 .SECONDARY:
 
 all: $(PROGRAM) ## build the program for this machine (build/release/mural)
-	@echo "built $(PROGRAM): CPU$(if $(NVCC),; CUDA compiler found at $(NVCC))"
+	@echo "built $(PROGRAM): CPU$(if $(NVCC), and CUDA ($(NVCC)$(if $(CUDNN),, without cuDNN)))"
 
 help: ## this list
 	@echo "mural: posters of any size with FLUX.1, tile by tile"; echo
@@ -88,7 +106,7 @@ $(B)/%.o: %.c
 	@echo "  CC    $<"
 	@$(CC) $(CFLAGS) -c $< -o $@
 
-$(LIBRARY): $(PARTS)
+$(LIBRARY): $(PARTS) $(CUDA_OBJECTS)
 	@echo "  AR    $@"
 	@rm -f $@ && ar rcs $@ $^
 
@@ -104,22 +122,13 @@ $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-# The host's compiler links, so that a sanitized variant gets its run-time library.
-CUDA_HOME := $(abspath $(dir $(NVCC))/..)
-CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
-
-# GPU code compiles wherever the toolkit is; nothing of it is needed to run.
 CUDA_ARCH ?= 80 86 89 90 100 120
 NVCCFLAGS := -O3 -std=c++17 -I. -Isrc -Xcompiler -Wall \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-$(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h)
+$(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h kernels/*.cuh)
 	@mkdir -p $(@D)
 	@echo "  NVCC  $<"
 	@$(NVCC) $(NVCCFLAGS) -c $< -o $@
-$(B)/tests/kernels/test_%_cuda: $(B)/tests/kernels/test_%_cuda.o $(B)/kernels/%.cu.o $(LIBRARY)
-	@echo "  LINK  $@"
-	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) $(CUDA_LIBS) -o $@
-
 # ------------------------------------------------------------------------------------- pictures
 
 DEMO_PROMPT := A majestic mountain landscape at sunset, 8k
@@ -144,7 +153,7 @@ quick: $(SETUP) ## lint, unit and kernel checks only
 
 unit: $(UNIT) $(KERNEL)
 
-checks: unit $(PARITY) $(PROGRAM) $(CUDA_CHECKS)
+checks: $(CHECKS) $(PROGRAM)
 
 lint: ## layers, file and function lengths, names
 	@tests/lint/layers.sh

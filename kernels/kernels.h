@@ -83,6 +83,17 @@ void k_rope_grid_cpu(struct matrix y, const struct matrix axes[3], int32_t h, in
 void k_layer_norm_cpu(struct matrix y, struct matrix x, const float *scale, const float *shift,
                       bool scale_plus_one, float eps);
 void k_rms_norm_cpu(struct matrix y, struct matrix x, const float *weight, float eps);
+/* What lies between two branches of a transformer block, in one pass over memory:
+ * x += gate[col] * y; out = LN(x) * (1 + scale) + shift.  The bits of k_gate_add_cpu followed by
+ * k_layer_norm_cpu. */
+struct gate_norm_request {
+    struct matrix out;                  /* [S, cols] f32 or bf16, not x        */
+    struct matrix x;                    /* [S, cols] f32, the residual stream */
+    struct matrix y;                    /* [S, cols] f32 or bf16; may be out   */
+    const float  *gate, *scale, *shift; /* [cols] */
+    float         eps;
+};
+void k_gate_add_layer_norm_cpu(const struct gate_norm_request *request);
 /* x is a feature map [h * w, C]; statistics over all rows of a group's channels, in two passes with
  * fp32 partial sums merged in a fixed order.  y may be x. silu: y = SiLU(GN(x)). */
 void k_group_norm_cpu(struct matrix y, struct matrix x, const float *weight, const float *bias,

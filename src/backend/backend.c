@@ -116,10 +116,10 @@ static void fail(struct backend *backend, const char *op, int status)
         if (!backend->rehearsing) PREPARE_OR_PERFORM(op, __VA_ARGS__);                             \
     } while (0)
 /* The same with scratch on top of the arena. */
-#define PERFORM_WITH(bytes, macro, ...)                                                            \
+#define PERFORM_WITH(needed, macro, ...)                                                           \
     do {                                                                                           \
         struct arena_mark mark_ = arena_mark(backend->arena);                                      \
-        backend->scratch.bytes = (bytes);                                                          \
+        backend->scratch.bytes = (needed);                                                         \
         backend->scratch.data =                                                                    \
             arena_take(backend->arena, backend->scratch.bytes, "scratch of an operation");         \
         macro(__VA_ARGS__);                                                                        \
