@@ -264,6 +264,8 @@ static void print_plan(const struct mural_plan_info *plan, const struct config *
     (void)printf(", %s of weights, %s, %u text tokens\n",
                  text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
                  plan->text_tokens);
+    if (plan->gpu_bytes_peak > 0)
+        (void)printf("gpu       %s needed\n", text_bytes(one, sizeof one, plan->gpu_bytes_peak));
     print_need("memory", plan->host_bytes_peak, plan->host_bytes_free);
     if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
         (void)printf("          the weights do not fit beside it and are read from disk again and "

@@ -38,7 +38,8 @@ struct mural_job {
     struct engine_facts    facts;
     struct render_costs    costs;
     struct mural_plan_info info;
-    uint64_t               scratch_bytes, host_bytes;
+    struct engine_cost     cost;
+    uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
     struct studio          studio;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
@@ -232,9 +233,20 @@ static enum precision precision_of(const struct config *config)
     return PRECISION_AUTO;
 }
 
+/* "cuda:2" -> 2 */
+static int32_t gpu_of(const struct config *config)
+{
+    const char *colon = strchr(config->device, ':');
+
+    return colon == NULL ? 0 : (int32_t)strtol(colon + 1, NULL, 10);
+}
+
 static struct engine_options options_of(const struct config *config)
 {
     return (struct engine_options){.model_folder = config->model,
+                                   .machine = strncmp(config->device, "cuda", 4) == 0 ? ENGINE_CUDA
+                                                                                      : ENGINE_CPU,
+                                   .gpu = gpu_of(config),
                                    .transformer =
                                        config->transformer[0] != '\0' ? config->transformer : NULL,
                                    .vae = config->vae[0] != '\0' ? config->vae : NULL,
@@ -294,6 +306,28 @@ out:
     return rc;
 }
 
+static bool on_gpu(const struct mural_job *job)
+{
+    return job->options.machine == ENGINE_CUDA;
+}
+
+/* "auto" becomes what is there.  Whoever names a GPU gets it or a sentence, never the CPU. */
+static int choose_device(struct mural_job *job, struct err *err)
+{
+    int        rc = ERR_OK;
+    struct err why = {.code = ERR_OK};
+
+    if (strcmp(job->config.device, "auto") == 0) {
+        job->options.machine = ENGINE_CUDA;
+        if (engine_check_device(&job->options, NULL, &why) == ERR_OK) goto out;
+        log_line(LOG_INFO, "painting on the CPU (%s)", why.text);
+        job->options.machine = ENGINE_CPU;
+    }
+    TRY(engine_check_device(&job->options, NULL, err));
+out:
+    return rc;
+}
+
 static int measure(struct mural_job *job, struct err *err)
 {
     int                rc = ERR_OK;
@@ -307,7 +341,8 @@ static int measure(struct mural_job *job, struct err *err)
         TRY(engine_estimate(&draft_cost, &job->facts, &job->options, &draft, 1, err));
     if (paints_tiles(job))
         TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
-    job->scratch_bytes = both.scratch_bytes + both.fixed_bytes;
+    job->cost = both;
+    job->scratch_bytes = on_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
     job->host_bytes =
         render_host_bytes(&job->config, &job->plan, job->facts.latent_channels, !paints_tiles(job));
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
@@ -352,6 +387,10 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
                                      .draft_h_px = job->plan.draft_h_px,
                                      .weight_bytes = job->facts.weight_bytes,
                                      .scratch_bytes = job->scratch_bytes,
+                                     .gpu_bytes_peak = on_gpu(job) ? job->cost.kept_bytes +
+                                                                         job->cost.scratch_bytes +
+                                                                         job->cost.fixed_bytes
+                                                                   : 0,
                                      .host_bytes_peak = job->scratch_bytes + job->host_bytes,
                                      .host_bytes_free = os_host_bytes_free(),
                                      .spool_bytes = job->plan.spool_bytes,
@@ -374,6 +413,7 @@ static int check_memory(const struct mural_job *job, struct err *err)
     uint64_t need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
     char     need_words[32], have_words[32];
 
+    TRY(engine_check_device(&job->options, &job->cost, err));
     if (need > have)
         RAISE(err, ERR_HOST_MEM, 0,
               "plan: tiles of %d x %d px need %s of memory besides the weights and %s is free; "
@@ -393,6 +433,7 @@ static int make_plan(struct mural_job *job, struct err *err)
 
     TRY(render_plan_make(&job->plan, &job->config, err));
     job->options = options_of(&job->config);
+    TRY(choose_device(job, err));
     TRY(measure(job, err));
     if (job->task == MURAL_PLAN) TRY(engine_speed(&speed, &job->options, err));
     TRY(render_disk_free(&disk_free, job->config.output, err));

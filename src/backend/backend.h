@@ -71,7 +71,7 @@ void backend_rehearse(struct backend *backend, bool on);
 bool backend_is_distant(const struct backend *backend);
 /* What was kept, dry or not. */
 uint64_t backend_kept_matrix_bytes(const struct backend *backend);
-uint64_t backend_kept_vector_bytes(const struct backend *backend);
+uint64_t backend_kept_vector_bytes(const struct backend *backend); /* a GPU takes half as much again */
 /* Weights of the host, of any type and alignment, as this machine can read them.  Kept matrices of
  * one size lie one after the other in the order in which they were kept; so do kept vectors, which
  * are f32.  Types of kept matrices: what products are formed in, or bf16. */

@@ -139,6 +139,10 @@ static const struct setting rows[] = {
      RANGE(1e6, 1e12), .absent = "5GB", .value = "SIZE", .group = GROUP_SYNTH, .commands = RANDOM,
      .sentence = "largest weight file"},
     /* ---- the machine */
+    {.key = "device", .flag = "device", .type = SETTING_CHOICE, FIELD(device),
+     .choices = "auto|cpu|cuda|cuda:N", .absent = "cpu", .value = "NAME", .group = GROUP_MACHINE,
+     .commands = PAINT | PLANNED,
+     .sentence = "cuda for the first GPU, auto: a GPU where there is one"},
     {.key = "threads", .flag = "threads", .type = SETTING_INT, FIELD(threads), RANGE(0, 1024),
      .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
      .sentence = "CPU threads, 0 for all"},

@@ -18,11 +18,16 @@ struct prompt;
 
 enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 
+/* Who computes.  WALLED is the CPU behind a wall, for tests: it has memory of its own, as a GPU. */
+enum engine_machine { ENGINE_CPU = 0, ENGINE_CUDA, ENGINE_WALLED };
+
 struct engine_options {
     const char    *model_folder;
     const char    *transformer; /* overriding file or folder, or NULL */
     const char    *vae;
-    enum precision precision;   /* AUTO: bf16 where the CPU multiplies bf16 in hardware */
+    enum engine_machine machine;
+    int32_t             gpu;    /* number of the GPU, with ENGINE_CUDA */
+    enum precision precision;   /* AUTO: bf16 where the machine multiplies bf16 in hardware */
     uint32_t       threads;     /* 0: all */
     uint32_t       text_tokens; /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
 };
@@ -42,7 +47,9 @@ struct engine_facts {
 /* What a rectangle costs, measured by a dry run of the very code that paints it. */
 struct engine_cost {
     uint64_t scratch_bytes;  /* of encode, predict and decode, and of a prompt while it is made */
-    uint64_t fixed_bytes;    /* workspace, vectors, and the tables of one prompt                */
+    uint64_t fixed_bytes;    /* workspace; on the CPU also vectors and tables of one prompt     */
+    uint64_t kept_bytes;     /* of a GPU: weights that stay there                               */
+    uint64_t host_bytes;     /* beside a GPU: vectors, tables of one prompt, buffers            */
     double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
@@ -52,11 +59,16 @@ struct engine_size {
     uint32_t steps;      /* length of the sigma list      */
 };
 
-/* Reads configurations only: no weights.  Of several sizes, each number is the largest; the bytes
+/* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes, each number is the largest; the bytes
  * are then what engine_reserve takes for them, and prompt_open for one prompt. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
+
+/* Is the GPU of the options there and usable, and has it room for `cost` (NULL: not asked)?  One
+ * sentence otherwise.  Always well on the CPU. */
+int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
+                        struct err *err);
 
 /* FLOPs per second of this machine in a short trial at the model's widths; reads no weights. */
 int engine_speed(double *flops_per_second_out, const struct engine_options *options,
@@ -68,7 +80,8 @@ void engine_close(struct engine *engine);
 struct engine_facts engine_facts(const struct engine *engine);
 uint64_t            engine_model_identity(const struct engine *engine);
 
-/* Commit scratch for the largest of these sizes.  Afterwards nothing allocates. */
+/* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay, and
+ * try the ways to multiply these shapes.  Afterwards nothing allocates. */
 int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
                    struct err *err);
 

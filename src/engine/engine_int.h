@@ -1,8 +1,9 @@
 /*
  * engine_int.h - what the files of engine/ share: layer views, tokenizers, the four networks.
  *
- * The only private header of this folder.  All matrices of weights are views of mapped files; all
- * vectors (biases, norm weights) are fp32 copies made once at open.
+ * The only private header of this folder.  Weights exist in two forms.  On the host, matrices are
+ * views of mapped files and vectors (biases, norm weights) are fp32 copies made once at open.  A
+ * distant machine keeps copies of what is read at every step, and fetches what is read once a prompt.
  */
 #ifndef MURAL_ENGINE_INT_H
 #define MURAL_ENGINE_INT_H
@@ -54,6 +55,7 @@ struct layer_loader {
     enum model_part     part;
     struct arena       *vectors;    /* where fp32 copies of vectors go                          */
     bool                dry;
+    struct backend     *keeper;     /* distant: views are of what it keeps; NULL: of the host   */
     char                scope[128]; /* put before every name asked for; empty at first          */
 };
 /* All names that follow are relative to this one, for example "encoder.block.%lld.". */
@@ -73,10 +75,21 @@ int layer_vector(const float **out, struct layer_loader *loader, const char *nam
 int layer_matrix(struct matrix *out, struct layer_loader *loader, const char *name, int64_t rows,
                  int64_t cols, struct err *err);
 
+/* A table [rows, cols] of the engine's own making, where the loader keeps vectors. */
+int layer_table(struct matrix *out, struct layer_loader *loader, struct matrix source,
+                struct err *err);
+/* One layer of `count` neighbours of the same width, when they lie one after the other: they are
+ * then one product.  False: `parts` stay as they are. */
+bool layer_merge(struct linear *out, const struct linear *parts, size_t count);
+/* y = act(x w^T + bias) with weights of the host, fetched for this once. */
+void layer_run(struct backend *backend, struct matrix y, struct matrix x,
+               const struct linear *linear, enum activation act);
+
 /* --------------------------------------------------------------------------------- networks */
 
 /* Each network: *_load gathers views once; the forward functions run on a backend with scratch from
- * its arena, and rewind it before they return. */
+ * its arena, and rewind it before they return.  CLIP, T5, transformer_embed_text and modulation_make
+ * read weights of the host; vae_* and transformer_forward read what their backend can. */
 
 struct clip;
 int  clip_load(struct clip **out, struct layer_loader *loader, struct err *err);
@@ -106,6 +119,7 @@ void vae_decode(const struct vae *vae, struct backend *backend, struct matrix la
                 int32_t h_px, struct matrix rgb_out);
 
 struct transformer;
+/* With a keeper: without the layers that only a prompt reads. */
 int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
 void transformer_free(struct transformer *transformer);
 
@@ -140,6 +154,7 @@ struct transformer_tile {
     struct matrix              velocity; /* [h * w, out_channels] f32 */
     /* set by transformer_forward, dead after it */
     struct matrix stream;     /* [text + h * w, hidden] f32 */
+    struct matrix normed;     /* [text + h * w, hidden]     */
     struct matrix cos, sin;   /* [h * w, head_dim / 2] f32  */
     struct matrix modulation; /* [1, modulation_count] f32  */
 };
@@ -161,13 +176,14 @@ struct networks {
     struct transformer *transformer;
 };
 
-/* What products are formed in on this machine. */
-enum dtype engine_compute(enum precision precision);
+/* What products are formed in on a machine. */
+enum dtype engine_compute(enum engine_machine machine, enum precision precision);
 
 /* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
 struct engine {
     struct model            *model;
-    struct networks          networks;
+    struct networks          networks;     /* of the host                                       */
+    struct networks          painters;     /* VAE and transformer as `backend` reads them       */
     struct arena            *vectors;      /* fp32 copies of biases and norm weights            */
     struct clip_tokenizer   *clip_tokenizer;
     struct t5_tokenizer     *t5_tokenizer;
@@ -179,26 +195,43 @@ struct engine {
     uint32_t                 tiles_max, steps_max;
 };
 
+/* An engine that measures only: no file of weights is mapped. */
+int engine_open_dry(struct engine **out, const struct engine_options *options, struct err *err);
+
+/* VAE and transformer as `backend` reads them: on a distant machine copies of what tiles need, which
+ * it keeps as long as it is open; elsewhere the host's own.  Closed by engine_release. */
+int  engine_keep(struct networks *out, const struct engine *engine, struct backend *backend,
+                 struct err *err);
+void engine_release(struct networks *networks, const struct engine *engine);
+
 /* The primitives of engine.h without their checks, on any backend.  In a dry run the host pointers
  * are never read. */
-void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
-                    int32_t w_px, int32_t h_px, float *latent_out);
-void compute_decode(const struct engine *engine, struct backend *backend, const float *latent,
-                    int32_t w_px, int32_t h_px, float *rgb_out);
+struct compute {
+    const struct engine   *engine;
+    const struct networks *painters;
+    struct backend        *backend;
+};
+void compute_encode(const struct compute *compute, const float *rgb, int32_t w_px, int32_t h_px,
+                    float *latent_out);
+void compute_decode(const struct compute *compute, const float *latent, int32_t w_px, int32_t h_px,
+                    float *rgb_out);
 /* work: [count], uninitialised. */
-void compute_predict(const struct engine *engine, struct backend *backend,
-                     struct transformer_tile *work, const struct engine_tile *tiles,
-                     uint32_t count, uint32_t step);
+void compute_predict(const struct compute *compute, struct transformer_tile *work,
+                     const struct engine_tile *tiles, uint32_t count, uint32_t step);
 
 /* What some sizes take: of each number the largest. */
 struct measured {
     uint64_t           tile_bytes, tile_workspace_bytes; /* arena and more of engine.machine  */
     uint64_t           text_bytes, text_workspace_bytes; /* the same of engine.text_machine   */
+    uint64_t           kept_matrix_bytes, kept_vector_bytes; /* of a distant engine.machine   */
     uint64_t           table_bytes;                      /* of one prompt                     */
     struct engine_cost cost;
 };
 int measure_sizes(struct measured *out, const struct engine *engine,
                   const struct engine_size *sizes, size_t size_count, struct err *err);
+/* Goes through everything that these sizes ask of the engine's own backend, which rehearses. */
+int measure_rehearse(const struct engine *engine, const struct engine_size *sizes,
+                     size_t size_count, struct err *err);
 
 struct prompt {
     float              *text, *modulation; /* owned; see struct conditioning */
