@@ -246,6 +246,12 @@ template <int PENDING> DEVICE void copies_wait()
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+/* What follows from x is computed where it is used and not kept in registers from before a loop. */
+DEVICE void forget(int &x)
+{
+    asm volatile("" : "+r"(x));
+}
+
 /* Four 8 x 8 matrices of 16-bit elements; lane 8 m + r gives the address of row r of matrix m.
  * Lane l receives of each: row l / 4, columns 2 (l % 4) and the next. */
 DEVICE void load_matrices(uint32_t (&out)[4], const void *row_shared)

@@ -70,6 +70,7 @@ int k_upsample2_cuda(struct matrix y, struct matrix x, int32_t h, int32_t w,
  * in f32.  No workspace is needed. */
 int k_attention_cuda(const struct attention_request *request, enum dtype compute,
                      struct workspace workspace, struct CUstream_st *stream);
+/* q and k of one type. */
 int k_qk_norm_rope_cuda(const struct qk_rope_request *request, struct CUstream_st *stream);
 
 /* ---------------------------------------------------------------------------- rope.cu, trial.cu */
