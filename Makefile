@@ -61,7 +61,8 @@ UNIT    := $(filter-out %_cuda,$(UNIT))
 PARITY  := $(patsubst %.c,$(B)/%,$(wildcard tests/parity/parity_*.c))
 FUZZ    := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
 ifneq ($(NVCC),)
-CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c))
+CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cuda.c), \
+                   $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
 CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(CUDA_CHECKS)
 
