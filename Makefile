@@ -21,7 +21,9 @@ LIBS     := -ltiff -lpng -lz -ldnnl -ljansson -lyaml -ldeflate -lzstd -llcms2 -l
 
 CFLAGS  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
            -Wstrict-prototypes $(if $(CI),-Werror) -O2 -g -fno-math-errno -fopenmp -Isrc -I. -MMD -MP
-LDFLAGS := -fopenmp
+# Libraries are looked for beside the program, as `make bundle` lays them out, and then as usual; in
+# the old way, which also holds for libraries of libraries and for those found later.
+LDFLAGS := -fopenmp -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 ifeq ($(SAN),address)
 CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 LDFLAGS += -fsanitize=address,undefined
@@ -71,7 +73,7 @@ ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
 SETUP := setup
 endif
 
-.PHONY: all help setup demo test quick unit checks lint fuzz clean
+.PHONY: all help setup demo test quick unit checks lint fuzz clean bundle kit test-gpu bench-gpu
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -152,6 +154,48 @@ test: $(SETUP) ## everything: lint, unit, kernel, parity, command line, sanitize
 quick: $(SETUP) ## lint, unit and kernel checks only
 	@tests/run.sh "$(MAKE)" quick
 
+# ---------------------------------------------------------------------------------- to other machines
+
+# Shared libraries that every Linux has in its own version, or that only a driver's package may give.
+KEPT_OUT := linux-vdso|ld-linux|/libc\.so|/libm\.so|libpthread|libdl\.|librt\.|libcuda
+carried = ldd $(1) | awk '$$2 == "=>" {print $$3}' | grep -vE '$(KEPT_OUT)'
+BUNDLE  := build/bundle
+KIT     := build/kit
+KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu
+
+bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle (and what it weighs)
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
+	@cp $(PROGRAM) $(BUNDLE)/mural && strip $(BUNDLE)/mural
+	@$(call carried,$(PROGRAM)) | xargs -I{} cp -L {} $(BUNDLE)/lib/
+	@cp LICENSE README.md $(BUNDLE)/
+	@if [ -d samples/model ]; then cp -r samples/model $(BUNDLE)/model; fi
+	@$(BUNDLE)/mural help >/dev/null && du -sm $(BUNDLE) | awk '{print "built $(BUNDLE): " $$1 " MB"}'
+
+# The mains of many programs get names of their own, and one more main calls them.
+$(B)/kit/%.o: | $(SETUP)
+	@mkdir -p $(@D)
+	@objcopy --redefine-sym main=$*_main $< $@
+$(foreach p,$(KIT_OF),$(eval $(B)/kit/$(notdir $(p)).o: $(p).o))
+$(B)/kit/mural.o: $(B)/src/main.o
+$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(LIBRARY)
+	@echo "  LINK  $@"
+	@$(CC) $(CFLAGS) '-DKIT_PROGRAMS=X(mural) $(foreach p,$(KIT_OF),X($(notdir $(p))))' $(LDFLAGS) \
+	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(LIBRARY) -lcmocka $(LIBS) -o $@
+
+kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
+	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden
+	@cp $< $(KIT)/kit && strip $(KIT)/kit && cp tests/gpu/run.sh $(KIT)/
+	@$(call carried,$<) | xargs -I{} cp -L {} $(KIT)/lib/
+	@cp -r tests/golden/engine tests/golden/models $(KIT)/golden/
+	@tar -C build -cf - kit | xz -T0 -3 >build/kit.tar.xz
+	@du -m build/kit.tar.xz | awk '{print "built build/kit.tar.xz: " $$1 " MB; there: tar xf kit.tar.xz && kit/run.sh"}'
+
+test-gpu: kit ## what only a GPU can show: kernels, parity, the same bytes twice, compute-sanitizer
+	@$(KIT)/run.sh
+
+bench-gpu: kit ## FLUX.1-dev's parts at their real shapes on the GPU, as CSV
+	@$(KIT)/kit bench_gpu
+
 unit: $(UNIT) $(KERNEL)
 
 checks: $(CHECKS) $(PROGRAM)
@@ -166,4 +210,4 @@ clean: ## remove build/
 	rm -rf build
 
 -include $(OBJECTS:.o=.d)
--include $(CHECKS:=.d) $(FUZZ:=.d)
+-include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/bench/bench_gpu.d

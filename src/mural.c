@@ -172,10 +172,10 @@ static struct painter studio_painter(struct studio *studio, int32_t channels)
 static const char SAMPLE_MODEL[] = "samples/model"; /* the default of the setting "model" */
 
 /* The model that comes with the program, wherever the program was started from: beside the build
- * folder of a source tree, or installed. */
+ * folder of a source tree, installed, or carried with it. */
 static bool find_sample_model(char *out, size_t capacity)
 {
-    static const char *const places[] = {"../../samples/model", "../share/mural/model"};
+    static const char *const places[] = {"../../samples/model", "../share/mural/model", "model"};
     char                     program[2048], beside[2100];
     ssize_t                  length = readlink("/proc/self/exe", program, sizeof program - 1);
 

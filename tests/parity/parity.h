@@ -192,7 +192,7 @@ static inline void write_model(struct parity *p, const char *folder)
     char                 spec[512];
     struct synth_request request = {.folder = folder, .spec = spec, .bfl = p->variant->bfl};
 
-    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", MURAL_TEST_DATA,
+    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", test_data(),
                    p->variant->model);
     request.dtype = dtype_named(json_string_value(json_object_get(p->spec, "dtype")));
     request.seed = (uint64_t)spec_number(p->spec, "seed");
@@ -239,7 +239,7 @@ static inline void read_spec(struct parity *p)
     size_t     i;
     json_t    *entry;
 
-    (void)snprintf(path, sizeof path, "%s/golden/engine/index.json", MURAL_TEST_DATA);
+    (void)snprintf(path, sizeof path, "%s/golden/engine/index.json", test_data());
     ASSERT_OK(json_file_open(&p->index, path, 1 << 20, &err));
     json_array_foreach(json_object_get(p->index, "models"), i, entry)
     {
@@ -247,7 +247,7 @@ static inline void read_spec(struct parity *p)
         if (strcmp(name, p->variant->model) == 0) p->spec = entry;
     }
     assert_non_null(p->spec);
-    (void)snprintf(path, sizeof path, "%s/golden/engine/%s.safetensors", MURAL_TEST_DATA,
+    (void)snprintf(path, sizeof path, "%s/golden/engine/%s.safetensors", test_data(),
                    p->variant->model);
     ASSERT_OK(safetensors_open(&p->golden, path, &err));
 }
