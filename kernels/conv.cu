@@ -138,8 +138,8 @@ template <int EACH> static __device__ void load(float values[EACH], struct matri
     }
 }
 
-/* One thread makes all channels of one pixel.  Weights lie in shared memory as [tap][in][out], where
- * all threads read the same address at a time. */
+/* One thread makes all channels of one pixel.  Weights lie in shared memory as [tap][in][out],
+ * where all threads read the same address at a time. */
 template <int EACH> static __global__ void conv_few_kernel(struct few f)
 {
     extern __shared__ float weights[];

@@ -81,7 +81,7 @@ int k_fill_cuda(struct matrix y, uint64_t seed, struct CUstream_st *stream);
  * one in 2^64; the order of adding does not matter. */
 int k_checksum_cuda(uint64_t *sum_out, struct matrix y, struct CUstream_st *stream);
 
-/* --------------------------------------------------------------------------- gemm.cu, softmax.cu */
+/* -------------------------------------------------------------------------- gemm.cu, softmax.cu */
 /* y = act(y + bias) in place; bias f32 [y.cols] or NULL. */
 int k_bias_act_cuda(struct matrix y, const float *bias, enum activation act,
                     struct CUstream_st *stream);
@@ -93,7 +93,7 @@ int k_softmax_rows_cuda(struct matrix y, struct matrix x, float scale, struct CU
  * outside the picture and in columns from size * size * in_channels on. */
 int k_im2col_cuda(struct matrix y, const struct conv_request *request, int64_t first, int32_t out_w,
                   struct CUstream_st *stream);
-/* y[out, tap * in_channels + channel] = w[out, channel * taps + tap]; zero in columns further on. */
+/* y[out, tap * in_channels + channel] = w[out, channel * taps + tap]; zero in columns beyond. */
 int k_conv_weights_cuda(struct matrix y, struct matrix w, int32_t taps, struct CUstream_st *stream);
 /* A whole convolution with at most CONV_FEW_MAX output channels, w as in the request: one pass over
  * the picture, no patches. */

@@ -1,9 +1,9 @@
 /*
  * softmax.cu - rows of attention scores into rows of weights, fp32 inside.
  *
- * For heads that are too wide for a fused attention: the VAE's one head of 512.  One block takes one
- * row and reads it three times; the second and third come from the cache.  Sums are taken in a fixed
- * order, so the same scores give the same bits.
+ * For heads that are too wide for a fused attention: the VAE's one head of 512.  One block takes
+ * one row and reads it three times; the second and third come from the cache.  Sums are taken in a
+ * fixed order, so the same scores give the same bits.
  */
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>

@@ -243,16 +243,15 @@ static int32_t gpu_of(const struct config *config)
 
 static struct engine_options options_of(const struct config *config)
 {
-    return (struct engine_options){.model_folder = config->model,
-                                   .machine = strncmp(config->device, "cuda", 4) == 0 ? ENGINE_CUDA
-                                                                                      : ENGINE_CPU,
-                                   .gpu = gpu_of(config),
-                                   .transformer =
-                                       config->transformer[0] != '\0' ? config->transformer : NULL,
-                                   .vae = config->vae[0] != '\0' ? config->vae : NULL,
-                                   .precision = precision_of(config),
-                                   .threads = (uint32_t)config->threads,
-                                   .text_tokens = (uint32_t)config->text_tokens};
+    return (struct engine_options){
+        .model_folder = config->model,
+        .machine = strncmp(config->device, "cuda", 4) == 0 ? ENGINE_CUDA : ENGINE_CPU,
+        .gpu = gpu_of(config),
+        .transformer = config->transformer[0] != '\0' ? config->transformer : NULL,
+        .vae = config->vae[0] != '\0' ? config->vae : NULL,
+        .precision = precision_of(config),
+        .threads = (uint32_t)config->threads,
+        .text_tokens = (uint32_t)config->text_tokens};
 }
 
 /* ------------------------------------------------------------------------------------ plan */

@@ -125,7 +125,8 @@ static void fail(struct backend *backend, const char *op, int status)
         macro(__VA_ARGS__);                                                                        \
         arena_rewind(backend->arena, mark_);                                                       \
     } while (0)
-#define BYTES_OF(op, ...) (backend->needs->op == NULL ? 0 : backend->needs->op(backend, __VA_ARGS__))
+#define BYTES_OF(op, ...)                                                                          \
+    (backend->needs->op == NULL ? 0 : backend->needs->op(backend, __VA_ARGS__))
 
 static bool same_shape(struct matrix a, struct matrix b)
 {

@@ -6,7 +6,7 @@
  * measures what a machine would take: bytes through its dry arenas, FLOPs through its counters.
  *
  * A machine is distant when it cannot read the host's memory.  Then every operand of an operation
- * must be its own: taken from its arena, kept (for as long as the backend) or fetched (scratch).  On
+ * must be its own: taken from its arena, kept (for as long as the backend) or fetched (scratch). On
  * the CPU keeping and fetching cost nothing and give back what they were given.
  *
  * An operation never reports on its own.  The first failure is kept, later operations do nothing,
@@ -21,7 +21,8 @@
 
 struct backend;
 
-/* WALLED is the CPU behind a wall, for tests: distant, and it checks whose memory each operand is. */
+/* WALLED is the CPU behind a wall, for tests: distant, and it checks whose memory each operand is.
+ */
 enum machine { MACHINE_CPU = 0, MACHINE_CUDA, MACHINE_WALLED };
 
 struct backend_options {
@@ -35,7 +36,7 @@ struct backend_options {
 };
 
 /* ERR_DEVICE or ERR_DEVICE_MEM when there is no such GPU, or it cannot be used. */
-int  backend_open(struct backend **out, const struct backend_options *options, struct err *err);
+int backend_open(struct backend **out, const struct backend_options *options, struct err *err);
 /* Measures for options->machine; needs no such machine. */
 int  backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend);
@@ -71,7 +72,8 @@ void backend_rehearse(struct backend *backend, bool on);
 bool backend_is_distant(const struct backend *backend);
 /* What was kept, dry or not. */
 uint64_t backend_kept_matrix_bytes(const struct backend *backend);
-uint64_t backend_kept_vector_bytes(const struct backend *backend); /* a GPU takes half as much again */
+uint64_t
+backend_kept_vector_bytes(const struct backend *backend); /* a GPU takes half as much again */
 /* Weights of the host, of any type and alignment, as this machine can read them.  Kept matrices of
  * one size lie one after the other in the order in which they were kept; so do kept vectors, which
  * are f32.  Types of kept matrices: what products are formed in, or bf16. */

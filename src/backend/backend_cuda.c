@@ -56,7 +56,8 @@ static int cuda_gate_add(struct backend *backend, struct matrix x, struct matrix
     return k_gate_add_cuda(x, y, gate, cuda_of(backend)->stream);
 }
 
-static int cuda_gate_add_layer_norm(struct backend *backend, const struct gate_norm_request *request)
+static int cuda_gate_add_layer_norm(struct backend                 *backend,
+                                    const struct gate_norm_request *request)
 {
     return k_gate_add_layer_norm_cuda(request, cuda_of(backend)->stream);
 }
@@ -266,8 +267,10 @@ static void open_graphs(struct cuda *cuda)
 
     graphs_open(&cuda->graphs, why, sizeof why);
     if (cuda->graphs == NULL)
-        log_line(LOG_WARN, "cuDNN is not used (%s): attention and convolutions run on mural's own "
-                 "kernels, which are slower", why);
+        log_line(LOG_WARN,
+                 "cuDNN is not used (%s): attention and convolutions run on mural's own "
+                 "kernels, which are slower",
+                 why);
 }
 
 int cuda_open(struct backend **out, const struct backend_options *options, struct err *err)

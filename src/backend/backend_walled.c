@@ -134,7 +134,8 @@ static int walled_gate_add(struct backend *backend, struct matrix x, struct matr
     return cpu_of(backend)->ops->gate_add(cpu_of(backend), x, y, gate);
 }
 
-static int walled_gate_add_layer_norm(struct backend *backend, const struct gate_norm_request *request)
+static int walled_gate_add_layer_norm(struct backend                 *backend,
+                                      const struct gate_norm_request *request)
 {
     own(backend, "gate_add_layer_norm", request->out);
     own(backend, "gate_add_layer_norm", request->x);

@@ -18,10 +18,11 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
     int rc = ERR_OK;
 
     *out = (struct backend_device){.major = 0};
-    RAISE(err, ERR_DEVICE, 0,
-          "device: cuda:%d was asked for, but this mural was built without CUDA; build it where nvcc "
-          "is, or use --device cpu",
-          device);
+    RAISE(
+        err, ERR_DEVICE, 0,
+        "device: cuda:%d was asked for, but this mural was built without CUDA; build it where nvcc "
+        "is, or use --device cpu",
+        device);
 out:
     return rc;
 }

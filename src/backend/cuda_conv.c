@@ -8,8 +8,8 @@
  *   patches      everything else, and everything where cuDNN is not: bands of patches, then a
  *                product
  *
- * Scratch: the weights tap by tap, then cuDNN's workspace, or a band of patches and what the product
- * needs.  A dry run cannot know which way will be taken, so it counts the longer.
+ * Scratch: the weights tap by tap, then cuDNN's workspace, or a band of patches and what the
+ * product needs.  A dry run cannot know which way will be taken, so it counts the longer.
  */
 #include "backend/cuda_int.h"
 #include "kernels/kernels_cuda.h"
@@ -65,10 +65,8 @@ static struct matrix weights_of(const struct backend *backend, const struct conv
 
 static struct matrix patches_of(const struct backend *backend, const struct conv *conv)
 {
-    return (struct matrix){.dtype = backend->compute,
-                           .rows = conv->band,
-                           .cols = conv->columns,
-                           .ld = conv->columns};
+    return (struct matrix){
+        .dtype = backend->compute, .rows = conv->band, .cols = conv->columns, .ld = conv->columns};
 }
 
 uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request)

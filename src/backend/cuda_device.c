@@ -18,8 +18,9 @@ static int no_devices(int status, struct err *err)
     (void)cudaDriverGetVersion(&driver);
     (void)cudaRuntimeGetVersion(&runtime);
     if (driver == 0)
-        RAISE(err, ERR_DEVICE, status,
-              "device: there is no NVIDIA driver on this machine; install one, or use --device cpu");
+        RAISE(
+            err, ERR_DEVICE, status,
+            "device: there is no NVIDIA driver on this machine; install one, or use --device cpu");
     if (status == (int)cudaErrorInsufficientDriver)
         RAISE(err, ERR_DEVICE, status,
               "device: the NVIDIA driver knows CUDA %d.%d and this program needs %d.%d; install a "
@@ -54,9 +55,10 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
     out->major = properties.major;
     out->minor = properties.minor;
     if (out->major < LEAST_MAJOR)
-        RAISE(err, ERR_DEVICE, 0,
-              "device: GPU %d (%s) has compute capability %d.%d and 8.0 is needed; use --device cpu",
-              device, out->name, out->major, out->minor);
+        RAISE(
+            err, ERR_DEVICE, 0,
+            "device: GPU %d (%s) has compute capability %d.%d and 8.0 is needed; use --device cpu",
+            device, out->name, out->major, out->minor);
     status = (int)cudaSetDevice(device);
     if (status == 0) status = (int)cudaMemGetInfo(&available, &total);
     if (status != 0)

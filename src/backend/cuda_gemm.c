@@ -9,7 +9,8 @@
  *
  * The same poster twice must be the same bytes, and algorithms round differently: so a choice by
  * time alone, which differs from run to run, is not allowed to matter.  Rules:
- *   - no split of k: what several blocks would add up in turn is never asked for;
+ *   - where several blocks share a sum, their parts are kept in fp32 and added in the order of k,
+ *     never in the order of arrival;
  *   - the library's first proposal is the reference; it depends on shape, card and version only;
  *   - another proposal may replace it when it is more than TRIAL_MARGIN faster and its result for
  *     made-up numbers times the layer's own weights has the same bits, all of them.
@@ -37,7 +38,7 @@ int gemm_open(struct gemm *gemm, struct err *err)
     const struct cuda_symbol symbols[] = {CUBLAS_CALLS(CUBLAS_SYMBOL)};
 
     (void)snprintf(soname, sizeof soname, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
-    TRY(cuda_load(&gemm->library, soname, symbols, ARRAY_COUNT(symbols), err));
+    TRY(cuda_load(soname, symbols, ARRAY_COUNT(symbols), err));
     TRY(os_alloc((void **)&gemm->plans, GEMM_PLANS_MAX, sizeof *gemm->plans, "plans of products",
                  err));
     status = (int)gemm->calls.cublasLtCreate(&gemm->handle);
@@ -72,8 +73,7 @@ void gemm_close(struct gemm *gemm)
     if (gemm->end != NULL) (void)cudaEventDestroy(gemm->end);
     if (gemm->sum != NULL) (void)cudaFree(gemm->sum);
     os_free(gemm->plans);
-    cuda_unload(gemm->library);
-    *gemm = (struct gemm){.library = NULL};
+    *gemm = (struct gemm){.plan_count = 0};
 }
 
 /* ------------------------------------------------------------------------------------ shapes */
@@ -138,10 +138,8 @@ static int describe(const struct gemm *gemm, struct gemm_plan *plan)
     const cudaDataType_t       in = (cudaDataType_t)s->in_type, to = (cudaDataType_t)s->out_type;
     const cublasLtEpilogue_t   epilogue = (cublasLtEpilogue_t)s->epilogue;
 
-    int status =
-        (int)calls->cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
-    if (!status)
-        status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &w_op, sizeof w_op);
+    int status = (int)calls->cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (!status) status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &w_op, sizeof w_op);
     if (!status)
         status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (!status && epilogue != CUBLASLT_EPILOGUE_DEFAULT)
@@ -157,19 +155,18 @@ static int describe(const struct gemm *gemm, struct gemm_plan *plan)
 static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
                    cublasLtMatmulHeuristicResult_t *results, int *count_out)
 {
-    const struct cublas_calls   *calls = &gemm->calls;
-    const uint64_t               workspace = GEMM_WORKSPACE_BYTES;
-    const uint32_t               no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
-    const uint32_t               align[3] = {(uint32_t)plan->shape.w_align,
-                                             (uint32_t)plan->shape.x_align,
-                                             (uint32_t)plan->shape.y_align};
+    const struct cublas_calls *calls = &gemm->calls;
+    const uint64_t             workspace = GEMM_WORKSPACE_BYTES;
+    const uint32_t             in_order = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const uint32_t align[3] = {(uint32_t)plan->shape.w_align, (uint32_t)plan->shape.x_align,
+                               (uint32_t)plan->shape.y_align};
     const struct {
         cublasLtMatmulPreferenceAttributes_t name;
         const void                          *value;
         size_t                               bytes;
     } wishes[] = {
         {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
-        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split, sizeof no_split},
+        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &in_order, sizeof in_order},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align[0], sizeof align[0]},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align[1], sizeof align[1]},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align[2], sizeof align[2]},
@@ -182,9 +179,9 @@ static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
         status = (int)calls->cublasLtMatmulPreferenceSetAttribute(preference, wishes[i].name,
                                                                   wishes[i].value, wishes[i].bytes);
     if (!status)
-        status = (int)calls->cublasLtMatmulAlgoGetHeuristic(
-            gemm->handle, plan->desc, plan->w, plan->x, plan->y, plan->y, preference,
-            CANDIDATES_MAX, results, count_out);
+        status = (int)calls->cublasLtMatmulAlgoGetHeuristic(gemm->handle, plan->desc, plan->w,
+                                                            plan->x, plan->y, plan->y, preference,
+                                                            CANDIDATES_MAX, results, count_out);
     if (preference != NULL) (void)calls->cublasLtMatmulPreferenceDestroy(preference);
     return status;
 }
@@ -227,8 +224,7 @@ static int try_one(const struct gemm *gemm, const struct gemm_plan *plan,
         if (!status) status = multiply(gemm, plan, request, algo, stream);
         if (!status) status = (int)cudaEventRecord(gemm->end, stream);
         if (!status) status = (int)cudaEventSynchronize(gemm->end);
-        if (!status)
-            status = (int)cudaEventElapsedTime(&milliseconds, gemm->begin, gemm->end);
+        if (!status) status = (int)cudaEventElapsedTime(&milliseconds, gemm->begin, gemm->end);
         if (!status && milliseconds * 1e-3f < out->seconds) out->seconds = milliseconds * 1e-3f;
     }
     if (!status) status = (int)cudaMemsetAsync(gemm->sum, 0, sizeof *gemm->sum, stream);

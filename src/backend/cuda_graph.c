@@ -52,7 +52,6 @@ void graphs_close(struct graphs *graphs)
     for (uint32_t i = 0; i < graphs->plan_count; i++)
         graph_plan_close(&graphs->library, &graphs->plans[i]);
     if (graphs->handle != NULL) (void)graphs->library.cudnnDestroy(graphs->handle);
-    graph_library_close(&graphs->library);
     os_free(graphs);
 }
 
@@ -120,8 +119,8 @@ bool graphs_attention_fits(struct graphs *graphs, const struct attention_request
     return plan != NULL && plan->plan != NULL;
 }
 
-static int run(struct graphs *graphs, const struct graph_shape *shape, const struct graph_data *data,
-               struct workspace workspace, cudaStream_t stream)
+static int run(struct graphs *graphs, const struct graph_shape *shape,
+               const struct graph_data *data, struct workspace workspace, cudaStream_t stream)
 {
     struct graph_plan *plan = plan_for(graphs, shape);
     int                status;
@@ -139,16 +138,18 @@ int graphs_attention(struct graphs *graphs, const struct attention_request *requ
 {
     struct graph_shape shape = graph_attention_shape(request);
     float              scale = request->scale;
-    struct graph_data  data = {.count = 5,
-                               .pointers = {request->q.data, request->k.data, request->v.data,
-                                            request->out.data, &scale}};
+    struct graph_data  data = {
+         .count = 5,
+         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data,
+                      &scale}};
 
     return run(graphs, &shape, &data, workspace, stream);
 }
 
 /* --------------------------------------------------------------------------------- convolution */
 
-struct graph_shape graph_conv_shape(const struct conv_request *request, int32_t out_h, int32_t out_w)
+struct graph_shape graph_conv_shape(const struct conv_request *request, int32_t out_h,
+                                    int32_t out_w)
 {
     struct graph_shape shape;
 
@@ -187,12 +188,11 @@ int graphs_conv(struct graphs *graphs, const struct conv_request *request, struc
 {
     int32_t            h = request->in_h + request->pad_top + request->pad_bottom;
     int32_t            wide = request->in_w + request->pad_left + request->pad_right;
-    struct graph_shape shape =
-        graph_conv_shape(request, (h - request->size) / request->stride + 1,
-                         (wide - request->size) / request->stride + 1);
-    struct graph_data data = {.count = request->bias == NULL ? 3 : 4,
-                              .pointers = {request->x.data, w.data, request->y.data,
-                                           (void *)(uintptr_t)request->bias}};
+    struct graph_shape shape = graph_conv_shape(request, (h - request->size) / request->stride + 1,
+                                                (wide - request->size) / request->stride + 1);
+    struct graph_data  data = {
+         .count = request->bias == NULL ? 3 : 4,
+         .pointers = {request->x.data, w.data, request->y.data, (void *)(uintptr_t)request->bias}};
 
     return run(graphs, &shape, &data, workspace, stream);
 }

@@ -24,13 +24,11 @@
     X(cudnnBackendExecute)
 
 struct graph_library {
-    void *library;
 #define CUDNN_FIELD(name) __typeof__(&name) name;
     CUDNN_CALLS(CUDNN_FIELD)
 #undef CUDNN_FIELD
 };
-int  graph_library_open(struct graph_library *library, struct err *err);
-void graph_library_close(struct graph_library *library);
+int graph_library_open(struct graph_library *library, struct err *err);
 
 /* Compared as bytes, so made from zeros.
  *   attention: dims = queries, keys, heads, head's width; strides = rows of q, k, v, out
@@ -51,8 +49,8 @@ struct graph_plan {
     int                      refusal;
     uint64_t                 workspace_bytes;
 };
-/* `card`: a finalised descriptor of a device's properties, to plan for a card that is not here; NULL
- * for the one that is. */
+/* `card`: a finalised descriptor of a device's properties, to plan for a card that is not here;
+ * NULL for the one that is. */
 void graph_plan_open(struct graph_plan *plan, const struct graph_library *library,
                      const struct graph_shape *shape, cudnnBackendDescriptor_t card);
 void graph_plan_close(const struct graph_library *library, struct graph_plan *plan);

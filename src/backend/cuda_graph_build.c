@@ -23,15 +23,15 @@ int graph_library_open(struct graph_library *library, struct err *err)
     char soname[32];
 #define CUDNN_SYMBOL(name) {#name, &library->name},
     const struct cuda_symbol symbols[] = {CUDNN_CALLS(CUDNN_SYMBOL)};
+    struct err               ignored = {.code = ERR_OK};
 
+    /* cuDNN compiles some kernels when they are first asked for and looks for the compiler by name
+     * only; once loaded from where we look, it is found.  Without it, plans are refused one by one.
+     */
+    (void)snprintf(soname, sizeof soname, "libnvrtc.so.%d", CUDART_VERSION / 1000);
+    (void)cuda_load(soname, NULL, 0, &ignored);
     (void)snprintf(soname, sizeof soname, "libcudnn.so.%d", CUDNN_MAJOR);
-    return cuda_load(&library->library, soname, symbols, ARRAY_COUNT(symbols), err);
-}
-
-void graph_library_close(struct graph_library *library)
-{
-    cuda_unload(library->library);
-    *library = (struct graph_library){.library = NULL};
+    return cuda_load(soname, symbols, ARRAY_COUNT(symbols), err);
 }
 
 /* -------------------------------------------------------------------------------- descriptors */
@@ -62,7 +62,8 @@ static void set(struct builder *b, descriptor d, cudnnBackendAttributeName_t nam
         b->status = (int)b->library->cudnnBackendSetAttribute(d, name, type, count, values);
 }
 
-static void set_int(struct builder *b, descriptor d, cudnnBackendAttributeName_t name, int64_t value)
+static void set_int(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                    int64_t value)
 {
     set(b, d, name, CUDNN_TYPE_INT64, 1, &value);
 }
@@ -149,7 +150,8 @@ static int build_attention(struct builder *b, const struct graph_shape *shape, d
 /* --------------------------------------------------------------------------------- convolution */
 
 /* Channels-last memory under the library's order of dimensions. */
-static descriptor make_map(struct builder *b, int64_t id, int64_t n, int64_t c, int64_t h, int64_t w)
+static descriptor make_map(struct builder *b, int64_t id, int64_t n, int64_t c, int64_t h,
+                           int64_t w)
 {
     struct tensor tensor = {.id = id,
                             .dims = {n, c, h, w},
@@ -280,9 +282,8 @@ static bool varies(const struct graph_library *library, descriptor config)
 
     if (library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine) != 0)
         return true;
-    int status = (int)library->cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE,
-                                                        CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count,
-                                                        &engine);
+    int status = (int)library->cudnnBackendGetAttribute(
+        config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine);
     if (!status)
         status = (int)library->cudnnBackendGetAttribute(
             engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
@@ -328,8 +329,7 @@ void graph_plan_open(struct graph_plan *plan, const struct graph_library *librar
     *plan = (struct graph_plan){.shape = *shape, .refusal = b.status};
     if (b.status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
     for (int i = 0; i < count && plan->plan == NULL; i++)
-        if (!varies(library, configs[i]))
-            plan->refusal = plan_of(plan, library, configs[i], card);
+        if (!varies(library, configs[i])) plan->refusal = plan_of(plan, library, configs[i], card);
     close_configs(library, configs);
     builder_close(&b);
 }
@@ -364,8 +364,7 @@ int graph_plan_run(const struct graph_plan *plan, const struct graph_library *li
         data->pointers);
     set(&b, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
     finish(&b, pack);
-    if (b.status == 0)
-        b.status = (int)library->cudnnBackendExecute(handle, plan->plan, pack);
+    if (b.status == 0) b.status = (int)library->cudnnBackendExecute(handle, plan->plan, pack);
     builder_close(&b);
     return b.status;
 }

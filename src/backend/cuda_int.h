@@ -1,8 +1,8 @@
 /*
  * cuda_int.h - what the files behind backend_cuda.c share.
  *
- * Private to backend/, and only in builds that have CUDA.  Statuses of three libraries travel in one
- * int: CUDA's own as they are, the others above a base.
+ * Private to backend/, and only in builds that have CUDA.  Statuses of three libraries travel in
+ * one int: CUDA's own as they are, the others above a base.
  */
 #ifndef MURAL_CUDA_INT_H
 #define MURAL_CUDA_INT_H
@@ -22,11 +22,9 @@ struct cuda_symbol {
     const char *name;
     void       *slot;
 };
-/* The library `soname`, from where the loader looks or where CUDA usually lies, with all symbols.
- * ERR_DEVICE: not found, or one symbol is missing. */
-int  cuda_load(void **library_out, const char *soname, const struct cuda_symbol *symbols,
-               size_t count, struct err *err);
-void cuda_unload(void *library);
+/* The library `soname`, from where the loader looks or where CUDA usually lies, with all symbols;
+ * it stays loaded.  ERR_DEVICE: not found, or one symbol is missing. */
+int cuda_load(const char *soname, const struct cuda_symbol *symbols, size_t count, struct err *err);
 
 /* ---------------------------------------------------------------------- copies (cuda_copy.c) */
 
@@ -73,10 +71,10 @@ struct cublas_calls {
 /* One product y[m, n] = x[m, k] . w, w as [n, k], or as [k, n] when `plain`; all that the choice of
  * an algorithm depends on.  Compared as bytes, so made from zeros. */
 struct gemm_shape {
-    int64_t            m, n, k, x_ld, w_ld, y_ld;
-    int32_t            in_type, out_type; /* cudaDataType_t; x and w are of one type */
-    int32_t            epilogue, plain;
-    int32_t            x_align, w_align, y_align, unused;
+    int64_t m, n, k, x_ld, w_ld, y_ld;
+    int32_t in_type, out_type; /* cudaDataType_t; x and w are of one type */
+    int32_t epilogue, plain;
+    int32_t x_align, w_align, y_align, unused;
 };
 
 struct gemm_plan {
@@ -92,7 +90,6 @@ enum { GEMM_PLANS_MAX = 512 };
 #define GEMM_WORKSPACE_BYTES ((uint64_t)32 << 20)
 
 struct gemm {
-    void               *library;
     struct cublas_calls calls;
     cublasLtHandle_t    handle;
     struct gemm_plan   *plans; /* [GEMM_PLANS_MAX] */
@@ -110,8 +107,8 @@ struct gemm_request {
 };
 int  gemm_open(struct gemm *gemm, struct err *err);
 void gemm_close(struct gemm *gemm);
-/* In a rehearsal candidates are timed, with x filled with made-up numbers and y overwritten; nothing
- * else is computed. */
+/* In a rehearsal candidates are timed, with x filled with made-up numbers and y overwritten;
+ * nothing else is computed. */
 int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
              cudaStream_t stream);
 /* Pure: the shape of a request. */
@@ -120,7 +117,8 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
-/* *out is NULL and `why_out` filled when cuDNN is not there or was not there when this was built. */
+/* *out is NULL and `why_out` filled when cuDNN is not there or was not there when this was built.
+ */
 void graphs_open(struct graphs **out, char *why_out, size_t capacity);
 void graphs_close(struct graphs *graphs);
 
@@ -138,7 +136,8 @@ const char *graphs_words(const struct graphs *graphs, int status);
 /* Plans that need more workspace than this are not taken. */
 #define GRAPH_WORKSPACE_BYTES ((uint64_t)64 << 20)
 
-/* ------------------------------------------------------------------ the backend (backend_cuda.c) */
+/* ------------------------------------------------------------------ the backend (backend_cuda.c)
+ */
 
 struct cuda {
     struct backend        base;
@@ -174,7 +173,7 @@ uint64_t cuda_linear_needs(const struct backend *backend, struct matrix y, struc
                            struct matrix w, const float *bias, enum activation act);
 int      cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
                      const float *bias, enum activation act);
-uint64_t cuda_attention_needs(const struct backend *backend,
+uint64_t cuda_attention_needs(const struct backend           *backend,
                               const struct attention_request *request);
 int      cuda_attention(struct backend *backend, const struct attention_request *request);
 uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request);

@@ -103,7 +103,7 @@ static int64_t band_rows(const struct attention_request *request)
     return min_i64(max_i64(rows, 128), request->q.rows);
 }
 
-uint64_t cuda_attention_needs(const struct backend *backend,
+uint64_t cuda_attention_needs(const struct backend           *backend,
                               const struct attention_request *request)
 {
     int64_t count = band_rows(request) * round_up_i64(request->k.rows, 8);
@@ -158,9 +158,8 @@ static int wide_attention(struct cuda *cuda, const struct attention_request *req
 int cuda_attention(struct backend *backend, const struct attention_request *request)
 {
     struct cuda *cuda = cuda_of(backend);
-    bool         typed = request->q.dtype == backend->compute &&
-                 request->k.dtype == backend->compute && request->v.dtype == backend->compute &&
-                 request->out.dtype == backend->compute;
+    bool typed = request->q.dtype == backend->compute && request->k.dtype == backend->compute &&
+                 request->v.dtype == backend->compute && request->out.dtype == backend->compute;
 
     if (request->q.rows == 0 || request->k.rows == 0) return 0;
     if (typed && is_wide(request)) return wide_attention(cuda, request);

@@ -2,7 +2,8 @@
  * cuda_load.c - NVIDIA's libraries, found when they are needed.
  *
  * Linking to them would tie the program to their folder and keep it from starting without them.
- * Knows no library by name.
+ * What is loaded stays until the process ends: it has put code on the card, and nobody promises
+ * that it can be taken away from under a context.  Knows no library by name.
  */
 #include "backend/cuda_int.h"
 
@@ -28,8 +29,7 @@ static void *find_library(const char *soname)
     return NULL;
 }
 
-int cuda_load(void **library_out, const char *soname, const struct cuda_symbol *symbols,
-              size_t count, struct err *err)
+int cuda_load(const char *soname, const struct cuda_symbol *symbols, size_t count, struct err *err)
 {
     int   rc = ERR_OK;
     void *library = find_library(soname);
@@ -46,14 +46,6 @@ int cuda_load(void **library_out, const char *soname, const struct cuda_symbol *
                   symbols[i].name);
         memcpy(symbols[i].slot, &symbol, sizeof symbol);
     }
-    *library_out = library;
-    library = NULL;
 out:
-    if (library != NULL) (void)dlclose(library);
     return rc;
-}
-
-void cuda_unload(void *library)
-{
-    if (library != NULL) (void)dlclose(library);
 }

@@ -7,16 +7,16 @@
  *
  * Read next: transformer.c, vae.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 void compute_encode(const struct compute *compute, const float *rgb, int32_t w_px, int32_t h_px,
                     float *latent_out)
 {
     const struct engine *engine = compute->engine;
-    struct backend *backend = compute->backend;
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
-    struct matrix     latent =
+    struct backend      *backend = compute->backend;
+    struct arena_mark    mark = arena_mark(backend_arena(backend));
+    int64_t       factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
+    struct matrix latent =
         backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
     struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
 
@@ -30,10 +30,10 @@ void compute_decode(const struct compute *compute, const float *latent, int32_t 
                     float *rgb_out)
 {
     const struct engine *engine = compute->engine;
-    struct backend *backend = compute->backend;
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
-    struct matrix     source =
+    struct backend      *backend = compute->backend;
+    struct arena_mark    mark = arena_mark(backend_arena(backend));
+    int64_t       factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
+    struct matrix source =
         backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
     struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
 
@@ -74,9 +74,9 @@ void compute_predict(const struct compute *compute, struct transformer_tile *wor
                      const struct engine_tile *tiles, uint32_t count, uint32_t step)
 {
     const struct engine *engine = compute->engine;
-    struct backend *backend = compute->backend;
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           channels = 4 * (int64_t)engine->facts.latent_channels;
+    struct backend      *backend = compute->backend;
+    struct arena_mark    mark = arena_mark(backend_arena(backend));
+    int64_t              channels = 4 * (int64_t)engine->facts.latent_channels;
 
     for (uint32_t t = 0; t < count; t++) {
         int32_t h = tiles[t].h_px / engine->facts.px_per_token;

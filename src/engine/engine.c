@@ -7,7 +7,7 @@
  *
  * Read next: reserve.c, compute.c, measure.c, prompt.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <stdio.h>
 
@@ -229,8 +229,8 @@ static int64_t latent_values(const struct engine *engine, int32_t w_px, int32_t 
 int engine_encode(struct engine *engine, const float *rgb, int32_t w_px, int32_t h_px,
                   float *latent_out, struct err *err)
 {
-    int     rc = ERR_OK;
-    int64_t count = latent_values(engine, w_px, h_px), bad;
+    int            rc = ERR_OK;
+    int64_t        count = latent_values(engine, w_px, h_px), bad;
     struct compute compute = own(engine);
 
     must_fit(engine, w_px, h_px);
@@ -248,8 +248,8 @@ out:
 int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int32_t h_px,
                   float *rgb_out, struct err *err)
 {
-    int     rc = ERR_OK;
-    int64_t count = 3 * (int64_t)w_px * h_px, bad;
+    int            rc = ERR_OK;
+    int64_t        count = 3 * (int64_t)w_px * h_px, bad;
     struct compute compute = own(engine);
 
     must_fit(engine, w_px, h_px);

@@ -22,45 +22,46 @@ enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 enum engine_machine { ENGINE_CPU = 0, ENGINE_CUDA, ENGINE_WALLED };
 
 struct engine_options {
-    const char    *model_folder;
-    const char    *transformer; /* overriding file or folder, or NULL */
-    const char    *vae;
+    const char         *model_folder;
+    const char         *transformer; /* overriding file or folder, or NULL */
+    const char         *vae;
     enum engine_machine machine;
-    int32_t             gpu;    /* number of the GPU, with ENGINE_CUDA */
-    enum precision precision;   /* AUTO: bf16 where the machine multiplies bf16 in hardware */
-    uint32_t       threads;     /* 0: all */
-    uint32_t       text_tokens; /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+    int32_t             gpu;       /* number of the GPU, with ENGINE_CUDA */
+    enum precision      precision; /* AUTO: bf16 where the machine multiplies bf16 in hardware */
+    uint32_t            threads;   /* 0: all */
+    uint32_t text_tokens;          /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
 struct engine_facts {
-    uint64_t weight_bytes;      /* on disk, all four parts */
+    uint64_t weight_bytes; /* on disk, all four parts */
     int64_t  hidden, heads, doubles, singles;
-    int32_t  latent_channels;   /* 16 */
-    int32_t  px_per_lat;        /* 8: 2^(VAE levels - 1) */
-    int32_t  px_per_token;      /* 16: sides must be multiples of it */
+    int32_t  latent_channels; /* 16 */
+    int32_t  px_per_lat;      /* 8: 2^(VAE levels - 1) */
+    int32_t  px_per_token;    /* 16: sides must be multiples of it */
     uint32_t text_tokens;
-    bool     guidance;          /* false: the guidance value is ignored (schnell) */
+    bool     guidance; /* false: the guidance value is ignored (schnell) */
     bool     bf16;
 };
 
 /* What a rectangle costs, measured by a dry run of the very code that paints it. */
 struct engine_cost {
-    uint64_t scratch_bytes;  /* of encode, predict and decode, and of a prompt while it is made */
-    uint64_t fixed_bytes;    /* workspace; on the CPU also vectors and tables of one prompt     */
-    uint64_t kept_bytes;     /* of a GPU: weights that stay there                               */
-    uint64_t host_bytes;     /* beside a GPU: vectors, tables of one prompt, buffers            */
+    uint64_t scratch_bytes; /* of encode, predict and decode, and of a prompt while it is made */
+    uint64_t fixed_bytes;   /* workspace; on the CPU also vectors and tables of one prompt     */
+    uint64_t kept_bytes;    /* of a GPU: weights that stay there                               */
+    uint64_t host_bytes;    /* beside a GPU: vectors, tables of one prompt, buffers            */
     double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
 struct engine_size {
     int32_t  w_px, h_px;
-    uint32_t tiles;      /* rectangles predicted together */
-    uint32_t steps;      /* length of the sigma list      */
+    uint32_t tiles; /* rectangles predicted together */
+    uint32_t steps; /* length of the sigma list      */
 };
 
-/* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes, each number is the largest; the bytes
- * are then what engine_reserve takes for them, and prompt_open for one prompt. */
+/* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes,
+ * each number is the largest; the bytes are then what engine_reserve takes for them, and
+ * prompt_open for one prompt. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
@@ -80,8 +81,8 @@ void engine_close(struct engine *engine);
 struct engine_facts engine_facts(const struct engine *engine);
 uint64_t            engine_model_identity(const struct engine *engine);
 
-/* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay, and
- * try the ways to multiply these shapes.  Afterwards nothing allocates. */
+/* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay,
+ * and try the ways to multiply these shapes.  Afterwards nothing allocates. */
 int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
                    struct err *err);
 
@@ -102,8 +103,8 @@ struct schedule_request {
     double   strength;    /* (0, 1]: image-to-image by the reference pipeline's rule instead:
                              the first int(max(steps - min(steps * strength, steps), 0)) of
                              the steps are dropped; 0: not used                                */
-    double   mu;          /* > 0: fixed shift exponent; 0: by the model's rule from `tokens`   */
-    double   mu_max;      /* > 0: upper bound on the rule's exponent                           */
+    double mu;            /* > 0: fixed shift exponent; 0: by the model's rule from `tokens`   */
+    double mu_max;        /* > 0: upper bound on the rule's exponent                           */
 };
 int schedule_make(struct schedule *out, const struct engine *engine,
                   const struct schedule_request *request, struct err *err);

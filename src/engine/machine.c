@@ -4,7 +4,7 @@
  * The trial runs one linear layer and one attention of the model's own widths on made-up numbers.
  * An estimate from it is right within a factor: convolutions and memory have rates of their own.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 /* Enough arithmetic to be measured, little enough not to be noticed. */
 static const double TRIAL_FLOP = 2e9;
@@ -28,7 +28,8 @@ static double rate(double flop_before, double flop_after, double seconds)
     return seconds > 0 ? (flop_after - flop_before) / seconds : 0;
 }
 
-/* Rows of a linear layer hidden -> 4 * hidden that make up the trial.  A GPU is not busy with few. */
+/* Rows of a linear layer hidden -> 4 * hidden that make up the trial.  A GPU is not busy with few.
+ */
 static int64_t trial_rows(enum engine_machine machine, int64_t hidden)
 {
     if (machine == ENGINE_CUDA) return 4096;
@@ -42,23 +43,22 @@ int engine_speed(double *flops_per_second_out, const struct engine_options *opti
     int                rc = ERR_OK;
     struct model_paths paths = {
         .folder = options->model_folder, .transformer = options->transformer, .vae = options->vae};
-    struct backend_options machine = {.machine = options->machine == ENGINE_CUDA ? MACHINE_CUDA
-                                                                                 : MACHINE_CPU,
-                                      .device = options->gpu,
-                                      .compute =
-                                          engine_compute(options->machine, options->precision),
-                                      .threads = options->threads,
-                                      .arena_limit_bytes = (uint64_t)1 << 32};
-    struct model          *model = NULL;
-    struct backend        *backend = NULL;
-    double                 linear = 0, attention = 0, begin, flop;
+    struct backend_options machine = {
+        .machine = options->machine == ENGINE_CUDA ? MACHINE_CUDA : MACHINE_CPU,
+        .device = options->gpu,
+        .compute = engine_compute(options->machine, options->precision),
+        .threads = options->threads,
+        .arena_limit_bytes = (uint64_t)1 << 32};
+    struct model   *model = NULL;
+    struct backend *backend = NULL;
+    double          linear = 0, attention = 0, begin, flop;
 
     TRY(model_open(&model, &paths, err));
     TRY(backend_open(&backend, &machine, err));
     const struct transformer_config *config = &model->transformer;
     int64_t                          hidden = config->hidden;
-    int64_t rows = trial_rows(options->machine, hidden);
-    int64_t tokens = options->machine == ENGINE_CUDA ? 4096 : 1024;
+    int64_t                          rows = trial_rows(options->machine, hidden);
+    int64_t                          tokens = options->machine == ENGINE_CUDA ? 4096 : 1024;
     struct matrix x = filled(backend, rows, hidden), y = filled(backend, rows, 4 * hidden);
     struct matrix w = filled(backend, 4 * hidden, hidden);
     struct matrix qkv = filled(backend, tokens, 3 * hidden);

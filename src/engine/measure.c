@@ -5,7 +5,7 @@
  *
  * Read next: compute.c, prompt.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <math.h>
 
@@ -76,11 +76,10 @@ static void rehearse(struct measured *out, const struct compute *compute,
                      struct transformer_tile *work)
 {
     struct backend *backend = compute->backend;
-    struct prompt   prompt = {
-          .conditioning = {.text = nowhere(backend),
-                           .modulation = nowhere(backend),
-                           .text_tokens = compute->engine->facts.text_tokens,
-                           .steps = size->steps}};
+    struct prompt   prompt = {.conditioning = {.text = nowhere(backend),
+                                               .modulation = nowhere(backend),
+                                               .text_tokens = compute->engine->facts.text_tokens,
+                                               .steps = size->steps}};
     double          before = backend_flops(backend), predict = 0;
 
     compute_encode(compute, NULL, size->w_px, size->h_px, NULL);

@@ -11,7 +11,7 @@
  *
  * Read next: t5.c and clip.c, then modulation.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <math.h>
 

@@ -7,7 +7,7 @@
  *
  * Read next: measure.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 static bool is_distant(const struct engine_options *options)
 {
@@ -83,8 +83,7 @@ int engine_check_device(const struct engine_options *options, const struct engin
         RAISE(err, ERR_DEVICE_MEM, 0,
               "plan: GPU %d (%.60s) has %s free of %s, and %s are needed (%s of weights, %s of "
               "scratch); close other programs on it or give a smaller --tile",
-              options->gpu, device.name,
-              text_bytes(words[0], sizeof words[0], device.bytes_free),
+              options->gpu, device.name, text_bytes(words[0], sizeof words[0], device.bytes_free),
               text_bytes(words[1], sizeof words[1], device.bytes_total),
               text_bytes(words[2], sizeof words[2], need),
               text_bytes(words[3], sizeof words[3], cost->kept_bytes),
@@ -125,8 +124,7 @@ int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_
     TRY(os_alloc((void **)&engine->tiles, engine->tiles_max, sizeof *engine->tiles,
                  "a list of tiles", err));
     TRY(open_backend(engine, &measured, err));
-    if (backend_is_distant(engine->backend))
-        TRY(measure_rehearse(engine, sizes, size_count, err));
+    if (backend_is_distant(engine->backend)) TRY(measure_rehearse(engine, sizes, size_count, err));
 out:
     return rc;
 }

@@ -19,8 +19,9 @@
  *
  * Layer-major: every tile of the group passes a block before the next block is read, so that
  * weights travel once a group.  Tiles share the scratch of a block; each has its own residual
- * stream, and its normed rows, which a block leaves for the next.  Bytes for tiles of n_t image tokens and T text tokens, S_t = T + n_t, H = hidden, M =
- * mlp, D = head_dim, m = modulation_count, a = bytes of an activation:
+ * stream, and its normed rows, which a block leaves for the next.  Bytes for tiles of n_t image
+ * tokens and T text tokens, S_t = T + n_t, H = hidden, M = mlp, D = head_dim, m = modulation_count,
+ * a = bytes of an activation:
  *
  *     sum over t of  4 (S_t H + n_t D + m) + a S_t H   +   a max(S_t) (4 H + M)
  *
@@ -228,16 +229,15 @@ static const float *modulation_at(const struct transformer_tile *tile, int64_t o
     return (const float *)tile->modulation.data + offset;
 }
 
-/* The first norms of the blocks, for text and for image: of double block `index`, then of the single
- * blocks, then none, for the last norm is of image rows alone. */
+/* The first norms of the blocks, for text and for image: of double block `index`, then of the
+ * single blocks, then none, for the last norm is of image rows alone. */
 static void follow_of(struct follow out[2], const struct transformer *transformer,
                       const struct transformer_tile *tile, int64_t index)
 {
     const struct transformer_config *config = &transformer->config;
     int64_t                          h = config->hidden, single = index - config->doubles;
-    const float *at = modulation_at(tile, index < config->doubles
-                                              ? 12 * h * index
-                                              : h * (12 * config->doubles + 3 * single));
+    int64_t      single_at = h * (12 * config->doubles + 3 * single);
+    const float *at = modulation_at(tile, single < 0 ? 12 * h * index : single_at);
 
     out[0] = out[1] = (struct follow){.shift = at, .scale = at + h};
     if (index < config->doubles) out[0] = (struct follow){.shift = at + 6 * h, .scale = at + 7 * h};

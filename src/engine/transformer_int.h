@@ -17,8 +17,8 @@ struct embedder {
     struct linear first, second; /* [H, in], [H, H] */
 };
 
-/* q, k and v, which lie side by side in the result: three layers [H, H], or one [3 H, H] where their
- * weights lie one after the other. */
+/* q, k and v, which lie side by side in the result: three layers [H, H], or one [3 H, H] where
+ * their weights lie one after the other. */
 struct projection {
     struct linear parts[3];
     int           part_count;

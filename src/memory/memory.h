@@ -43,7 +43,7 @@ struct arena_mark {
     uint64_t offset;
 };
 
-int  arena_open(struct arena **out, uint64_t limit_bytes, struct err *err);
+int arena_open(struct arena **out, uint64_t limit_bytes, struct err *err);
 /* The same over addresses of a GPU: may be computed with, but not read or written, on the host. */
 int  arena_open_on(struct arena **out, const struct vmem_ops *ops, int32_t device,
                    uint64_t limit_bytes, struct err *err);
@@ -64,7 +64,7 @@ int arena_seal(struct arena *arena, uint64_t bytes, struct err *err);
 
 uint64_t arena_bytes_peak(const struct arena *arena);
 /* Does [data, data + bytes) lie in what is taken now? */
-bool     arena_holds(const struct arena *arena, const void *data, uint64_t bytes);
+bool arena_holds(const struct arena *arena, const void *data, uint64_t bytes);
 /* Bytes from the arena's first to `data`, which it holds. */
 uint64_t arena_offset(const struct arena *arena, const void *data);
 bool     arena_is_dry(const struct arena *arena);

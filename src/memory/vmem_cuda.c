@@ -38,14 +38,15 @@ struct driver {
 
 static int find(struct driver *driver, struct err *err)
 {
-    int                              rc = ERR_OK;
+    int                                  rc = ERR_OK;
     enum cudaDriverEntryPointQueryResult found;
 
 #define FIND(call)                                                                                 \
     if (cudaGetDriverEntryPointByVersion(#call, (void **)&driver->call, DRIVER_VERSION,            \
                                          cudaEnableDefault, &found) != cudaSuccess ||              \
         found != cudaDriverEntryPointSuccess)                                                      \
-        RAISE(err, ERR_DEVICE, 0, "device: the NVIDIA driver has no %s; install a newer one", #call);
+        RAISE(err, ERR_DEVICE, 0, "device: the NVIDIA driver has no %s; install a newer one",      \
+              #call);
     DRIVER_CALLS(FIND)
 #undef FIND
 out:

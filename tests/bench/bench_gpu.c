@@ -10,9 +10,11 @@
  * it; the numbers of a prompt are zeros, and its time is that of the bus.
  */
 #include "backend/backend_int.h"
+#include "engine/compute_int.h"
 #include "engine/transformer_int.h"
 
-#include <ftw.h>
+#include "../test.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,14 +58,14 @@ static void fill_arena(struct bench *bench, struct arena *arena, const void *ins
 
 static void open_engine(struct bench *bench)
 {
-    struct err            err = {0};
-    struct synth_request  hollow = {
-         .folder = bench->model, .spec = "flux1-dev", .dtype = DTYPE_BF16, .hollow = true};
+    struct err           err = {0};
+    struct synth_request hollow = {
+        .folder = bench->model, .spec = "flux1-dev", .dtype = DTYPE_BF16, .hollow = true};
     struct engine_options options = {
         .model_folder = bench->model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
-    struct engine        *engine;
-    struct measured       measured;
-    double                begin = os_seconds();
+    struct engine  *engine;
+    struct measured measured;
+    double          begin = os_seconds();
 
     check(synth_write(&hollow, &err), "a hollow model", &err);
     check(engine_open(&engine, &options, &err), "open", &err);
@@ -76,7 +78,8 @@ static void open_engine(struct bench *bench)
     engine->text_machine.arena_limit_bytes = measured.text_bytes;
     engine->tiles_max = 1;
     engine->steps_max = STEPS;
-    check(os_alloc((void **)&engine->tiles, 1, sizeof *engine->tiles, "tiles", &err), "tiles", &err);
+    check(os_alloc((void **)&engine->tiles, 1, sizeof *engine->tiles, "tiles", &err), "tiles",
+          &err);
     check(backend_open(&engine->backend, &engine->machine, &err), "backend", &err);
     bench->backend = engine->backend;
     check(arena_seal(backend_arena(engine->backend), measured.tile_bytes, &err), "scratch", &err);
@@ -200,11 +203,12 @@ static double time_product(struct bench *bench, const char *name, int64_t m, int
 
 static void find_ceiling(struct bench *bench)
 {
-    static const int64_t shapes[][3] = {{8192, 8192, 8192}, {16384, 9216, 3072}, {8192, 8192, 4096}};
+    static const int64_t shapes[][3] = {
+        {8192, 8192, 8192}, {16384, 9216, 3072}, {8192, 8192, 4096}};
 
     for (size_t i = 0; i < ARRAY_COUNT(shapes); i++) {
-        double rate = time_product(bench, "ceiling", shapes[i][0], shapes[i][1], shapes[i][2],
-                                   ACT_NONE);
+        double rate =
+            time_product(bench, "ceiling", shapes[i][0], shapes[i][1], shapes[i][2], ACT_NONE);
         if (rate > bench->ceiling) bench->ceiling = rate;
     }
 }
@@ -228,13 +232,13 @@ static void run_gate_norm(struct bench *bench, const void *what)
 static void time_rest(struct bench *bench, int64_t rows, const char *size)
 {
     const struct transformer_config *config = &bench->engine->model->transformer;
-    struct arena_mark mark = arena_mark(backend_arena(bench->backend));
-    int64_t           h = config->hidden;
-    struct matrix     qkv = made_up(bench, rows, 3 * h), wide = made_up(bench, rows, 5 * h);
-    struct matrix     stream = backend_take(bench->backend, DTYPE_F32, rows, h, "stream");
-    struct matrix     angles = backend_take(bench->backend, DTYPE_F32, rows, 64, "angles");
-    struct matrix     vectors = backend_take(bench->backend, DTYPE_F32, 4, h, "vectors");
-    const float      *vector = vectors.data;
+    struct arena_mark                mark = arena_mark(backend_arena(bench->backend));
+    int64_t                          h = config->hidden;
+    struct matrix            qkv = made_up(bench, rows, 3 * h), wide = made_up(bench, rows, 5 * h);
+    struct matrix            stream = backend_take(bench->backend, DTYPE_F32, rows, h, "stream");
+    struct matrix            angles = backend_take(bench->backend, DTYPE_F32, rows, 64, "angles");
+    struct matrix            vectors = backend_take(bench->backend, DTYPE_F32, 4, h, "vectors");
+    const float             *vector = vectors.data;
     struct attention_request attention = {.out = matrix_cols(wide, 0, h),
                                           .q = matrix_cols(qkv, 0, h),
                                           .k = matrix_cols(qkv, h, h),
@@ -325,12 +329,12 @@ static void time_whole(struct bench *bench, const struct engine_size *plan, cons
 {
     const struct engine *engine = bench->engine;
     int64_t              count = modulation_count(engine->networks.transformer);
-    int64_t              pixels = (int64_t)plan->w_px * plan->h_px, tokens = engine->facts.text_tokens;
-    struct picture       picture = {.w_px = plan->w_px,
-                                    .h_px = plan->h_px,
-                                    .latent = host_numbers(pixels / 4, 1),
-                                    .velocity = host_numbers(pixels / 4, 1),
-                                    .rgb = host_numbers(3 * pixels, 1)};
+    int64_t        pixels = (int64_t)plan->w_px * plan->h_px, tokens = engine->facts.text_tokens;
+    struct picture picture = {.w_px = plan->w_px,
+                              .h_px = plan->h_px,
+                              .latent = host_numbers(pixels / 4, 1),
+                              .velocity = host_numbers(pixels / 4, 1),
+                              .rgb = host_numbers(3 * pixels, 1)};
 
     picture.prompt.text = host_numbers(tokens * engine->facts.hidden, 1);
     picture.prompt.modulation = host_numbers(count, 0.25f);
@@ -393,14 +397,6 @@ static void add_size(struct bench *bench, int32_t w_px, int32_t h_px)
         (struct engine_size){.w_px = w_px, .h_px = h_px, .tiles = 1, .steps = STEPS};
 }
 
-static int remove_one(const char *path, const struct stat *facts, int kind, struct FTW *where)
-{
-    (void)facts;
-    (void)kind;
-    (void)where;
-    return remove(path);
-}
-
 static void show(enum log_level level, const char *line, void *user)
 {
     (void)level;
@@ -413,7 +409,6 @@ int main(int argc, char **argv)
     struct bench          bench = {.ceiling = 0};
     struct err            err = {0};
     struct backend_device before, after;
-    const char           *place = getenv("TMPDIR");
 
     for (int i = 1; i + 1 < argc; i += 2)
         if (strcmp(argv[i], "--side") == 0)
@@ -428,9 +423,7 @@ int main(int argc, char **argv)
     check(backend_find_cuda(&before, 0, &err), "device", &err);
     printf("# %s, %.1f GB\npart,size,ms,tflop,tflops,share\n", before.name,
            (double)before.bytes_total / 1e9);
-    (void)snprintf(bench.folder, sizeof bench.folder, "%s/mural-bench-XXXXXX",
-                   place == NULL ? "/tmp" : place);
-    if (mkdtemp(bench.folder) == NULL) return 1;
+    scratch_make(bench.folder, sizeof bench.folder);
     (void)snprintf(bench.model, sizeof bench.model, "%s/model", bench.folder);
     open_engine(&bench);
     const struct linear *inside = &bench.engine->painters.transformer->image_in;
@@ -445,5 +438,6 @@ int main(int argc, char **argv)
     printf("# device memory taken,,,%.2f GB\n",
            (double)(before.bytes_free - after.bytes_free) / 1e9);
     engine_close(bench.engine);
-    return nftw(bench.folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    scratch_remove(bench.folder);
+    return 0;
 }

@@ -1,5 +1,6 @@
 /*
- * kit.c - the program and all tests of a GPU in one file, so that they share one copy of the library.
+ * kit.c - the program and all tests of a GPU in one file, so that they share one copy of the
+ * library.
  *
  * use: kit NAME [ARGUMENTS]
  *

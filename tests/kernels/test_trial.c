@@ -39,7 +39,8 @@ static void test_grid_takes_rows_of_its_axes(void **state)
 {
     (void)state;
     const int32_t h = 3, w = 5;
-    struct grid axes[3] = {grid_drawn(DTYPE_F32, 7, 2, 3, 0, 1), grid_drawn(DTYPE_F32, 7, 4, 4, 0, 2),
+    struct grid axes[3] = {grid_drawn(DTYPE_F32, 7, 2, 3, 0, 1),
+                           grid_drawn(DTYPE_F32, 7, 4, 4, 0, 2),
                            grid_drawn(DTYPE_F32, 7, 3, 3, 0, 3)};
     const struct matrix tables[3] = {axes[0].m, axes[1].m, axes[2].m};
     struct grid y = grid_empty(DTYPE_F32, h * w, 9, 11, 0);

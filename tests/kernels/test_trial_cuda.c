@@ -134,7 +134,8 @@ static void test_softmax_of_rows(void **state)
                     sum += exp(4.0 * get(x.m, row, col));
                 for (int64_t col = 0; col < cols; col++) {
                     double want = exp(4.0 * get(x.m, row, col)) / sum;
-                    CHECK_NEAR(get(got.m, row, col), want, 1e-5 * want + store_error(want, y.m.dtype));
+                    CHECK_NEAR(get(got.m, row, col), want,
+                               1e-5 * want + store_error(want, y.m.dtype));
                 }
             }
             CUDA_OK(cudaFree(dx.block));

@@ -10,7 +10,7 @@
 
 #include "../test.h"
 
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <math.h>
 
@@ -192,8 +192,7 @@ static inline void write_model(struct parity *p, const char *folder)
     char                 spec[512];
     struct synth_request request = {.folder = folder, .spec = spec, .bfl = p->variant->bfl};
 
-    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", test_data(),
-                   p->variant->model);
+    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", test_data(), p->variant->model);
     request.dtype = dtype_named(json_string_value(json_object_get(p->spec, "dtype")));
     request.seed = (uint64_t)spec_number(p->spec, "seed");
     ASSERT_OK(synth_write(&request, &err));

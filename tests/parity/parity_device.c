@@ -49,11 +49,19 @@ static void paint(char path[256], const char *name, const char *device, const ch
     struct mural_error error;
     mural_job         *job = NULL;
     char               words[4][300];
-    const char        *settings[] = {words[0],        words[1],        words[2],
-                                     words[3],        "prompt=a fox in the snow",
-                                     "width=208",     "height=144",    "tile_px=128",
-                                     "overlap_px=32", "steps=3",       "draft_steps=3",
-                                     "draft_px=64",   "metadata=false"};
+    const char        *settings[] = {words[0],
+                                     words[1],
+                                     words[2],
+                                     words[3],
+                                     "prompt=a fox in the snow",
+                                     "width=208",
+                                     "height=144",
+                                     "tile_px=128",
+                                     "overlap_px=32",
+                                     "steps=3",
+                                     "draft_steps=3",
+                                     "draft_px=64",
+                                     "metadata=false"};
 
     (void)snprintf(path, 256, "%s/%s.tif", folder, name);
     (void)snprintf(words[0], sizeof words[0], "model=%s", model);

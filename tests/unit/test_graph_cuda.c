@@ -26,25 +26,25 @@ static const struct card cards[] = {{"NVIDIA A100-SXM4-80GB", 800, 108, 166912, 
                                     {"NVIDIA GeForce RTX 5090", 1200, 170, 101376, 98304}};
 
 static cudnnBackendDescriptor_t describe(const struct graph_library *library,
-                                         const struct card *card)
+                                         const struct card          *card)
 {
     cudnnBackendDescriptor_t d = NULL;
     char                     json[1024];
-    int length = snprintf(
-        json, sizeof json,
-        "{\"deviceVer\":%d,\"multiProcessorCount\":%d,\"warpSize\":32,"
-        "\"maxSharedMemoryPerBlock\":49152,\"maxSharedMemoryPerBlockOptin\":%d,"
-        "\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,\"maxCtasPerSM\":32,"
-        "\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"regsPerBlock\":65536,"
-        "\"totalGlobalMem\":%llu,\"smClockRateKHz\":1980000,\"memClockRateKHz\":3201000,"
-        "\"l2CacheSize\":%d,\"maxBlockSize\":[1024,1024,64],"
-        "\"maxGridSize\":[2147483647,65535,65535],\"supportCoopLaunch\":1,\"pciDeviceId\":0,"
-        "\"isTccDriver\":0,\"cudaDeviceId\":0,\"driverVer\":13000,\"deviceName\":\"%s\"}",
-        card->version, card->processors, card->shared, 24ull << 30, card->l2_kb * 1024, card->name);
+    int                      length = snprintf(
+                             json, sizeof json,
+                             "{\"deviceVer\":%d,\"multiProcessorCount\":%d,\"warpSize\":32,"
+                                                  "\"maxSharedMemoryPerBlock\":49152,\"maxSharedMemoryPerBlockOptin\":%d,"
+                                                  "\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,\"maxCtasPerSM\":32,"
+                                                  "\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"regsPerBlock\":65536,"
+                                                  "\"totalGlobalMem\":%llu,\"smClockRateKHz\":1980000,\"memClockRateKHz\":3201000,"
+                                                  "\"l2CacheSize\":%d,\"maxBlockSize\":[1024,1024,64],"
+                                                  "\"maxGridSize\":[2147483647,65535,65535],\"supportCoopLaunch\":1,\"pciDeviceId\":0,"
+                                                  "\"isTccDriver\":0,\"cudaDeviceId\":0,\"driverVer\":13000,\"deviceName\":\"%s\"}",
+                             card->version, card->processors, card->shared, 24ull << 30, card->l2_kb * 1024, card->name);
 
     assert_in_range(length, 1, (int)sizeof json - 1);
-    assert_int_equal(
-        library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &d), 0);
+    assert_int_equal(library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &d),
+                     0);
     assert_int_equal(library->cudnnBackendSetAttribute(d, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
                                                        CUDNN_TYPE_CHAR, length + 1, json),
                      0);
@@ -57,7 +57,7 @@ static struct graph_library *open_library(void)
     static struct graph_library library;
     struct err                  err = {0};
 
-    if (library.library != NULL) return &library;
+    if (library.cudnnCreate != NULL) return &library;
     if (dlopen("libcuda.so.1", RTLD_NOW) == NULL && dlopen(STUB, RTLD_NOW) == NULL) {
         print_message("# skipped: neither a driver nor the toolkit's stand-in for one\n");
         skip();
@@ -89,8 +89,12 @@ static struct attention_request attention(int64_t rows, int64_t ld)
 {
     struct matrix m = {NULL, DTYPE_BF16, rows, 3072, ld};
 
-    return (struct attention_request){
-        .q = m, .k = m, .v = m, .out = {NULL, DTYPE_BF16, rows, 3072, 15360}, .heads = 24, .dim = 128};
+    return (struct attention_request){.q = m,
+                                      .k = m,
+                                      .v = m,
+                                      .out = {NULL, DTYPE_BF16, rows, 3072, 15360},
+                                      .heads = 24,
+                                      .dim = 128};
 }
 
 static void attention_is_accepted(void **state)
@@ -135,9 +139,8 @@ static void convolutions_are_accepted(void **state)
 
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
-        struct graph_shape shape =
-            conv(cases[i].side, cases[i].in, cases[i].out, cases[i].stride);
-        char what[64];
+        struct graph_shape shape = conv(cases[i].side, cases[i].in, cases[i].out, cases[i].stride);
+        char               what[64];
         (void)snprintf(what, sizeof what, "convolution %lld -> %lld at %d px, stride %d",
                        (long long)cases[i].in, (long long)cases[i].out, cases[i].side,
                        cases[i].stride);

@@ -213,9 +213,12 @@ static void check_conv(const struct conv_case *c, enum dtype compute)
 static void convolutions_agree(void **state)
 {
     static const struct conv_case cases[] = {
-        {6, 8, 3, 1, 3, 32, DTYPE_F32, DTYPE_BF16},    {16, 16, 3, 1, 32, 64, DTYPE_BF16, DTYPE_BF16},
-        {8, 12, 3, 2, 32, 32, DTYPE_BF16, DTYPE_BF16}, {9, 5, 1, 1, 64, 32, DTYPE_BF16, DTYPE_BF16},
-        {32, 40, 3, 1, 32, 3, DTYPE_BF16, DTYPE_F32},  {4, 4, 3, 1, 32, 16, DTYPE_BF16, DTYPE_F32},
+        {6, 8, 3, 1, 3, 32, DTYPE_F32, DTYPE_BF16},
+        {16, 16, 3, 1, 32, 64, DTYPE_BF16, DTYPE_BF16},
+        {8, 12, 3, 2, 32, 32, DTYPE_BF16, DTYPE_BF16},
+        {9, 5, 1, 1, 64, 32, DTYPE_BF16, DTYPE_BF16},
+        {32, 40, 3, 1, 32, 3, DTYPE_BF16, DTYPE_F32},
+        {4, 4, 3, 1, 32, 16, DTYPE_BF16, DTYPE_F32},
         {5, 7, 3, 1, 5, 9, DTYPE_F32, DTYPE_F32},
     };
 
@@ -250,8 +253,7 @@ static float *attend(struct backend *backend, const struct attention_case *c, co
                                         .scale = (float)(1 / sqrt((double)c->dim)),
                                         .causal = c->causal};
 
-    if (c->bias)
-        request.bias = backend_fetch_vector(backend, bias, c->heads * (2 * c->rows - 1));
+    if (c->bias) request.bias = backend_fetch_vector(backend, bias, c->heads * (2 * c->rows - 1));
     backend_attention(backend, &request);
     return received(backend, request.out);
 }
@@ -278,7 +280,7 @@ static void check_attention(const struct attention_case *c, enum dtype compute)
 static void attentions_agree(void **state)
 {
     static const struct attention_case cases[] = {
-        {1, 1, 32, false, false},    {77, 2, 64, true, false}, {96, 2, 32, false, true},
+        {1, 1, 32, false, false},    {77, 2, 64, true, false},  {96, 2, 32, false, true},
         {513, 2, 128, false, false}, {40, 1, 16, false, false}, {200, 1, 512, false, false},
         {129, 3, 320, false, false},
     };
@@ -296,7 +298,8 @@ static void attentions_agree(void **state)
 /* --------------------------------------------------------------------------------- rehearsals */
 
 /* A product that is worth trials, attention and a convolution, one after the other. */
-static float *run_all(struct backend *backend, const float *values, const float *weights, int rounds)
+static float *run_all(struct backend *backend, const float *values, const float *weights,
+                      int rounds)
 {
     enum { ROWS = 1024, WIDTH = 1024 };
     struct matrix wide = backend_take(backend, backend_act(backend), ROWS, 4 * WIDTH, "wide");
@@ -310,7 +313,7 @@ static float *run_all(struct backend *backend, const float *values, const float 
                                           .heads = 8,
                                           .dim = 128,
                                           .scale = 0.1f};
-    struct err err = {0};
+    struct err               err = {0};
 
     w = backend_fetch(backend, w);
     for (int round = 0; round < rounds; round++) {
