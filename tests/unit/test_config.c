@@ -27,8 +27,8 @@ static const char *other_value(const struct setting *row)
         {"count", "4"},        {"steps", "20"},         {"sigma", "0.75"},    {"tile_px", "512"},
         {"overlap_px", "64"},  {"fit", "exact"},        {"strength", "0.5"},  {"mu", "1.15"},
         {"bits", "8"},         {"compression", "zstd"}, {"level", "3"},       {"metadata", "false"},
-        {"dtype", "f32"},      {"device", "cuda:1"},    {"threads", "2"},        {"precision", "f32"}, {"text_tokens", "64"},
-        {"shard_bytes", "2GB"}};
+        {"dtype", "f32"},      {"device", "cuda:1"},    {"threads", "2"},
+        {"precision", "f32"},  {"text_tokens", "64"},   {"shard_bytes", "2GB"}};
 
     for (size_t i = 0; i < ARRAY_COUNT(values); i++)
         if (strcmp(values[i].key, row->key) == 0) return values[i].value;
