@@ -169,8 +169,8 @@ DEVICE void mask_scores(struct state<S> &w, const struct attention_request &r, i
         }
 }
 
-/* The largest score so far takes in this tile; where it grew, what was summed before shrinks.  After
- * a few tiles it hardly ever grows, so a warp whose rows all keep theirs skips the products. */
+/* The largest score so far takes in this tile; where it grew, what was summed before shrinks.
+ * After a few tiles it hardly ever grows: a warp whose rows all keep theirs skips the products. */
 template <typename S> DEVICE void raise_top(struct state<S> &w, float factor)
 {
     float keep[S::TILES][2];
@@ -426,6 +426,107 @@ DEVICE void plain_load(float *tile, struct matrix m, int64_t first, int64_t colu
     }
 }
 
+/* Registers of a thread. */
+template <int R, int WIDTH> struct plain_state {
+    float o[R][WIDTH], s[R][R], top[R], sum[R];
+};
+
+template <int R, int WIDTH>
+DEVICE void plain_scores(struct plain_state<R, WIDTH> &w, const float *q, const float *k, int dim)
+{
+    typedef struct plain<R, WIDTH> S;
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+#pragma unroll
+    for (int i = 0; i < R; i++)
+#pragma unroll
+        for (int j = 0; j < R; j++)
+            w.s[i][j] = 0.0f;
+    for (int d = 0; d < dim; d += 4)
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+            for (int j = 0; j < R; j++) {
+                const float4 a = *(const float4 *)(q + (ty + 16 * i) * S::PITCH + d);
+                const float4 b = *(const float4 *)(k + (tx + 16 * j) * S::PITCH + d);
+                w.s[i][j] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+            }
+}
+
+/* Scores of the tile that begins at `key` become exponentials in p. */
+template <int R, int WIDTH>
+DEVICE void plain_softmax(struct plain_state<R, WIDTH> &w, float *p,
+                          const struct attention_request &r, int query, int key)
+{
+    typedef struct plain<R, WIDTH> S;
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+#pragma unroll
+    for (int i = 0; i < R; i++) {
+        const int at = query + ty + 16 * i;
+        float larger = w.top[i], added = 0.0f;
+#pragma unroll
+        for (int j = 0; j < R; j++) {
+            const int to = key + tx + 16 * j;
+            w.s[i][j] *= r.scale * LOG2_E;
+            if (r.bias && at < r.q.rows && to < r.k.rows)
+                w.s[i][j] += bias_of(r, blockIdx.y)[to - at] * LOG2_E;
+            if (to >= r.k.rows || (r.causal && to > at)) w.s[i][j] = -INFINITY;
+            larger = fmaxf(larger, w.s[i][j]);
+        }
+        larger = max_lanes(larger, 16);
+        const float keep = exp2f(w.top[i] - larger);
+        w.top[i] = larger;
+#pragma unroll
+        for (int j = 0; j < R; j++) {
+            const float e = exp2f(w.s[i][j] - larger);
+            p[(ty + 16 * i) * S::P_PITCH + tx + 16 * j] = e;
+            added += e;
+        }
+        w.sum[i] = w.sum[i] * keep + sum_lanes(added, 16);
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++)
+            w.o[i][c] *= keep;
+    }
+}
+
+template <int R, int WIDTH>
+DEVICE void plain_values(struct plain_state<R, WIDTH> &w, const float *p, const float *v)
+{
+    typedef struct plain<R, WIDTH> S;
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+    for (int k = 0; k < S::ROWS; k++)
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++)
+                w.o[i][c] += p[(ty + 16 * i) * S::P_PITCH + k] * v[k * S::PITCH + tx + 16 * c];
+}
+
+template <int R, int WIDTH>
+DEVICE void plain_store(const struct plain_state<R, WIDTH> &w, const struct attention_request &r,
+                        int query)
+{
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+#pragma unroll
+    for (int i = 0; i < R; i++) {
+        const int at = query + ty + 16 * i;
+        const float inverse = 1.0f / w.sum[i];
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++) {
+            const int col = tx + 16 * c;
+            const int64_t place = at * r.out.ld + (int64_t)blockIdx.y * r.dim + col;
+            if (at >= r.q.rows || col >= r.dim) continue;
+            if (r.out.dtype == DTYPE_F32)
+                ((float *)r.out.data)[place] = w.o[i][c] * inverse;
+            else
+                store_f32((struct bf16 *)r.out.data + place, w.o[i][c] * inverse);
+        }
+    }
+}
+
 template <int R, int WIDTH>
 static __global__ void __launch_bounds__(256) plain_kernel(const struct attention_request r)
 {
@@ -433,84 +534,32 @@ static __global__ void __launch_bounds__(256) plain_kernel(const struct attentio
     extern __shared__ __align__(128) char shared_bytes[];
     float *const q = (float *)shared_bytes, *const kv = q + S::ROWS * S::PITCH;
     float *const p = kv + S::ROWS * S::PITCH;
-    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-    const int64_t head = blockIdx.y, column = head * r.dim, query = (int64_t)blockIdx.x * S::ROWS;
-    const int64_t keys_end =
-        r.causal && query + S::ROWS < r.k.rows ? query + S::ROWS : r.k.rows;
-    float o[R][WIDTH] = {{0.0f}}, top[R], sum[R];
+    const int64_t column = (int64_t)blockIdx.y * r.dim;
+    const int keys = (int)r.k.rows, query = (int)blockIdx.x * S::ROWS;
+    const int keys_end = r.causal && query + S::ROWS < keys ? query + S::ROWS : keys;
+    struct plain_state<R, WIDTH> w;
 
 #pragma unroll
     for (int i = 0; i < R; i++) {
-        top[i] = -INFINITY;
-        sum[i] = 0.0f;
+        w.top[i] = -INFINITY;
+        w.sum[i] = 0.0f;
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++)
+            w.o[i][c] = 0.0f;
     }
     plain_load<S>(q, r.q, query, column, r.dim);
-    for (int64_t key = 0; key < keys_end; key += S::ROWS) {
-        float s[R][R] = {{0.0f}};
-
-        __syncthreads();
+    for (int key = 0; key < keys_end; key += S::ROWS) {
+        __syncthreads(); /* V of the tile before has been read */
         plain_load<S>(kv, r.k, key, column, r.dim);
         __syncthreads();
-        for (int d = 0; d < r.dim; d += 4)
-#pragma unroll
-            for (int i = 0; i < R; i++)
-#pragma unroll
-                for (int j = 0; j < R; j++) {
-                    const float4 a = *(const float4 *)(q + (ty + 16 * i) * S::PITCH + d);
-                    const float4 b = *(const float4 *)(kv + (tx + 16 * j) * S::PITCH + d);
-                    s[i][j] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-                }
-#pragma unroll
-        for (int i = 0; i < R; i++) {
-            const int64_t at = query + ty + 16 * i;
-            float larger = top[i], added = 0.0f;
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                const int64_t to = key + tx + 16 * j;
-                s[i][j] *= r.scale * LOG2_E;
-                if (r.bias && at < r.q.rows && to < r.k.rows)
-                    s[i][j] += bias_of(r, head)[to - at] * LOG2_E;
-                if (to >= r.k.rows || (r.causal && to > at)) s[i][j] = -INFINITY;
-                larger = fmaxf(larger, s[i][j]);
-            }
-            larger = max_lanes(larger, 16);
-            const float keep = exp2f(top[i] - larger);
-            top[i] = larger;
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                const float e = exp2f(s[i][j] - larger);
-                p[(ty + 16 * i) * S::P_PITCH + tx + 16 * j] = e;
-                added += e;
-            }
-            sum[i] = sum[i] * keep + sum_lanes(added, 16);
-#pragma unroll
-            for (int c = 0; c < WIDTH; c++)
-                o[i][c] *= keep;
-        }
-        __syncthreads();
+        plain_scores(w, q, kv, r.dim);
+        plain_softmax(w, p, r, query, key);
+        __syncthreads(); /* K has been read, and p is complete */
         plain_load<S>(kv, r.v, key, column, r.dim);
         __syncthreads();
-        for (int k = 0; k < S::ROWS; k++)
-#pragma unroll
-            for (int i = 0; i < R; i++)
-#pragma unroll
-                for (int c = 0; c < WIDTH; c++)
-                    o[i][c] += p[(ty + 16 * i) * S::P_PITCH + k] * kv[k * S::PITCH + tx + 16 * c];
+        plain_values(w, p, kv);
     }
-#pragma unroll
-    for (int i = 0; i < R; i++) {
-        const int64_t at = query + ty + 16 * i;
-        const float inverse = 1.0f / sum[i];
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            const int col = tx + 16 * c;
-            if (at >= r.q.rows || col >= r.dim) continue;
-            if (r.out.dtype == DTYPE_F32)
-                row_at<float>(r.out, at)[column + col] = o[i][c] * inverse;
-            else
-                store_f32(row_at<struct bf16>(r.out, at) + column + col, o[i][c] * inverse);
-        }
-    }
+    plain_store(w, r, query);
 }
 
 template <int R, int WIDTH>
