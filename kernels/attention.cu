@@ -39,9 +39,9 @@ template <int D_, int SPLIT_, int TILES_, int KEYS_, int WARPS_> struct shape {
     static constexpr int KV_ELEMENTS = 2 * KEYS * D;
     static constexpr int Q_ELEMENTS = QUERIES * D;
     static constexpr int PARTS_BYTES = SPLIT > 1 ? WARPS * 32 * (KEYS / 8) * 4 * 4 : 0;
-    static constexpr int SHARED_BYTES =
-        (Q_KEPT ? (Q_ELEMENTS > KV_ELEMENTS ? Q_ELEMENTS : KV_ELEMENTS) : Q_ELEMENTS + KV_ELEMENTS) *
-            2 + PARTS_BYTES;
+    static constexpr int LARGER = Q_ELEMENTS > KV_ELEMENTS ? Q_ELEMENTS : KV_ELEMENTS;
+    static constexpr int ELEMENTS = Q_KEPT ? LARGER : Q_ELEMENTS + KV_ELEMENTS;
+    static constexpr int SHARED_BYTES = 2 * ELEMENTS + PARTS_BYTES;
 };
 
 /* Begin to copy ROWS rows of a head from row `first`; zeros beyond the matrix and the head.  All
@@ -112,7 +112,8 @@ DEVICE const void *matrix_row(const struct bf16 *tile, int offset, int pair, int
 
 /* Queries of all tiles of the warp, 16 columns. */
 template <typename S>
-DEVICE void load_queries(uint32_t (&q)[S::TILES][4], const struct bf16 *q_tile, int offset, int pair)
+DEVICE void load_queries(uint32_t (&q)[S::TILES][4], const struct bf16 *q_tile, int offset,
+                         int pair)
 {
 #pragma unroll
     for (int t = 0; t < S::TILES; t++)
@@ -146,52 +147,78 @@ DEVICE const float *bias_of(const struct attention_request &r, int64_t head)
 template <typename S, bool BIAS>
 DEVICE void mask_scores(struct state<S> &w, const struct attention_request &r, int query, int key)
 {
-    const int queries = (int)r.q.rows, keys = (int)r.k.rows;
-    const int first = query + lane_id() / 4, first_key = key + lane_id() % 4 * 2;
+    const int keys = (int)r.k.rows, first_key = key + lane_id() % 4 * 2;
 
     if (!BIAS && key + S::KEYS <= keys && !(r.causal && key + S::KEYS > query + 1)) return;
 #pragma unroll
     for (int t = 0; t < S::TILES; t++)
 #pragma unroll
-        for (int n = 0; n < S::KEYS / 8; n++)
+        for (int h = 0; h < 2; h++) {
+            const int at = query + t * 16 + h * 8 + lane_id() / 4;
+            const int seen = (r.causal && at + 1 < keys ? at + 1 : keys) - first_key;
+            const float *const bias = BIAS ? bias_of(r, blockIdx.y) + (first_key - at) : NULL;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int at = first + t * 16 + i / 2 * 8, to = first_key + n * 8 + i % 2;
-                float score = w.s[t][n][i];
-                if (BIAS && at < queries && to < keys)
-                    score = score * (r.scale * LOG2_E) + bias_of(r, blockIdx.y)[to - at] * LOG2_E;
-                w.s[t][n][i] = to >= keys || (r.causal && to > at) ? -INFINITY : score;
-            }
+            for (int n = 0; n < S::KEYS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float &score = w.s[t][n][2 * h + i];
+                    if (BIAS && at < (int)r.q.rows && n * 8 + i < seen)
+                        score = score * (r.scale * LOG2_E) + bias[n * 8 + i] * LOG2_E;
+                    if (n * 8 + i >= seen) score = -INFINITY;
+                }
+        }
 }
 
-/* Scores become exponentials; what was summed before shrinks.  `factor` > 0 is what a score is to
- * be multiplied by. */
-template <typename S> DEVICE void softmax_tile(struct state<S> &w, float factor)
+/* The largest score so far takes in this tile; where it grew, what was summed before shrinks.
+ * After a few tiles it hardly ever grows: a warp whose rows all keep theirs skips the products. */
+template <typename S> DEVICE void raise_top(struct state<S> &w, float factor)
 {
+    float keep[S::TILES][2];
+    bool grew = false;
+
 #pragma unroll
     for (int t = 0; t < S::TILES; t++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float top = w.top[t][h], sum = 0.0f;
+            float top = w.top[t][h];
 #pragma unroll
             for (int n = 0; n < S::KEYS / 8; n++)
                 top = fmaxf(top, fmaxf(w.s[t][n][2 * h], w.s[t][n][2 * h + 1]));
             top = max_lanes(top, 4);
-            const float keep = exp2_quick((w.top[t][h] - top) * factor), base = top * factor;
+            keep[t][h] = exp2_quick((w.top[t][h] - top) * factor);
+            grew = grew || keep[t][h] != 1.0f;
             w.top[t][h] = top;
+        }
+    if (!__any_sync(0xffffffffu, grew)) return;
+#pragma unroll
+    for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            w.sum[t][h] *= keep[t][h];
+#pragma unroll
+            for (int n = 0; n < S::DW / 8; n++) {
+                w.o[t][n][2 * h] *= keep[t][h];
+                w.o[t][n][2 * h + 1] *= keep[t][h];
+            }
+        }
+}
+
+/* Scores become exponentials.  `factor` > 0 is what a score is to be multiplied by. */
+template <typename S> DEVICE void softmax_tile(struct state<S> &w, float factor)
+{
+    raise_top(w, factor);
+#pragma unroll
+    for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float base = w.top[t][h] * factor;
 #pragma unroll
             for (int n = 0; n < S::KEYS / 8; n++)
 #pragma unroll
                 for (int i = 2 * h; i < 2 * h + 2; i++) {
                     w.s[t][n][i] = exp2_quick(w.s[t][n][i] * factor - base);
-                    sum += w.s[t][n][i];
+                    w.sum[t][h] += w.s[t][n][i];
                 }
-            w.sum[t][h] = w.sum[t][h] * keep + sum;
-#pragma unroll
-            for (int n = 0; n < S::DW / 8; n++) {
-                w.o[t][n][2 * h] *= keep;
-                w.o[t][n][2 * h + 1] *= keep;
-            }
         }
 }
 
@@ -350,6 +377,17 @@ static int tensor_attention(const struct attention_request *r, cudaStream_t stre
     return r->bias ? tensor_launch<S, true>(r, stream) : tensor_launch<S, false>(r, stream);
 }
 
+/* A multiprocessor has shared memory for two blocks: with one it would idle at every barrier. */
+static bool two_blocks_of(int bytes)
+{
+    int device = 0, room = 0;
+
+    if (cudaGetDevice(&device)) return false;
+    if (cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device))
+        return false;
+    return room >= 2 * (bytes + 1024); /* the system takes 1 KiB of each block */
+}
+
 static bool fits_tensor_cores(const struct attention_request *r, enum dtype compute)
 {
     /* Two results are stored as one word. */
@@ -388,6 +426,107 @@ DEVICE void plain_load(float *tile, struct matrix m, int64_t first, int64_t colu
     }
 }
 
+/* Registers of a thread. */
+template <int R, int WIDTH> struct plain_state {
+    float o[R][WIDTH], s[R][R], top[R], sum[R];
+};
+
+template <int R, int WIDTH>
+DEVICE void plain_scores(struct plain_state<R, WIDTH> &w, const float *q, const float *k, int dim)
+{
+    typedef struct plain<R, WIDTH> S;
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+#pragma unroll
+    for (int i = 0; i < R; i++)
+#pragma unroll
+        for (int j = 0; j < R; j++)
+            w.s[i][j] = 0.0f;
+    for (int d = 0; d < dim; d += 4)
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+            for (int j = 0; j < R; j++) {
+                const float4 a = *(const float4 *)(q + (ty + 16 * i) * S::PITCH + d);
+                const float4 b = *(const float4 *)(k + (tx + 16 * j) * S::PITCH + d);
+                w.s[i][j] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+            }
+}
+
+/* Scores of the tile that begins at `key` become exponentials in p. */
+template <int R, int WIDTH>
+DEVICE void plain_softmax(struct plain_state<R, WIDTH> &w, float *p,
+                          const struct attention_request &r, int query, int key)
+{
+    typedef struct plain<R, WIDTH> S;
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+#pragma unroll
+    for (int i = 0; i < R; i++) {
+        const int at = query + ty + 16 * i;
+        float larger = w.top[i], added = 0.0f;
+#pragma unroll
+        for (int j = 0; j < R; j++) {
+            const int to = key + tx + 16 * j;
+            w.s[i][j] *= r.scale * LOG2_E;
+            if (r.bias && at < r.q.rows && to < r.k.rows)
+                w.s[i][j] += bias_of(r, blockIdx.y)[to - at] * LOG2_E;
+            if (to >= r.k.rows || (r.causal && to > at)) w.s[i][j] = -INFINITY;
+            larger = fmaxf(larger, w.s[i][j]);
+        }
+        larger = max_lanes(larger, 16);
+        const float keep = exp2f(w.top[i] - larger);
+        w.top[i] = larger;
+#pragma unroll
+        for (int j = 0; j < R; j++) {
+            const float e = exp2f(w.s[i][j] - larger);
+            p[(ty + 16 * i) * S::P_PITCH + tx + 16 * j] = e;
+            added += e;
+        }
+        w.sum[i] = w.sum[i] * keep + sum_lanes(added, 16);
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++)
+            w.o[i][c] *= keep;
+    }
+}
+
+template <int R, int WIDTH>
+DEVICE void plain_values(struct plain_state<R, WIDTH> &w, const float *p, const float *v)
+{
+    typedef struct plain<R, WIDTH> S;
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+    for (int k = 0; k < S::ROWS; k++)
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+            for (int c = 0; c < WIDTH; c++)
+                w.o[i][c] += p[(ty + 16 * i) * S::P_PITCH + k] * v[k * S::PITCH + tx + 16 * c];
+}
+
+template <int R, int WIDTH>
+DEVICE void plain_store(const struct plain_state<R, WIDTH> &w, const struct attention_request &r,
+                        int query)
+{
+    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+
+#pragma unroll
+    for (int i = 0; i < R; i++) {
+        const int at = query + ty + 16 * i;
+        const float inverse = 1.0f / w.sum[i];
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++) {
+            const int col = tx + 16 * c;
+            const int64_t place = at * r.out.ld + (int64_t)blockIdx.y * r.dim + col;
+            if (at >= r.q.rows || col >= r.dim) continue;
+            if (r.out.dtype == DTYPE_F32)
+                ((float *)r.out.data)[place] = w.o[i][c] * inverse;
+            else
+                store_f32((struct bf16 *)r.out.data + place, w.o[i][c] * inverse);
+        }
+    }
+}
+
 template <int R, int WIDTH>
 static __global__ void __launch_bounds__(256) plain_kernel(const struct attention_request r)
 {
@@ -395,84 +534,32 @@ static __global__ void __launch_bounds__(256) plain_kernel(const struct attentio
     extern __shared__ __align__(128) char shared_bytes[];
     float *const q = (float *)shared_bytes, *const kv = q + S::ROWS * S::PITCH;
     float *const p = kv + S::ROWS * S::PITCH;
-    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-    const int64_t head = blockIdx.y, column = head * r.dim, query = (int64_t)blockIdx.x * S::ROWS;
-    const int64_t keys_end =
-        r.causal && query + S::ROWS < r.k.rows ? query + S::ROWS : r.k.rows;
-    float o[R][WIDTH] = {{0.0f}}, top[R], sum[R];
+    const int64_t column = (int64_t)blockIdx.y * r.dim;
+    const int keys = (int)r.k.rows, query = (int)blockIdx.x * S::ROWS;
+    const int keys_end = r.causal && query + S::ROWS < keys ? query + S::ROWS : keys;
+    struct plain_state<R, WIDTH> w;
 
 #pragma unroll
     for (int i = 0; i < R; i++) {
-        top[i] = -INFINITY;
-        sum[i] = 0.0f;
+        w.top[i] = -INFINITY;
+        w.sum[i] = 0.0f;
+#pragma unroll
+        for (int c = 0; c < WIDTH; c++)
+            w.o[i][c] = 0.0f;
     }
     plain_load<S>(q, r.q, query, column, r.dim);
-    for (int64_t key = 0; key < keys_end; key += S::ROWS) {
-        float s[R][R] = {{0.0f}};
-
-        __syncthreads();
+    for (int key = 0; key < keys_end; key += S::ROWS) {
+        __syncthreads(); /* V of the tile before has been read */
         plain_load<S>(kv, r.k, key, column, r.dim);
         __syncthreads();
-        for (int d = 0; d < r.dim; d += 4)
-#pragma unroll
-            for (int i = 0; i < R; i++)
-#pragma unroll
-                for (int j = 0; j < R; j++) {
-                    const float4 a = *(const float4 *)(q + (ty + 16 * i) * S::PITCH + d);
-                    const float4 b = *(const float4 *)(kv + (tx + 16 * j) * S::PITCH + d);
-                    s[i][j] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-                }
-#pragma unroll
-        for (int i = 0; i < R; i++) {
-            const int64_t at = query + ty + 16 * i;
-            float larger = top[i], added = 0.0f;
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                const int64_t to = key + tx + 16 * j;
-                s[i][j] *= r.scale * LOG2_E;
-                if (r.bias && at < r.q.rows && to < r.k.rows)
-                    s[i][j] += bias_of(r, head)[to - at] * LOG2_E;
-                if (to >= r.k.rows || (r.causal && to > at)) s[i][j] = -INFINITY;
-                larger = fmaxf(larger, s[i][j]);
-            }
-            larger = max_lanes(larger, 16);
-            const float keep = exp2f(top[i] - larger);
-            top[i] = larger;
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                const float e = exp2f(s[i][j] - larger);
-                p[(ty + 16 * i) * S::P_PITCH + tx + 16 * j] = e;
-                added += e;
-            }
-            sum[i] = sum[i] * keep + sum_lanes(added, 16);
-#pragma unroll
-            for (int c = 0; c < WIDTH; c++)
-                o[i][c] *= keep;
-        }
-        __syncthreads();
+        plain_scores(w, q, kv, r.dim);
+        plain_softmax(w, p, r, query, key);
+        __syncthreads(); /* K has been read, and p is complete */
         plain_load<S>(kv, r.v, key, column, r.dim);
         __syncthreads();
-        for (int k = 0; k < S::ROWS; k++)
-#pragma unroll
-            for (int i = 0; i < R; i++)
-#pragma unroll
-                for (int c = 0; c < WIDTH; c++)
-                    o[i][c] += p[(ty + 16 * i) * S::P_PITCH + k] * kv[k * S::PITCH + tx + 16 * c];
+        plain_values(w, p, kv);
     }
-#pragma unroll
-    for (int i = 0; i < R; i++) {
-        const int64_t at = query + ty + 16 * i;
-        const float inverse = 1.0f / sum[i];
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            const int col = tx + 16 * c;
-            if (at >= r.q.rows || col >= r.dim) continue;
-            if (r.out.dtype == DTYPE_F32)
-                row_at<float>(r.out, at)[column + col] = o[i][c] * inverse;
-            else
-                store_f32(row_at<struct bf16>(r.out, at) + column + col, o[i][c] * inverse);
-        }
-    }
+    plain_store(w, r, query);
 }
 
 template <int R, int WIDTH>
@@ -510,8 +597,10 @@ extern "C" int k_attention_cuda(const struct attention_request *request, enum dt
     if (!attention_legal(r)) return (int)cudaErrorInvalidValue;
     if (r->q.rows == 0) return 0;
     if (fits_tensor_cores(r, compute)) {
+        const bool roomy = two_blocks_of(shape<128, 1, 2, 64, 4>::SHARED_BYTES);
         if (r->dim <= 64) return tensor_attention<shape<64, 1, 2, 64, 4>>(r, stream);
-        if (r->dim <= 128) return tensor_attention<shape<128, 1, 2, 64, 4>>(r, stream);
+        if (r->dim <= 128 && roomy) return tensor_attention<shape<128, 1, 2, 64, 4>>(r, stream);
+        if (r->dim <= 128) return tensor_attention<shape<128, 1, 2, 32, 4>>(r, stream);
         if (r->dim <= 256) return tensor_attention<shape<256, 1, 1, 32, 4>>(r, stream);
         return tensor_attention<shape<512, 2, 1, 32, 8>>(r, stream);
     }

@@ -4,7 +4,7 @@
  *
  * Owns every line of assembly.  Knows no operation.  Two rules hold in all files that use it:
  *
- *   order   sums run in an order fixed by the shape alone: no float atomics
+ *   order   sums run in a fixed order: no float atomics
  *   vectors V = 8 elements per access where every operand starts at a 16-byte boundary in every
  *           row, V = 1 elsewhere; an end of fewer than V elements is done one by one
  *

@@ -4,7 +4,8 @@
  * Calls put work on `stream` and return at once; nothing allocates, waits or keeps state.  Every
  * pointer inside an argument is device memory.  Matrices may have any `ld` and start at any
  * element; rows that start at 16-byte boundaries are faster.  The order of all sums follows from
- * the shapes alone: the same call gives the same bits, on any GPU.
+ * the shapes and, in attention, from how much shared memory the GPU has: the same call on the same
+ * kind of GPU gives the same bits.
  *
  * Return value: 0, cudaErrorInvalidValue where the contract in kernels.h is broken, or the
  * cudaError_t of the launch.

@@ -103,9 +103,12 @@ static __global__ void __launch_bounds__(ACROSS_MAX) row_norm_kernel(const struc
             load_some<V>(scale, n.scale + col, V);
             if (KIND != RMS) load_some<V>(shift, n.shift + col, V);
 #pragma unroll
-            for (int i = 0; i < V; i++)
-                value[i] = KIND == RMS ? value[i] * inverse * scale[i]
-                                       : (value[i] - mean) * inverse * (n.one + scale[i]) + shift[i];
+            for (int i = 0; i < V; i++) {
+                if (KIND == RMS)
+                    value[i] = value[i] * inverse * scale[i];
+                else
+                    value[i] = (value[i] - mean) * inverse * (n.one + scale[i]) + shift[i];
+            }
             store_some<V>(row_at<Y>(n.out, row) + col, value, V);
         }
     }

@@ -184,7 +184,8 @@ static __global__ void __launch_bounds__(256)
     EACH_ROW (token, tokens.rows) {
         EACH_COL (c, channels, 1) {
             T *const line = row_at<T>(tokens, token) + 4 * c;
-            float *const cell = latent + (token / across * 2 * w + token % across * 2) * channels + c;
+            const int64_t corner_at = token / across * 2 * w + token % across * 2;
+            float *const cell = latent + corner_at * channels + c;
 #pragma unroll
             for (int corner = 0; corner < 4; corner++) {
                 float *const value = cell + (corner / 2 * w + corner % 2) * channels;

@@ -126,7 +126,7 @@ CASE_UNUSED static double distance(const struct grid *got, const struct grid *wa
 CASE_UNUSED static struct matrix device_matrix(enum dtype dtype, int64_t rows, int64_t cols)
 {
     struct matrix m = {NULL, dtype, rows, cols, cols};
-    const size_t bytes = (size_t)(rows * cols) * dtype_bytes(dtype);
+    const size_t  bytes = (size_t)(rows * cols) * dtype_bytes(dtype);
 
     CUDA_OK(cudaMalloc(&m.data, bytes));
     CUDA_OK(cudaMemset(m.data, 0x3c, bytes));
@@ -137,7 +137,7 @@ CASE_UNUSED static struct matrix device_matrix(enum dtype dtype, int64_t rows, i
 CASE_UNUSED static double device_seconds(int (*run)(void *user), void *user, int runs)
 {
     cudaEvent_t begin, end;
-    double best = 1e30;
+    double      best = 1e30;
 
     CUDA_OK(cudaEventCreate(&begin));
     CUDA_OK(cudaEventCreate(&end));

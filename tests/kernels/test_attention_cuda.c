@@ -3,8 +3,8 @@
  * for speed.  Needs a device; says so.
  *
  * The CPU multiplies in f32 here, on the values that the GPU gets.  In f32 the twins differ by the
- * order of sums.  On tensor cores the weights are rounded to bf16 (half a spacing each, 2^-8), and a
- * mean of values below 1 moves by no more than its weights do.
+ * order of sums.  On tensor cores the weights are rounded to bf16 (half a spacing each, 2^-8), and
+ * a mean of values below 1 moves by no more than its weights do.
  */
 #include "tests/kernels/cuda_cases.h"
 
@@ -33,8 +33,8 @@ static struct matrix slice(struct matrix m, int64_t rows, int64_t first, int64_t
 
 static struct attention_data attention_open(const struct attention_case *c)
 {
-    const int64_t width = (int64_t)c->heads * c->dim, biases = c->heads * (2 * c->keys - 1);
-    const int64_t across = c->packed ? 3 * width : width, ld = across + c->gap;
+    const int64_t         width = (int64_t)c->heads * c->dim, biases = c->heads * (2 * c->keys - 1);
+    const int64_t         across = c->packed ? 3 * width : width, ld = across + c->gap;
     struct attention_data d = {0};
     struct attention_request r = {.heads = c->heads, .dim = c->dim, .causal = c->causal};
 
@@ -70,7 +70,7 @@ static struct attention_data attention_open(const struct attention_case *c)
 static struct grid attention_close(struct attention_data *d)
 {
     struct device_grid *inputs[3] = {&d->dq, &d->dk, &d->dv};
-    struct grid *hosts[3] = {&d->q, &d->k, &d->v};
+    struct grid        *hosts[3] = {&d->q, &d->k, &d->v};
 
     for (int i = 0; i < 3; i++) {
         struct grid back = device_take(inputs[i]);
@@ -88,8 +88,8 @@ static const struct workspace NOTHING = {NULL, 0};
 static void check_attention(const struct attention_case *c)
 {
     struct attention_data d = attention_open(c);
-    struct workspace workspace = workspace_open(64 << 20);
-    const bool rounded = c->compute == DTYPE_BF16;
+    struct workspace      workspace = workspace_open(64 << 20);
+    const bool            rounded = c->compute == DTYPE_BF16;
 
     CUDA_OK(k_attention_cpu(&d.request, DTYPE_F32, workspace));
     CUDA_OK(k_attention_cuda(&d.device, c->compute, NOTHING, NULL));
@@ -119,13 +119,11 @@ static void test_tensor_cores(void **state)
 {
     (void)state;
     skip_without_device();
-    static const int64_t sizes[][5] = {/* queries, keys, heads, dim, gap */
-                                       {1, 1, 1, 8, 0},      {15, 17, 3, 40, 8},
-                                       {64, 64, 1, 64, 0},   {130, 130, 2, 32, 16},
-                                       {129, 65, 1, 64, 0},  {9, 300, 2, 80, 8},
-                                       {128, 129, 1, 128, 0}, {200, 200, 2, 128, 8},
-                                       {63, 33, 1, 136, 0},  {70, 95, 2, 256, 8},
-                                       {65, 65, 1, 264, 0},  {66, 130, 1, 512, 8}};
+    static const int64_t sizes[][5] = {
+        /* queries, keys, heads, dim, gap */
+        {1, 1, 1, 8, 0},     {15, 17, 3, 40, 8},  {64, 64, 1, 64, 0},    {130, 130, 2, 32, 16},
+        {129, 65, 1, 64, 0}, {9, 300, 2, 80, 8},  {128, 129, 1, 128, 0}, {200, 200, 2, 128, 8},
+        {63, 33, 1, 136, 0}, {70, 95, 2, 256, 8}, {65, 65, 1, 264, 0},   {66, 130, 1, 512, 8}};
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
         struct attention_case c = {.queries = sizes[s][0],
                                    .keys = sizes[s][1],
@@ -142,10 +140,11 @@ static void test_plain(void **state)
 {
     (void)state;
     skip_without_device();
-    static const int64_t sizes[][5] = {/* queries, keys, heads, dim, gap */
-                                       {1, 1, 1, 1, 0},    {2, 2, 2, 3, 0},    {17, 17, 3, 17, 1},
-                                       {65, 65, 2, 5, 3},  {131, 131, 1, 64, 0}, {9, 300, 2, 65, 0},
-                                       {40, 33, 1, 128, 2}, {33, 50, 1, 130, 0}, {18, 70, 1, 512, 4}};
+    static const int64_t sizes[][5] = {
+        /* queries, keys, heads, dim, gap */
+        {1, 1, 1, 1, 0},     {2, 2, 2, 3, 0},      {17, 17, 3, 17, 1},
+        {65, 65, 2, 5, 3},   {131, 131, 1, 64, 0}, {9, 300, 2, 65, 0},
+        {40, 33, 1, 128, 2}, {33, 50, 1, 130, 0},  {18, 70, 1, 512, 4}};
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
         for (int in = 0; in < 2; in++) {
             struct attention_case c = {.queries = sizes[s][0],
@@ -165,15 +164,15 @@ static void test_what_tensor_cores_cannot_take(void **state)
 {
     (void)state;
     skip_without_device();
-    struct attention_case c = {40, 40, 2, 12, DTYPE_BF16, DTYPE_BF16, DTYPE_BF16,
-                               true, false, true, 0};
+    struct attention_case c = {40,         40,   2,     12,   DTYPE_BF16, DTYPE_BF16,
+                               DTYPE_BF16, true, false, true, 0};
     check_attention(&c);
     c.dim = 16;
     c.gap = 3;
     check_attention(&c);
     c.gap = 0;
     struct attention_data d = attention_open(&c);
-    struct workspace workspace = workspace_open(8 << 20);
+    struct workspace      workspace = workspace_open(8 << 20);
     d.request.scale = d.device.scale = -0.5f;
     CUDA_OK(k_attention_cpu(&d.request, DTYPE_F32, workspace));
     CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NOTHING, NULL));
@@ -237,8 +236,8 @@ static void test_nan_stays(void **state)
     for (enum dtype dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
         struct attention_case c = {100, 100, 2, 64, dtype, DTYPE_F32, dtype, true, false, false, 0};
         struct attention_data d = attention_open(&c);
-        const uint32_t bits = dtype == DTYPE_F32 ? 0x7fc00000u : 0x7fc0u;
-        const size_t at = (size_t)(70 * d.k.m.ld + 64 + 5) * dtype_bytes(dtype);
+        const uint32_t        bits = dtype == DTYPE_F32 ? 0x7fc00000u : 0x7fc0u;
+        const size_t          at = (size_t)(70 * d.k.m.ld + 64 + 5) * dtype_bytes(dtype);
         memcpy(d.k.block + at, &bits, dtype_bytes(dtype));
         CUDA_OK(cudaMemcpy(d.dk.block, d.k.block, d.k.bytes, cudaMemcpyHostToDevice));
         CUDA_OK(k_attention_cuda(&d.device, dtype, NOTHING, NULL));
@@ -255,9 +254,9 @@ static void test_same_bits_every_time(void **state)
 {
     (void)state;
     skip_without_device();
-    const struct attention_case c = {200,        200,        2,     128,   DTYPE_BF16, DTYPE_BF16,
-                                     DTYPE_BF16, false,      false, true,  0};
-    struct grid got[2];
+    const struct attention_case c = {200,        200,   2,     128,  DTYPE_BF16, DTYPE_BF16,
+                                     DTYPE_BF16, false, false, true, 0};
+    struct grid                 got[2];
     for (int turn = 0; turn < 2; turn++) {
         struct attention_data d = attention_open(&c);
         CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NOTHING, NULL));
@@ -275,10 +274,10 @@ static void test_same_bits_every_time(void **state)
 static void check_rope(enum dtype dtype, int64_t rows, int32_t heads, int32_t dim,
                        int64_t first_rotated, int64_t gap)
 {
-    const int64_t width = (int64_t)heads * dim, table = (rows - first_rotated) * (dim / 2) + 1;
-    struct grid packed = grid_drawn(dtype, rows, 3 * width, 3 * width + gap, 0, 1);
+    const int64_t      width = (int64_t)heads * dim, table = (rows - first_rotated) * (dim / 2) + 1;
+    struct grid        packed = grid_drawn(dtype, rows, 3 * width, 3 * width + gap, 0, 1);
     struct device_grid device = device_copy(&packed);
-    float *vectors[4], *dvectors[4];
+    float             *vectors[4], *dvectors[4];
 
     for (int i = 0; i < 4; i++) {
         const int64_t count = i < 2 ? dim : table;
@@ -287,8 +286,14 @@ static void check_rope(enum dtype dtype, int64_t rows, int32_t heads, int32_t di
     }
     struct qk_rope_request request = {slice(packed.m, rows, 0, width),
                                       slice(packed.m, rows, width, width),
-                                      heads, dim, vectors[0], vectors[1], 1e-6f, vectors[2],
-                                      vectors[3], first_rotated};
+                                      heads,
+                                      dim,
+                                      vectors[0],
+                                      vectors[1],
+                                      1e-6f,
+                                      vectors[2],
+                                      vectors[3],
+                                      first_rotated};
     k_qk_norm_rope_cpu(&request);
     request.q = slice(device.m, rows, 0, width);
     request.k = slice(device.m, rows, width, width);
@@ -345,7 +350,7 @@ static int run_rope(void *user)
 /* Random data: equal operands draw less power and run faster than real ones. */
 static struct matrix drawn_on_device(enum dtype dtype, int64_t rows, int64_t cols)
 {
-    struct grid g = grid_drawn(dtype, rows, cols, cols, 0, 1);
+    struct grid        g = grid_drawn(dtype, rows, cols, cols, 0, 1);
     struct device_grid d = device_copy(&g);
     grid_free(&g);
     return d.m;
@@ -355,12 +360,11 @@ static void bench_attention(int64_t tokens, int32_t heads, int32_t dim, enum dty
 {
     const int64_t width = (int64_t)heads * dim;
     struct matrix packed = drawn_on_device(dtype, tokens, 3 * width);
-    struct bench b = {.request = {device_matrix(dtype, tokens, width),
-                                  slice(packed, tokens, 0, width),
-                                  slice(packed, tokens, width, width),
-                                  slice(packed, tokens, 2 * width, width), heads, dim,
-                                  1.0f / sqrtf((float)dim), false, NULL},
-                      .compute = dtype};
+    struct bench  b = {
+         .request = {device_matrix(dtype, tokens, width), slice(packed, tokens, 0, width),
+                     slice(packed, tokens, width, width), slice(packed, tokens, 2 * width, width),
+                     heads, dim, 1.0f / sqrtf((float)dim), false, NULL},
+         .compute = dtype};
     const double best = device_seconds(run_attention, &b, dtype == DTYPE_F32 ? 1 : 5);
 
     printf("attention %s S=%-6lld H=%-3d D=%-4d %9.3f ms %8.1f TFLOP/s\n",
@@ -375,7 +379,7 @@ static void bench_rope(void)
     const int64_t tokens = 16896, width = 3072;
     struct matrix packed = device_matrix(DTYPE_BF16, tokens, 3 * width);
     struct matrix table = device_matrix(DTYPE_F32, tokens, 64);
-    const float *t = table.data;
+    const float  *t = table.data;
     struct bench b = {.rope = {slice(packed, tokens, 0, width), slice(packed, tokens, width, width),
                                24, 128, t, t, 1e-6f, t, t, 512}};
 

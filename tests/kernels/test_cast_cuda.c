@@ -17,7 +17,7 @@ static struct grid grid_of_bits(enum dtype dtype, int64_t rows, int64_t cols, in
 
 static void check_cast(const struct grid *source, enum dtype to, int64_t ld)
 {
-    struct grid want = grid_empty(to, source->m.rows, source->m.cols, ld, 0);
+    struct grid        want = grid_empty(to, source->m.rows, source->m.cols, ld, 0);
     struct device_grid from = device_copy(source), target = device_copy(&want);
 
     k_cast_cpu(want.m, source->m);
@@ -40,9 +40,10 @@ static void test_all_patterns(void **state)
 
     for (enum dtype from = DTYPE_F32; from <= DTYPE_F8_E5M2; from++) {
         const int64_t count = dtype_bytes(from) == 1 ? 256 : from == DTYPE_F32 ? 6 * 65536 : 65536;
-        struct grid source = grid_empty(from, 1, count, count, 0);
+        struct grid   source = grid_empty(from, 1, count, count, 0);
         for (int64_t i = 0; i < count; i++) {
-            uint32_t bits = from == DTYPE_F32 ? (uint32_t)(i / 6) << 16 | lower[i % 6] : (uint32_t)i;
+            uint32_t bits =
+                from == DTYPE_F32 ? (uint32_t)(i / 6) << 16 | lower[i % 6] : (uint32_t)i;
             memcpy((char *)source.m.data + i * dtype_bytes(from), &bits, dtype_bytes(from));
         }
         for (enum dtype to = DTYPE_F32; to <= DTYPE_F16; to++)
@@ -64,7 +65,7 @@ static void test_matrices(void **state)
             for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
                 for (size_t shift = 0; shift < 2; shift++) {
                     const int64_t cols = shapes[s][1], ld = cols + shapes[s][2];
-                    struct grid source = grid_of_bits(from, shapes[s][0], cols, ld, shift, s);
+                    struct grid   source = grid_of_bits(from, shapes[s][0], cols, ld, shift, s);
                     check_cast(&source, to, ld);
                     grid_free(&source);
                 }
@@ -85,14 +86,14 @@ static void test_gather_rows(void **state)
     (void)state;
     skip_without_device();
     static const int32_t ids[6] = {6, 0, 3, 3, 2, 5};
-    int32_t *device_ids = device_bytes(ids, sizeof ids);
+    int32_t             *device_ids = device_bytes(ids, sizeof ids);
 
     for (enum dtype from = DTYPE_F32; from <= DTYPE_F8_E5M2; from++)
         for (enum dtype to = DTYPE_F32; to <= DTYPE_BF16; to++)
             for (int64_t cols = 19; cols <= 64; cols += 45)
                 for (int64_t gap = 0; gap <= 16; gap += 8) {
-                    struct grid table = grid_drawn(from, 7, cols, cols + gap, 0, 1);
-                    struct grid want = grid_empty(to, 6, cols, cols + gap, 0);
+                    struct grid        table = grid_drawn(from, 7, cols, cols + gap, 0, 1);
+                    struct grid        want = grid_empty(to, 6, cols, cols + gap, 0);
                     struct device_grid x = device_copy(&table), y = device_copy(&want);
                     k_gather_rows_cpu(want.m, table.m, ids);
                     CUDA_OK(k_gather_rows_cuda(y.m, x.m, device_ids, NULL));
@@ -113,10 +114,10 @@ static void test_ids_outside_become_nan(void **state)
     (void)state;
     skip_without_device();
     static const int32_t ids[4] = {7, 1, -1, INT32_MAX};
-    int32_t *device_ids = device_bytes(ids, sizeof ids);
-    struct grid table = grid_drawn(DTYPE_BF16, 7, 24, 24, 0, 1);
-    struct grid empty = grid_empty(DTYPE_F32, 4, 24, 24, 0);
-    struct device_grid x = device_copy(&table), y = device_copy(&empty);
+    int32_t             *device_ids = device_bytes(ids, sizeof ids);
+    struct grid          table = grid_drawn(DTYPE_BF16, 7, 24, 24, 0, 1);
+    struct grid          empty = grid_empty(DTYPE_F32, 4, 24, 24, 0);
+    struct device_grid   x = device_copy(&table), y = device_copy(&empty);
 
     CUDA_OK(k_gather_rows_cuda(y.m, x.m, device_ids, NULL));
     struct grid got = device_take(&y), back = device_take(&x);

@@ -44,24 +44,25 @@ static int run_cuda(const struct row_case *c, struct matrix out, struct matrix x
 
 static void check_rows(const struct row_case *c)
 {
-    const int64_t ld = c->cols + c->gap;
-    struct grid x = grid_drawn(c->x, c->rows, c->cols, ld, 0, 1);
-    struct grid branch = grid_drawn(c->branch, c->rows, c->cols, ld, 0, 2);
-    struct grid out = grid_empty(c->out, c->rows, c->cols, ld, 0);
-    struct device_grid dx = device_copy(&x), dbranch = device_copy(&branch), dout = device_copy(&out);
+    const int64_t      ld = c->cols + c->gap;
+    struct grid        x = grid_drawn(c->x, c->rows, c->cols, ld, 0, 1);
+    struct grid        branch = grid_drawn(c->branch, c->rows, c->cols, ld, 0, 2);
+    struct grid        out = grid_empty(c->out, c->rows, c->cols, ld, 0);
+    struct device_grid dx = device_copy(&x), dbranch = device_copy(&branch),
+                       dout = device_copy(&out);
     float *vectors[3], *dvectors[3];
 
     for (int i = 0; i < 3; i++) {
         vectors[i] = vector_drawn(c->cols, 3 + (uint64_t)i);
         dvectors[i] = device_floats(vectors[i], c->cols);
     }
-    const bool gated = c->norm == GATED;
+    const bool    gated = c->norm == GATED;
     struct matrix target = !c->in_place ? out.m : gated ? branch.m : x.m;
     struct matrix dtarget = !c->in_place ? dout.m : gated ? dbranch.m : dx.m;
     run_cpu(c, target, x.m, branch.m, vectors);
     CUDA_OK(run_cuda(c, dtarget, dx.m, dbranch.m, dvectors));
 
-    struct grid got[3] = {device_take(&dout), device_take(&dx), device_take(&dbranch)};
+    struct grid  got[3] = {device_take(&dout), device_take(&dx), device_take(&dbranch)};
     struct grid *want[3] = {&out, &x, &branch};
     for (int i = 0; i < 3; i++) {
         const bool is_target = i == (!c->in_place ? 0 : gated ? 2 : 1);
@@ -88,8 +89,8 @@ static void test_row_norms(void **state)
     (void)state;
     skip_without_device();
     static const int64_t shapes[][3] = {/* rows, cols, gap: few columns, ends, vectors, long rows */
-                                        {1, 1, 0},   {2, 3, 3},    {3, 17, 0},    {9, 24, 0},
-                                        {17, 64, 8}, {65, 130, 1}, {5, 264, 8},   {2, 3072, 0},
+                                        {1, 1, 0},    {2, 3, 3},    {3, 17, 0},    {9, 24, 0},
+                                        {17, 64, 8},  {65, 130, 1}, {5, 264, 8},   {2, 3072, 0},
                                         {3, 2051, 5}, {2, 5001, 0}, {2, 16392, 8}, {1, 20000, 8}};
     for (enum norm norm = LAYER; norm < NORMS; norm++)
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
@@ -113,14 +114,14 @@ static void test_layer_norm_of_row_far_from_zero(void **state)
     (void)state;
     skip_without_device();
     struct grid x = grid_empty(DTYPE_F32, 1, 64, 64, 0);
-    float ones[64], zeros[64] = {0};
+    float       ones[64], zeros[64] = {0};
 
     for (int64_t i = 0; i < 64; i++) {
         set(x.m, 0, i, 8192 + (i % 2 ? 1 : -1)); /* deviation 1 */
         ones[i] = 1.0f;
     }
     struct device_grid d = device_copy(&x);
-    float *scale = device_floats(ones, 64), *shift = device_floats(zeros, 64);
+    float             *scale = device_floats(ones, 64), *shift = device_floats(zeros, 64);
     CUDA_OK(k_layer_norm_cuda(d.m, d.m, scale, shift, false, 0.0f, NULL));
     struct grid got = device_take(&d);
     for (int64_t i = 0; i < 64; i++)
@@ -146,9 +147,9 @@ static struct grid group_norm_on_device(const struct group_case *c, const struct
                                         const float *bias)
 {
     const uint64_t bytes = k_group_norm_cuda_bytes(c->rows, c->cols, c->groups);
-    float *dweight = device_floats(weight, c->cols), *dbias = device_floats(bias, c->cols);
+    float         *dweight = device_floats(weight, c->cols), *dbias = device_floats(bias, c->cols);
     struct workspace workspace = {NULL, bytes};
-    struct grid got[2];
+    struct grid      got[2];
 
     CUDA_OK(cudaMalloc(&workspace.data, bytes));
     for (int turn = 0; turn < 2; turn++) {
@@ -160,9 +161,9 @@ static struct grid group_norm_on_device(const struct group_case *c, const struct
         grid_free(c->in_place ? &second : &first);
     }
     workspace.bytes -= 1;
-    assert_int_equal(k_group_norm_cuda(x->m, x->m, dweight, dbias, c->groups, 1e-6f, c->silu,
-                                       workspace, NULL),
-                     cudaErrorInvalidValue);
+    assert_int_equal(
+        k_group_norm_cuda(x->m, x->m, dweight, dbias, c->groups, 1e-6f, c->silu, workspace, NULL),
+        cudaErrorInvalidValue);
     CUDA_OK(cudaFree(workspace.data));
     CUDA_OK(cudaFree(dweight));
     CUDA_OK(cudaFree(dbias));
@@ -173,12 +174,12 @@ static struct grid group_norm_on_device(const struct group_case *c, const struct
 
 static void check_group_norm(const struct group_case *c)
 {
-    struct grid x = grid_drawn(c->x, c->rows, c->cols, c->cols + c->gap, 0, 1);
-    struct grid y = grid_empty(c->y, c->rows, c->cols, c->cols + c->gap, 0);
-    float *weight = vector_drawn(c->cols, 2), *bias = vector_drawn(c->cols, 3);
+    struct grid      x = grid_drawn(c->x, c->rows, c->cols, c->cols + c->gap, 0, 1);
+    struct grid      y = grid_empty(c->y, c->rows, c->cols, c->cols + c->gap, 0);
+    float           *weight = vector_drawn(c->cols, 2), *bias = vector_drawn(c->cols, 3);
     struct workspace workspace = workspace_open(8 << 20);
-    struct grid got = group_norm_on_device(c, &x, &y, weight, bias);
-    struct grid *want = c->in_place ? &x : &y;
+    struct grid      got = group_norm_on_device(c, &x, &y, weight, bias);
+    struct grid     *want = c->in_place ? &x : &y;
 
     k_group_norm_cpu(want->m, x.m, weight, bias, c->groups, 1e-6f, c->silu, workspace);
     check_twins(&got, want, c->rows * c->cols / c->groups < 16 ? 1e-4 : 1e-5);
@@ -195,11 +196,10 @@ static void test_group_norm(void **state)
 {
     (void)state;
     skip_without_device();
-    static const int64_t maps[][4] = {/* rows, cols, groups, gap */
-                                      {1, 2, 1, 0},    {2, 6, 3, 3},     {17, 17, 1, 0},
-                                      {65, 32, 32, 8}, {300, 64, 8, 0},  {1030, 32, 4, 8},
-                                      {257, 512, 32, 0}, {20000, 4, 2, 0}, {20000, 8, 2, 8},
-                                      {33, 2080, 16, 0}};
+    static const int64_t maps[][4] = {
+        /* rows, cols, groups, gap */
+        {1, 2, 1, 0},     {2, 6, 3, 3},      {17, 17, 1, 0},   {65, 32, 32, 8},  {300, 64, 8, 0},
+        {1030, 32, 4, 8}, {257, 512, 32, 0}, {20000, 4, 2, 0}, {20000, 8, 2, 8}, {33, 2080, 16, 0}};
     for (size_t m = 0; m < sizeof maps / sizeof maps[0]; m++)
         for (int turn = 0; turn < 8; turn++) {
             struct group_case c = {turn & 1 ? DTYPE_BF16 : DTYPE_F32,
@@ -221,9 +221,9 @@ static void test_group_norm_far_from_zero(void **state)
     skip_without_device();
     enum { ROWS = 40000 };
     const struct group_case c = {DTYPE_F32, DTYPE_F32, ROWS, 8, 0, 1, false, true};
-    const float weight[8] = {1, 1, 1, 1, 1, 1, 1, 1}, bias[8] = {0};
-    const double deviation = sqrt(0.5); /* of 1, -1/2, -1/2 */
-    struct grid x = grid_empty(DTYPE_F32, ROWS, 8, 8, 0);
+    const float             weight[8] = {1, 1, 1, 1, 1, 1, 1, 1}, bias[8] = {0};
+    const double            deviation = sqrt(0.5); /* of 1, -1/2, -1/2 */
+    struct grid             x = grid_empty(DTYPE_F32, ROWS, 8, 8, 0);
 
     for (int64_t i = 0; i < ROWS * 8; i++)
         set(x.m, i / 8, i % 8, 1024 + (i % 3 == 0 ? 1.0 : -0.5));
@@ -245,8 +245,10 @@ struct bench {
 
 static struct bench bench_open(int64_t rows, int64_t cols, enum dtype x, enum dtype out)
 {
-    struct bench b = {device_matrix(out, rows, cols), device_matrix(x, rows, cols),
-                      device_matrix(DTYPE_BF16, rows, cols), NULL,
+    struct bench b = {device_matrix(out, rows, cols),
+                      device_matrix(x, rows, cols),
+                      device_matrix(DTYPE_BF16, rows, cols),
+                      NULL,
                       {NULL, k_group_norm_cuda_bytes(rows, cols, 32)}};
     b.vector = device_matrix(DTYPE_F32, 1, cols).data;
     CUDA_OK(cudaMalloc(&b.workspace.data, b.workspace.bytes));
@@ -274,7 +276,7 @@ static int run_rms_norm(void *user)
 }
 static int run_gated(void *user)
 {
-    const struct bench *b = user;
+    const struct bench            *b = user;
     const struct gate_norm_request request = {b->out,    b->x,      b->y, b->vector,
                                               b->vector, b->vector, 1e-6f};
     return k_gate_add_layer_norm_cuda(&request, NULL);

@@ -41,12 +41,12 @@ static int run_cuda(enum op op, struct matrix y, struct matrix a, struct matrix 
 
 static void check_op(const struct op_case *c)
 {
-    const int64_t ld = c->cols + c->gap;
-    struct grid y = grid_drawn(c->y, c->rows, c->cols, ld, c->shift, 1);
-    struct grid a = grid_drawn(c->x, c->rows, c->cols, ld, c->shift, 2);
-    struct grid b = grid_drawn(c->x, c->rows, c->cols, ld, c->shift, 3);
+    const int64_t      ld = c->cols + c->gap;
+    struct grid        y = grid_drawn(c->y, c->rows, c->cols, ld, c->shift, 1);
+    struct grid        a = grid_drawn(c->x, c->rows, c->cols, ld, c->shift, 2);
+    struct grid        b = grid_drawn(c->x, c->rows, c->cols, ld, c->shift, 3);
     struct device_grid dy = device_copy(&y), da = device_copy(&a), db = device_copy(&b);
-    float *gate = vector_drawn(c->cols, 4), *dgate = device_floats(gate, c->cols);
+    float             *gate = vector_drawn(c->cols, 4), *dgate = device_floats(gate, c->cols);
 
     run_cpu(c->op, c->in_place ? a.m : y.m, a.m, b.m, gate);
     CUDA_OK(run_cuda(c->op, c->in_place ? da.m : dy.m, da.m, db.m, dgate));
@@ -68,15 +68,20 @@ static void test_matrices(void **state)
     (void)state;
     skip_without_device();
     static const int64_t shapes[][3] = {/* rows, cols, gap */
-                                        {1, 1, 0},  {3, 17, 0},   {17, 24, 8},  {5, 21, 11},
-                                        {5, 65, 3}, {300, 8, 0},  {2, 5000, 8}, {1, 4099, 0},
-                                        {700, 3, 5}};
+                                        {1, 1, 0},    {3, 17, 0},   {17, 24, 8},
+                                        {5, 21, 11},  {5, 65, 3},   {300, 8, 0},
+                                        {2, 5000, 8}, {1, 4099, 0}, {700, 3, 5}};
     for (enum op op = ADD; op < OPS; op++)
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
             for (int turn = 0; turn < 8; turn++) {
-                struct op_case c = {op, turn & 1 ? DTYPE_BF16 : DTYPE_F32,
-                                    turn & 2 ? DTYPE_BF16 : DTYPE_F32, shapes[s][0], shapes[s][1],
-                                    shapes[s][2], turn & 4 ? 4 : 0, false};
+                struct op_case c = {op,
+                                    turn & 1 ? DTYPE_BF16 : DTYPE_F32,
+                                    turn & 2 ? DTYPE_BF16 : DTYPE_F32,
+                                    shapes[s][0],
+                                    shapes[s][1],
+                                    shapes[s][2],
+                                    turn & 4 ? 4 : 0,
+                                    false};
                 check_op(&c);
                 c.in_place = op >= GELU_MUL && c.y == c.x;
                 if (c.in_place) check_op(&c);
@@ -99,7 +104,7 @@ static void test_more_than_32_bits(void **state)
     (void)state;
     skip_without_device();
     const int64_t rows = ((int64_t)1 << 31) / 512 + 3, cols = 520, tail = 5;
-    size_t free_bytes = 0, all_bytes = 0;
+    size_t        free_bytes = 0, all_bytes = 0;
     CUDA_OK(cudaMemGetInfo(&free_bytes, &all_bytes));
     if (free_bytes < (size_t)5 << 30) {
         print_message("skipped: less than 5 GiB of device memory are free\n");
@@ -125,15 +130,16 @@ static void test_activations_at_the_ends(void **state)
 {
     (void)state;
     skip_without_device();
-    static const float inputs[] = {-3e38f, -1000.0f, -100.0f, -88.5f, -20.0f, -5.0f,   -1e-20f, 0.0f,
-                                   1e-20f, 5.0f,     20.0f,   88.5f,  100.0f, 1000.0f, 3e38f,   NAN};
+    static const float inputs[] = {-3e38f,  -1000.0f, -100.0f, -88.5f, -20.0f, -5.0f,
+                                   -1e-20f, 0.0f,     1e-20f,  5.0f,   20.0f,  88.5f,
+                                   100.0f,  1000.0f,  3e38f,   NAN};
     enum { COUNT = (int)(sizeof inputs / sizeof inputs[0]) };
     float ones[COUNT];
     for (int i = 0; i < COUNT; i++)
         ones[i] = 1.0f;
-    struct grid empty = grid_empty(DTYPE_F32, 1, COUNT, COUNT, 0);
+    struct grid        empty = grid_empty(DTYPE_F32, 1, COUNT, COUNT, 0);
     struct device_grid dsilu = device_copy(&empty), dgelu = device_copy(&empty);
-    struct matrix x = dsilu.m, one = dsilu.m;
+    struct matrix      x = dsilu.m, one = dsilu.m;
     x.data = device_floats(inputs, COUNT);
     one.data = device_floats(ones, COUNT);
     CUDA_OK(k_silu_cuda(dsilu.m, x, NULL));
@@ -141,10 +147,10 @@ static void test_activations_at_the_ends(void **state)
     struct grid silu = device_take(&dsilu), gelu = device_take(&dgelu);
     for (int i = 0; i + 1 < COUNT; i++) {
         const double value = (double)inputs[i];
-        const double want = value < 0 ? value * exp(value) / (1 + exp(value)) : value * sigmoid(value);
+        const double want =
+            value < 0 ? value * exp(value) / (1 + exp(value)) : value * sigmoid(value);
         CHECK_NEAR(get(silu.m, 0, i), want, fabs(want) * 1e-5 + 1e-36);
-        if (fabs(value) < 1e12)
-            CHECK_NEAR(get(gelu.m, 0, i), gelu_tanh(value), fabs(value) * 3e-7);
+        if (fabs(value) < 1e12) CHECK_NEAR(get(gelu.m, 0, i), gelu_tanh(value), fabs(value) * 3e-7);
     }
     assert_true(isnan(get(silu.m, 0, COUNT - 1)) && isnan(get(gelu.m, 0, COUNT - 1)));
     CUDA_OK(cudaFree(x.data));
@@ -179,12 +185,13 @@ static void test_sampling_steps(void **state)
     for (int c = 0; c < 4; c++)
         for (int64_t shift = 0; shift < 2; shift++) /* floats off a 16-byte boundary */
             for (int mix = 0; mix < 2; mix++) {
-                const int64_t count = counts[c];
-                struct grid x = grid_drawn(DTYPE_F32, 1, count + shift, count + shift, 0, 1);
-                struct grid v = grid_drawn(DTYPE_F32, 1, count + shift, count + shift, 0, 2);
+                const int64_t      count = counts[c];
+                struct grid        x = grid_drawn(DTYPE_F32, 1, count + shift, count + shift, 0, 1);
+                struct grid        v = grid_drawn(DTYPE_F32, 1, count + shift, count + shift, 0, 2);
                 struct device_grid dx = device_copy(&x), dv = device_copy(&v);
                 float *const hx = (float *)x.m.data + shift, *const hv = (float *)v.m.data + shift;
-                float *const gx = (float *)dx.m.data + shift, *const gv = (float *)dv.m.data + shift;
+                float *const gx = (float *)dx.m.data + shift, *const gv =
+                                                                  (float *)dv.m.data + shift;
                 if (mix) {
                     k_mix_noise_cpu(hx, hv, 0.3f, count);
                     CUDA_OK(k_mix_noise_cuda(gx, gv, 0.3f, count, NULL));
@@ -207,13 +214,13 @@ static void test_count_bad(void **state)
     (void)state;
     skip_without_device();
     enum { COUNT = 150001 };
-    float *x = vector_drawn(COUNT, 1);
+    float  *x = vector_drawn(COUNT, 1);
     int64_t bad = 77;
     x[0] = NAN;
     x[70000] = INFINITY;
     x[COUNT - 1] = -INFINITY;
     x[5] = 3.4e38f; /* large, but a number */
-    float *dx = device_floats(x, COUNT);
+    float   *dx = device_floats(x, COUNT);
     int64_t *dbad = device_bytes(&bad, sizeof bad);
     for (int64_t count = COUNT; count >= 0; count -= COUNT - 1) {
         CUDA_OK(k_count_bad_cuda(dbad, dx, count, NULL));
@@ -232,10 +239,10 @@ static void test_count_bad(void **state)
 
 static void check_packing(enum dtype dtype, int32_t h, int32_t w, int32_t channels)
 {
-    const int64_t tokens = (int64_t)(h / 2) * (w / 2), cells = (int64_t)h * w * channels;
-    struct grid want = grid_empty(dtype, tokens, channels * 4, channels * 4 + 1, 0);
-    struct grid back = grid_empty(DTYPE_F32, 1, cells, cells, 0);
-    float *latent = vector_drawn(cells, 1), *dlatent = device_floats(latent, cells);
+    const int64_t      tokens = (int64_t)(h / 2) * (w / 2), cells = (int64_t)h * w * channels;
+    struct grid        want = grid_empty(dtype, tokens, channels * 4, channels * 4 + 1, 0);
+    struct grid        back = grid_empty(DTYPE_F32, 1, cells, cells, 0);
+    float             *latent = vector_drawn(cells, 1), *dlatent = device_floats(latent, cells);
     struct device_grid dtokens = device_copy(&want), dback = device_copy(&back);
 
     k_pack_latent_cpu(want.m, latent, h, w, channels);
@@ -267,8 +274,8 @@ static void test_packing(void **state)
 static void check_upsample2(enum dtype y_dtype, enum dtype x_dtype, int32_t h, int32_t w,
                             int64_t cols, int64_t gap)
 {
-    struct grid x = grid_drawn(x_dtype, (int64_t)h * w, cols, cols + gap, 0, 1);
-    struct grid want = grid_empty(y_dtype, (int64_t)h * w * 4, cols, cols + gap, 0);
+    struct grid        x = grid_drawn(x_dtype, (int64_t)h * w, cols, cols + gap, 0, 1);
+    struct grid        want = grid_empty(y_dtype, (int64_t)h * w * 4, cols, cols + gap, 0);
     struct device_grid dx = device_copy(&x), dy = device_copy(&want);
 
     k_upsample2_cpu(want.m, x.m, h, w);
@@ -336,8 +343,11 @@ static int bench(void)
     bench_op("gelu(a) b, bf16, 512 x 10240", GELU_MUL, DTYPE_BF16, 512, 10240, 6);
     bench_op("gelu(a) b, bf16, 16896 x 12288", GELU_MUL, DTYPE_BF16, 16896, 12288, 6);
     bench_op("silu, bf16, 2048 x 2048 x 128", SILU, DTYPE_BF16, 2048 * 2048, 128, 4);
-    struct bench b = {SILU, device_matrix(DTYPE_BF16, 2048 * 2048, 256),
-                      device_matrix(DTYPE_BF16, 1024 * 1024, 256), {0}, NULL};
+    struct bench b = {SILU,
+                      device_matrix(DTYPE_BF16, 2048 * 2048, 256),
+                      device_matrix(DTYPE_BF16, 1024 * 1024, 256),
+                      {0},
+                      NULL};
     print_bandwidth("enlarge bf16, 1024 x 1024 x 256", 10.0 * 1024 * 1024 * 256,
                     device_seconds(run_upsample2, &b, 20));
     CUDA_OK(cudaFree(b.y.data));
@@ -348,14 +358,10 @@ static int bench(void)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_matrices),
-        cmocka_unit_test(test_large),
-        cmocka_unit_test(test_more_than_32_bits),
-        cmocka_unit_test(test_activations_at_the_ends),
-        cmocka_unit_test(test_broken_contracts),
-        cmocka_unit_test(test_sampling_steps),
-        cmocka_unit_test(test_count_bad),
-        cmocka_unit_test(test_packing),
+        cmocka_unit_test(test_matrices),          cmocka_unit_test(test_large),
+        cmocka_unit_test(test_more_than_32_bits), cmocka_unit_test(test_activations_at_the_ends),
+        cmocka_unit_test(test_broken_contracts),  cmocka_unit_test(test_sampling_steps),
+        cmocka_unit_test(test_count_bad),         cmocka_unit_test(test_packing),
         cmocka_unit_test(test_upsample2),
     };
     if (wants_bench(argc, argv)) return bench();
