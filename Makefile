@@ -53,7 +53,7 @@ endif
 
 SOURCES := $(filter-out $(NOT_BUILT),$(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
-PARTS   := $(filter-out $(B)/src/main.o,$(OBJECTS))
+PARTS   := $(filter-out $(B)/src/main.o $(B)/src/report.o,$(OBJECTS))
 LIBRARY := $(B)/libmural.a
 PROGRAM := $(B)/mural
 
@@ -61,12 +61,13 @@ UNIT    := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 KERNEL  := $(patsubst %.c,$(B)/%,$(filter-out %_cuda.c,$(wildcard tests/kernels/test_*.c)))
 UNIT    := $(filter-out %_cuda,$(UNIT))
 PARITY  := $(patsubst %.c,$(B)/%,$(wildcard tests/parity/parity_*.c))
+FAULT   := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/fault_*.c))
 FUZZ    := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
 ifneq ($(NVCC),)
 CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cuda.c), \
                    $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
-CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(CUDA_CHECKS)
+CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS)
 
 # Goals that promise to do everything themselves install what is missing first.
 ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
@@ -102,7 +103,8 @@ $(OBJECTS): | $(SETUP)
 # Inner loops are where wider fused arithmetic pays; noise must be the same to the bit everywhere.
 $(B)/kernels/%.o: CFLAGS += -O3 -ffp-contract=fast
 $(B)/kernels/noise.o: CFLAGS += -ffp-contract=off
-$(B)/tests/%.o: CFLAGS += -Wno-format-truncation -DMURAL_TEST_DATA='"$(CURDIR)/tests"' -DMURAL_PROGRAM='"$(CURDIR)/$(PROGRAM)"'
+$(B)/tests/%.o: CFLAGS += -Wno-format-truncation -DMURAL_TEST_DATA='"$(CURDIR)/tests"' -DMURAL_PROGRAM='"$(CURDIR)/$(PROGRAM)"' \
+    -DMURAL_FAULT_WORKER='"$(CURDIR)/$(B)/tests/fault/worker"'
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
@@ -113,13 +115,19 @@ $(LIBRARY): $(PARTS) $(CUDA_OBJECTS)
 	@echo "  AR    $@"
 	@rm -f $@ && ar rcs $@ $^
 
-$(PROGRAM): $(B)/src/main.o $(LIBRARY)
+$(PROGRAM): $(B)/src/main.o $(B)/src/report.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
 $(CHECKS): %: %.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+
+# A worker with faults from outside, for the tests of those who use workers.
+$(B)/tests/fault/worker: $(B)/tests/fault/worker.o $(LIBRARY)
+	@echo "  LINK  $@"
+	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+$(FAULT): | $(B)/tests/fault/worker
 
 $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
@@ -177,10 +185,10 @@ $(B)/kit/%.o: | $(SETUP)
 	@objcopy --redefine-sym main=$*_main $< $@
 $(foreach p,$(KIT_OF),$(eval $(B)/kit/$(notdir $(p)).o: $(p).o))
 $(B)/kit/mural.o: $(B)/src/main.o
-$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(LIBRARY)
+$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(B)/src/report.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(CFLAGS) '-DKIT_PROGRAMS=X(mural) $(foreach p,$(KIT_OF),X($(notdir $(p))))' $(LDFLAGS) \
-	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(LIBRARY) -lcmocka $(LIBS) -o $@
+	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(B)/src/report.o $(LIBRARY) -lcmocka $(LIBS) -o $@
 
 kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
 	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden
@@ -210,4 +218,4 @@ clean: ## remove build/
 	rm -rf build
 
 -include $(OBJECTS:.o=.d)
--include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/bench/bench_gpu.d
+-include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/fault/worker.d $(B)/tests/bench/bench_gpu.d

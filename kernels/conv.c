@@ -1,5 +1,5 @@
 /*
- * conv.c - 3x3 and 1x1 convolutions of channels-last maps, and nearest-neighbour enlargement.
+ * conv.c - 3x3 and 1x1 convolutions of channels-last maps, of enlarged maps too.
  *
  * A map is convolved in tiles.  The input of each tile is copied into the workspace with its halo:
  * the copy adds the padding (so the library sees none, and only a few shapes), converts the type,
@@ -12,10 +12,24 @@
  *     convolution                           -> y directly when full rows of it are dense, else
  *                                              workspace, then y
  *
- * 1x1 convolutions with stride 1 are linear layers and go to gemm.c.
+ * What a row of y becomes does not depend on how many rows are asked for in one call: whoever
+ * convolves a map in strips relies on it.  So even 1x1 convolutions stay here: gemm.c chooses its
+ * sums by the number of rows.
+ *
+ * Enlarging.  Behind pixels that were repeated, the three taps of a kernel's row meet two pixels of
+ * the source only, and which two depends on whether the result's row is even or odd:
+ *
+ *     source    ... r-1   r-1 |  r     r  |  r+1   r+1 ...
+ *     even row         [ t0     t1    t2 ]                    t0 on r-1,      t1 + t2 on r
+ *     odd row                 [ t0    t1     t2 ]             t0 + t1 on r,   t2 on r+1
+ *
+ * Columns alike.  So the result's four phases are four 2x2 convolutions of the source, with 16 taps
+ * for every 36, and the enlarged map is never made.
  *
  * Read next: onednn.h.
  */
+#include <stdlib.h>
+
 #include "kernels/kernels_int.h"
 #include "kernels/onednn.h"
 
@@ -25,7 +39,10 @@ struct plan {
     const struct conv_request *request;
     enum dtype compute;
     int64_t    in_channels, out_channels; /* padded */
-    int64_t    out_h, out_w;
+    int64_t    size;                      /* of the kernel that is run: 2 for a phase */
+    int64_t    top, left;                 /* where in x it lies for the first result */
+    int64_t    out_h, out_w;              /* results; of a phase its own only */
+    int64_t    step, shift_h, shift_w;    /* result (r, c) is y's (step r + shift_h, ...) */
     int64_t    tile_h, tile_w;            /* of output */
     bool       y_direct;
     void      *x, *y, *w, *bias;          /* workspace */
@@ -35,14 +52,14 @@ struct plan {
 
 static int64_t in_span(const struct plan *plan, int64_t out_span)
 {
-    return (out_span - 1) * plan->request->stride + plan->request->size;
+    return (out_span - 1) * plan->request->stride + plan->size;
 }
 
 /* The library pads its own orders of weights to blocks of up to 64 channels. */
 static uint64_t ordered_bytes(const struct plan *plan)
 {
     return (uint64_t)(round_up_i64(plan->in_channels, 64) * round_up_i64(plan->out_channels, 64)) *
-           (uint64_t)(plan->request->size * plan->request->size) * dtype_bytes(plan->compute);
+           (uint64_t)(plan->size * plan->size) * dtype_bytes(plan->compute);
 }
 
 /* ------------------------------------------------------------------------------------ copies */
@@ -89,13 +106,46 @@ static void unstage_tile(const struct plan *plan, int64_t top, int64_t left, int
                          int64_t cols)
 {
     const struct matrix y = plan->request->y;
+    const int64_t       step = plan->step, y_w = plan->out_w * step;
 
 #pragma omp parallel for schedule(static) if (rows * cols * y.cols > 16384)
     for (int64_t row = 0; row < rows; row++) {
-        const float *source = (const float *)plan->y + row * cols * plan->out_channels;
+        const float  *source = (const float *)plan->y + row * cols * plan->out_channels;
+        const int64_t first =
+            (step * (top + row) + plan->shift_h) * y_w + step * left + plan->shift_w;
         for (int64_t col = 0; col < cols; col++)
-            cast_elements(row_of(y, (top + row) * plan->out_w + left + col), y.dtype,
+            cast_elements(row_of(y, first + step * col), y.dtype,
                           source + col * plan->out_channels, DTYPE_F32, y.cols);
+    }
+}
+
+/* Kernels of one phase, 2x2, from 3x3 ones: taps that meet the same pixel are added, in f32. */
+static void merge_taps(const struct plan *plan, void *target, const void *source,
+                       enum dtype source_dtype, int64_t kernels)
+{
+    enum { BATCH = 64 };
+    const uint32_t bytes = dtype_bytes(plan->compute), source_bytes = dtype_bytes(source_dtype);
+    float          nine[9 * BATCH], four[4 * BATCH];
+
+    for (int64_t first = 0; first < kernels; first += BATCH) {
+        const int64_t count = min_i64(BATCH, kernels - first);
+        cast_elements(nine, DTYPE_F32, (const char *)source + (size_t)(first * 9) * source_bytes,
+                      source_dtype, count * 9);
+        for (int64_t k = 0; k < count; k++) {
+            float wide[3][2]; /* columns merged */
+            for (int64_t row = 0; row < 3; row++) {
+                const float *t = nine + 9 * k + 3 * row;
+                wide[row][0] = plan->shift_w ? t[0] + t[1] : t[0];
+                wide[row][1] = plan->shift_w ? t[2] : t[1] + t[2];
+            }
+            for (int64_t col = 0; col < 2; col++) {
+                const float upper = wide[0][col], middle = wide[1][col], lower = wide[2][col];
+                four[4 * k + col] = plan->shift_h ? upper + middle : upper;
+                four[4 * k + 2 + col] = plan->shift_h ? lower : middle + lower;
+            }
+        }
+        cast_elements((char *)target + (size_t)(first * 4) * bytes, plan->compute, four, DTYPE_F32,
+                      count * 4);
     }
 }
 
@@ -103,15 +153,19 @@ static void unstage_tile(const struct plan *plan, int64_t top, int64_t left, int
 static void stage_weights(const struct plan *plan, void *target)
 {
     const struct matrix w = plan->request->w;
-    const uint32_t      bytes = dtype_bytes(plan->compute);
-    const int64_t       area = (int64_t)plan->request->size * plan->request->size;
-    const size_t        row_bytes = (size_t)(area * plan->in_channels) * bytes;
-    const size_t        used = (size_t)w.cols * bytes;
+    const int64_t       in = plan->request->x.cols, area = plan->size * plan->size;
+    const size_t        row_bytes =
+        (size_t)(area * plan->in_channels) * dtype_bytes(plan->compute);
+    const size_t used = (size_t)(area * in) * dtype_bytes(plan->compute);
 
+#pragma omp parallel for schedule(static) if (w.rows * w.cols > 16384)
     for (int64_t row = 0; row < plan->out_channels; row++) {
         char  *at = (char *)target + (size_t)row * row_bytes;
         size_t filled = row < w.rows ? used : 0;
-        if (filled) cast_elements(at, plan->compute, row_of(w, row), w.dtype, w.cols);
+        if (filled && plan->request->enlarge)
+            merge_taps(plan, at, row_of(w, row), w.dtype, in);
+        else if (filled)
+            cast_elements(at, plan->compute, row_of(w, row), w.dtype, w.cols);
         memset(at + filled, 0, row_bytes - filled);
     }
 }
@@ -127,7 +181,7 @@ static struct onednn_shape map_shape(enum dtype dtype, int64_t channels, int64_t
 static struct onednn_product tile_product(const struct plan *plan, int64_t h, int64_t w)
 {
     const struct conv_request *r = plan->request;
-    const int64_t out = plan->out_channels, in = plan->in_channels, size = r->size;
+    const int64_t out = plan->out_channels, in = plan->in_channels, size = plan->size;
     const enum dtype y_dtype = plan->y_direct ? r->y.dtype : DTYPE_F32;
     struct onednn_product job = {
         .src = map_shape(plan->compute, in, in_span(plan, h), in_span(plan, w), in),
@@ -144,7 +198,7 @@ static struct onednn_product tile_product(const struct plan *plan, int64_t h, in
 static int order_weights(struct plan *plan, const struct onednn *onednn, dnnl_memory_t target,
                          onednn_desc_view target_desc)
 {
-    const int64_t out = plan->out_channels, in = plan->in_channels, size = plan->request->size;
+    const int64_t out = plan->out_channels, in = plan->in_channels, size = plan->size;
     const struct onednn_shape plain = {4,
                                        {out, in, size, size},
                                        {in * size * size, size * size, size, 1},
@@ -170,7 +224,7 @@ static int conv_tile(struct plan *plan, const struct onednn *onednn, int64_t top
     dnnl_primitive_t            primitive = NULL;
     void *y = plan->y_direct ? row_of(r->y, top * plan->out_w) : plan->y;
 
-    stage_tile(plan, top * r->stride - r->pad_top, left * r->stride - r->pad_left, in_span(plan, h),
+    stage_tile(plan, plan->top + top * r->stride, plan->left + left * r->stride, in_span(plan, h),
                in_span(plan, w));
     int rc = onednn_product_open(&primitive, onednn, &job);
     if (rc) return rc;
@@ -206,7 +260,7 @@ static void plan_tiles(struct plan *plan, uint64_t bytes)
     const struct conv_request *r = plan->request;
     const uint64_t y_cell = (uint64_t)plan->out_channels * sizeof(float);
 
-    plan->y_direct = r->y.cols == plan->out_channels && r->y.ld == r->y.cols &&
+    plan->y_direct = r->y.cols == plan->out_channels && r->y.ld == r->y.cols && plan->step == 1 &&
                      (r->y.dtype == plan->compute || r->y.dtype == DTYPE_F32);
     plan->tile_h = plan->out_h;
     plan->tile_w = plan->out_w;
@@ -229,7 +283,7 @@ static void plan_workspace(struct plan *plan, struct workspace workspace)
     const struct conv_request *r = plan->request;
     const size_t   bias_bytes = (size_t)plan->out_channels * sizeof(float);
     const uint64_t w_elements = (uint64_t)(plan->in_channels * plan->out_channels) *
-                                (uint64_t)(r->size * r->size);
+                                (uint64_t)(plan->size * plan->size);
 
     plan->w = workspace_take(&workspace, w_elements * dtype_bytes(plan->compute));
     plan->ordered = workspace_take(&workspace, ordered_bytes(plan));
@@ -242,51 +296,71 @@ static void plan_workspace(struct plan *plan, struct workspace workspace)
     plan->y = workspace.data;
 }
 
+static int conv_map(struct plan *plan, const struct onednn *onednn, struct workspace workspace)
+{
+    int rc = 0;
+
+    plan_workspace(plan, workspace);
+    for (int64_t top = 0; top < plan->out_h && !rc; top += plan->tile_h)
+        for (int64_t left = 0; left < plan->out_w && !rc; left += plan->tile_w)
+            rc = conv_tile(plan, onednn, top, left, min_i64(plan->tile_h, plan->out_h - top),
+                           min_i64(plan->tile_w, plan->out_w - left));
+    return rc;
+}
+
+static struct plan plain_plan(const struct conv_request *r)
+{
+    return (struct plan){
+        .size = r->size,
+        .top = -r->pad_top,
+        .left = -r->pad_left,
+        .out_h = (r->in_h + r->pad_top + r->pad_bottom - r->size) / r->stride + 1,
+        .out_w = (r->in_w + r->pad_left + r->pad_right - r->size) / r->stride + 1,
+        .step = 1,
+    };
+}
+
+/* The results at odd (1) or even (0) rows and columns. */
+static struct plan phase_plan(const struct conv_request *r, int64_t shift_h, int64_t shift_w)
+{
+    /* Rows of x that only lend their pixels to the rows beside them. */
+    const int64_t above = r->pad_top < 0, below = r->pad_bottom < 0;
+
+    return (struct plan){
+        .size = 2,
+        .top = above - 1 + shift_h,
+        .left = shift_w - 1,
+        .out_h = r->in_h - above - below,
+        .out_w = r->in_w,
+        .step = 2,
+        .shift_h = shift_h,
+        .shift_w = shift_w,
+    };
+}
+
 int k_conv2d_cpu(const struct conv_request *request, enum dtype compute,
                  struct workspace workspace)
 {
     const struct conv_request *r = request;
-    struct plan   plan = {.request = r, .compute = compute};
+    const int     phases = r->enlarge ? 4 : 1;
     struct onednn onednn;
 
     must(is_act(r->x) && is_act(r->y) && (r->size == 1 || r->size == 3) && r->stride >= 1);
     must(r->x.rows == (int64_t)r->in_h * r->in_w && r->w.rows == r->y.cols);
     must(r->w.cols == r->x.cols * r->size * r->size);
-    plan.out_h = (r->in_h + r->pad_top + r->pad_bottom - r->size) / r->stride + 1;
-    plan.out_w = (r->in_w + r->pad_left + r->pad_right - r->size) / r->stride + 1;
-    must(r->y.rows == plan.out_h * plan.out_w);
-    if (r->size == 1 && r->stride == 1 && r->y.rows == r->x.rows)
-        return k_linear_cpu(r->y, r->x, r->w, r->bias, ACT_NONE, compute, workspace);
+    must(!r->enlarge || (r->size == 3 && r->stride == 1 && abs(r->pad_top) == 1 &&
+                         abs(r->pad_bottom) == 1 && r->pad_left == 1 && r->pad_right == 1));
 
-    plan.in_channels = round_up_i64(r->x.cols, CHANNEL_STEP);
-    plan.out_channels = round_up_i64(r->y.cols, CHANNEL_STEP);
-    plan_workspace(&plan, workspace);
     int rc = onednn_open(&onednn);
-    for (int64_t top = 0; top < plan.out_h && !rc; top += plan.tile_h)
-        for (int64_t left = 0; left < plan.out_w && !rc; left += plan.tile_w)
-            rc = conv_tile(&plan, &onednn, top, left, min_i64(plan.tile_h, plan.out_h - top),
-                           min_i64(plan.tile_w, plan.out_w - left));
+    for (int phase = 0; phase < phases && !rc; phase++) {
+        struct plan plan = r->enlarge ? phase_plan(r, phase / 2, phase % 2) : plain_plan(r);
+        must(r->y.rows == plan.step * plan.step * plan.out_h * plan.out_w);
+        plan.request = r;
+        plan.compute = compute;
+        plan.in_channels = round_up_i64(r->x.cols, CHANNEL_STEP);
+        plan.out_channels = round_up_i64(r->y.cols, CHANNEL_STEP);
+        rc = conv_map(&plan, &onednn, workspace);
+    }
     onednn_close(&onednn);
     return rc;
-}
-
-/* ------------------------------------------------------------------------------- enlargement */
-
-void k_upsample2_cpu(struct matrix y, struct matrix x, int32_t h, int32_t w)
-{
-    must(is_act(y) && is_act(x) && y.cols == x.cols);
-    must(x.rows == (int64_t)h * w && y.rows == 4 * x.rows);
-    const size_t cell = (size_t)y.cols * dtype_bytes(y.dtype);
-
-#pragma omp parallel for schedule(static) if (y.rows * y.cols > 16384)
-    for (int64_t row = 0; row < h; row++) {
-        for (int64_t col = 0; col < w; col++) {
-            int64_t at = row * 2 * (2 * w) + col * 2;
-            void   *first = row_of(y, at);
-            cast_elements(first, y.dtype, row_of(x, row * w + col), x.dtype, x.cols);
-            memcpy(row_of(y, at + 1), first, cell);
-            memcpy(row_of(y, at + 2 * w), first, cell);
-            memcpy(row_of(y, at + 2 * w + 1), first, cell);
-        }
-    }
 }

@@ -6,6 +6,8 @@
 #include "kernels/kernels_int.h"
 #include "kernels/onednn.h"
 
+#include <stdio.h>
+
 /* The library's answer rather than the CPU's: it obeys ONEDNN_MAX_CPU_ISA. */
 bool kernels_cpu_has_bf16(void)
 {
@@ -13,6 +15,15 @@ bool kernels_cpu_has_bf16(void)
     unsigned wanted = (unsigned)dnnl_cpu_isa_avx512_core_bf16;
 
     return (isa & wanted) == wanted; /* feature bits: later machines hold all earlier ones */
+}
+
+const char *kernels_cpu_version(char *out, size_t capacity)
+{
+    const dnnl_version_t *version = dnnl_version();
+
+    (void)snprintf(out, capacity, "oneDNN %d.%d.%d isa %x", version->major, version->minor,
+                   version->patch, (unsigned)dnnl_get_effective_cpu_isa());
+    return out;
 }
 
 uint64_t kernels_workspace_bytes(uint32_t threads, uint64_t conv_weight_elements_max)

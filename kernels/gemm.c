@@ -7,13 +7,16 @@
  *
  *     for each block of w's rows (= columns of y)     converted once
  *         for each block of x's rows                  converted only when x has another type
- *             y block = x block . w block^T           bias and activation fused
+ *             y block = x block . w block^T           in pieces of one thread each, bias and
+ *                                                     activation fused
  *
  * A few rows of x (modulation, pooled vectors) are another matter: there the reading of w is all
  * the work, so w is converted in small pieces and never leaves the first cache.
  *
  * Read next: onednn.h.
  */
+#include <omp.h>
+
 #include "kernels/kernels_int.h"
 #include "kernels/onednn.h"
 
@@ -103,29 +106,30 @@ static void few_rows(struct matrix y, struct matrix x, struct matrix w, const fl
 /* ---------------------------------------------------------------------------------- many rows */
 
 /* One product with operands in the types and places that oneDNN takes. */
-static int product(const struct onednn *onednn, struct matrix y, struct matrix x, struct matrix w,
-                   const float *bias, enum activation act)
-{
-    struct onednn_product job = {
-        .src = onednn_plane(x.dtype, x.rows, x.cols, x.ld, 1),
-        .weights = onednn_plane(w.dtype, w.cols, w.rows, 1, w.ld),
-        .dst = onednn_plane(y.dtype, y.rows, y.cols, y.ld, 1),
-        .after = act == ACT_NONE ? ONEDNN_PLAIN : ONEDNN_ACT,
-        .act = act,
-    };
-    struct onednn_operands operands = {0};
-    dnnl_primitive_t       primitive = NULL;
+struct product {
+    struct matrix   y, x, w;
+    const float    *bias;
+    enum activation act;
+    int64_t         rows, cols; /* of one piece of y */
+};
 
-    if (bias) job.bias = onednn_plane(DTYPE_F32, 1, y.cols, y.cols, 1);
-    int rc = onednn_product_open(&primitive, onednn, &job);
-    if (!rc) rc = onednn_memory(&operands.src, onednn, &job.src, x.data);
-    if (!rc) rc = onednn_memory(&operands.weights, onednn, &job.weights, w.data);
-    if (!rc) rc = onednn_memory(&operands.dst, onednn, &job.dst, y.data);
-    if (!rc && bias) rc = onednn_memory(&operands.bias, onednn, &job.bias, (void *)(uintptr_t)bias);
-    if (!rc) rc = onednn_execute(onednn, primitive, &operands);
-    onednn_operands_close(&operands);
-    if (primitive) dnnl_primitive_destroy(primitive);
-    return rc;
+/* The library shares a long sum among its threads where a product has few results, so that the
+ * number of threads would show in the last bits.  So it gets pieces that it computes with one
+ * thread, and their shape comes from the product's alone.  A piece is wide enough that packing its
+ * operands is little beside the arithmetic, and small enough that there is one for every core. */
+enum { PIECE_ROWS_MAX = 256, PIECE_WIDTH_MAX = 1024, PIECE_WIDTH_MIN = 128, PIECES_MIN = 32 };
+
+static int64_t piece_count(const struct product *p)
+{
+    return ceil_div_i64(p->y.rows, p->rows) * ceil_div_i64(p->y.cols, p->cols);
+}
+
+static void plan_pieces(struct product *p)
+{
+    p->rows = PIECE_ROWS_MAX;
+    p->cols = PIECE_WIDTH_MAX;
+    while (p->cols > PIECE_WIDTH_MIN && piece_count(p) < PIECES_MIN)
+        p->cols /= 2;
 }
 
 /* `rows` rows of `m` from `first`. */
@@ -134,6 +138,67 @@ static struct matrix slice_rows(struct matrix m, int64_t first, int64_t rows)
     m.data = row_of(m, first);
     m.rows = rows;
     return m;
+}
+
+static struct matrix slice_cols(struct matrix m, int64_t first, int64_t cols)
+{
+    m.data = (char *)m.data + (size_t)first * dtype_bytes(m.dtype);
+    m.cols = cols;
+    return m;
+}
+
+/* Piece `index` of the product, in this thread. */
+static int product_piece(const struct onednn *onednn, const struct product *p, int64_t index)
+{
+    const int64_t across = ceil_div_i64(p->y.cols, p->cols);
+    const int64_t row = index / across * p->rows, col = index % across * p->cols;
+    const int64_t rows = min_i64(p->rows, p->y.rows - row);
+    const int64_t cols = min_i64(p->cols, p->y.cols - col);
+    const struct matrix x = slice_rows(p->x, row, rows), w = slice_rows(p->w, col, cols);
+    const struct matrix y = slice_cols(slice_rows(p->y, row, rows), col, cols);
+    struct onednn_product job = {
+        .src = onednn_plane(x.dtype, x.rows, x.cols, x.ld, 1),
+        .weights = onednn_plane(w.dtype, w.cols, w.rows, 1, w.ld),
+        .dst = onednn_plane(y.dtype, y.rows, y.cols, y.ld, 1),
+        .after = p->act == ACT_NONE ? ONEDNN_PLAIN : ONEDNN_ACT,
+        .act = p->act,
+    };
+    struct onednn_operands operands = {0};
+    dnnl_primitive_t       primitive = NULL;
+    float                 *bias = p->bias ? (float *)(uintptr_t)p->bias + col : NULL;
+
+    if (bias) job.bias = onednn_plane(DTYPE_F32, 1, cols, cols, 1);
+    int rc = onednn_product_open(&primitive, onednn, &job);
+    if (!rc) rc = onednn_memory(&operands.src, onednn, &job.src, x.data);
+    if (!rc) rc = onednn_memory(&operands.weights, onednn, &job.weights, w.data);
+    if (!rc) rc = onednn_memory(&operands.dst, onednn, &job.dst, y.data);
+    if (!rc && bias) rc = onednn_memory(&operands.bias, onednn, &job.bias, bias);
+    if (!rc) rc = onednn_execute(onednn, primitive, &operands);
+    onednn_operands_close(&operands);
+    if (primitive) dnnl_primitive_destroy(primitive);
+    return rc;
+}
+
+static int product_run(struct product *p)
+{
+    int rc_first = 0;
+
+    plan_pieces(p);
+#pragma omp parallel
+    {
+        struct onednn onednn;
+        omp_set_num_threads(1); /* of this thread's own regions: the library plans for one */
+        int rc = onednn_open(&onednn);
+#pragma omp for schedule(dynamic)
+        for (int64_t index = 0; index < piece_count(p); index++)
+            if (!rc) rc = product_piece(&onednn, p, index);
+        onednn_close(&onednn);
+        if (rc) {
+#pragma omp critical(gemm_status)
+            rc_first = rc;
+        }
+    }
+    return rc_first;
 }
 
 /* Where blocks are converted.  A buffer that is not needed has capacity 0. */
@@ -150,8 +215,8 @@ static struct matrix staged(void *data, enum dtype dtype, struct matrix like)
 }
 
 /* All rows of x against one block of w; `y` holds the block's columns. */
-static int linear_block(const struct onednn *onednn, const struct staging *staging, struct matrix y,
-                        struct matrix x, struct matrix w, const float *bias, enum activation act)
+static int linear_block(const struct staging *staging, struct matrix y, struct matrix x,
+                        struct matrix w, const float *bias, enum activation act)
 {
     int rc = 0;
 
@@ -170,7 +235,8 @@ static int linear_block(const struct onednn *onednn, const struct staging *stagi
             x_block = block;
         }
         if (staging->stage_y) result = staged(staging->y, DTYPE_F32, y_block);
-        rc = product(onednn, result, x_block, w, bias, act);
+        struct product product = {.y = result, .x = x_block, .w = w, .bias = bias, .act = act};
+        rc = product_run(&product);
         if (!rc && staging->stage_y) k_cast_cpu(y_block, result);
     }
     return rc;
@@ -185,12 +251,17 @@ static int64_t rows_that_fit(uint64_t bytes, int64_t cols, uint32_t element_byte
     return min_i64(rows, most);
 }
 
+/* A workspace grows with the threads; blocks that did so would let their number show. */
+static const uint64_t STAGING_BYTES_MAX = 32 << 20;
+
 /* Half of the workspace for w, a quarter each for x and y. */
 static struct staging plan_staging(struct matrix y, struct matrix x, struct matrix w,
                                    enum dtype compute, struct workspace workspace)
 {
     const uint32_t bytes = dtype_bytes(compute);
-    const uint64_t quarter = workspace.bytes / 4 & ~(uint64_t)63;
+    const uint64_t usable =
+        workspace.bytes < STAGING_BYTES_MAX ? workspace.bytes : STAGING_BYTES_MAX;
+    const uint64_t quarter = usable / 4 & ~(uint64_t)63;
     struct staging staging = {
         .w_rows = w.rows,
         .x_rows = x.rows,
@@ -218,22 +289,17 @@ int k_linear_cpu(struct matrix y, struct matrix x, struct matrix w, const float 
     must(x.cols == w.cols && y.cols == w.rows && y.rows == x.rows && is_act(y) && is_act(x));
     must(compute == DTYPE_F32 || compute == DTYPE_BF16);
     must(x.cols > 0 && w.rows > 0);
-    struct onednn onednn;
+    int rc = 0;
 
     const struct staging staging = plan_staging(y, x, w, compute, workspace);
     if (x.rows <= (staging.stage_w ? FEW_ROWS : FEW_ROWS_READY)) {
         few_rows(y, x, w, bias, act, workspace);
         return 0;
     }
-    int rc = onednn_open(&onednn);
     for (int64_t first = 0; first < w.rows && !rc; first += staging.w_rows) {
-        int64_t       rows = min_i64(staging.w_rows, w.rows - first);
-        struct matrix block = y;
-        block.data = (char *)y.data + (size_t)first * dtype_bytes(y.dtype);
-        block.cols = rows;
-        rc = linear_block(&onednn, &staging, block, x, slice_rows(w, first, rows),
+        int64_t rows = min_i64(staging.w_rows, w.rows - first);
+        rc = linear_block(&staging, slice_cols(y, first, rows), x, slice_rows(w, first, rows),
                           bias ? bias + first : NULL, act);
     }
-    onednn_close(&onednn);
     return rc;
 }

@@ -94,10 +94,23 @@ struct gate_norm_request {
     float         eps;
 };
 void k_gate_add_layer_norm_cpu(const struct gate_norm_request *request);
-/* x is a feature map [h * w, C]; statistics over all rows of a group's channels, in two passes with
- * fp32 partial sums merged in a fixed order.  y may be x. silu: y = SiLU(GN(x)). */
-void k_group_norm_cpu(struct matrix y, struct matrix x, const float *weight, const float *bias,
-                      int32_t groups, float eps, bool silu, struct workspace workspace);
+/* Group norm of a feature map [h * w, C] in three steps, so that the map may come in strips:
+ *
+ *   stats   x is stats.rows runs of equally many rows.  Of each run and channel: the mean and the
+ *           sum of squared deviations from it, in two passes.  stats [runs, 2 * C] f32: means,
+ *           then sums.
+ *   merge   the runs' statistics (of `run_rows` rows each) to those of whole groups, in the order
+ *           of the runs, by Chan's formula in fp64.  table [2, C] f32, dense: the mean of the
+ *           channel's group, and weight / sqrt(variance + eps).
+ *   apply   y = (x - table[0]) * table[1] + bias, then SiLU if asked for.  y may be x.
+ *
+ * A run's statistics depend on its rows alone, so with runs fixed by the map (one for each of its
+ * rows) nothing depends on the strips. */
+void k_group_stats_cpu(struct matrix stats, struct matrix x);
+void k_group_merge_cpu(struct matrix table, struct matrix stats, const float *weight,
+                       int64_t run_rows, int32_t groups, float eps);
+void k_group_apply_cpu(struct matrix y, struct matrix x, struct matrix table, const float *bias,
+                       bool silu);
 
 /* -------------------------------------------------------------------- pointwise.c */
 /* Operands are f32 or bf16; a and b of one type.  y may be x or a or b where it has their type. */
@@ -131,11 +144,15 @@ struct conv_request {
     int32_t       size;     /* 1 or 3                                                     */
     int32_t       stride;   /* 1 or 2                                                     */
     int32_t       pad_top, pad_left, pad_bottom, pad_right;
+    /* x is first enlarged: every pixel becomes 2 x 2 equal ones.  Size 3 and stride 1; pads count
+     * pixels of the enlarged map: 1 left and right; above and below 1, or -1 where x has one more
+     * row, which only lends its pixels to its neighbour's kernels.  y has 2 * in_w pixels a row and
+     * two rows for each row of x that does not lend. */
+    bool          enlarge;
 };
+/* A row of y has the same bits however many rows the call is for. */
 int k_conv2d_cpu(const struct conv_request *request, enum dtype compute,
                  struct workspace workspace);
-/* nearest neighbour x2: [h, w, C] -> [2h, 2w, C] */
-void k_upsample2_cpu(struct matrix y, struct matrix x, int32_t h, int32_t w);
 
 /* -------------------------------------------------------------------- noise.c */
 /* Standard normal noise as a function of (seed, purpose, x, y, channel) only: the same cell of the
@@ -158,6 +175,9 @@ void k_fill_cpu(struct matrix y, uint64_t seed);
 /* -------------------------------------------------------------------- the machine */
 /* True when this CPU multiplies bf16 in hardware (AVX512_BF16 or AMX): bf16 compute pays. */
 bool kernels_cpu_has_bf16(void);
+/* Library of the products and the instructions that it chose, "oneDNN 2.6.3 isa 7f": what
+ * decides their bits besides the shapes.  Returns out. */
+const char *kernels_cpu_version(char *out, size_t capacity);
 /* Workspace that makes every call above possible for `threads` threads, given the largest weight
  * of a convolution in elements. */
 uint64_t kernels_workspace_bytes(uint32_t threads, uint64_t conv_weight_elements_max);

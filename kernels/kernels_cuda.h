@@ -38,11 +38,11 @@ int k_layer_norm_cuda(struct matrix y, struct matrix x, const float *scale, cons
 int k_rms_norm_cuda(struct matrix y, struct matrix x, const float *weight, float eps,
                     struct CUstream_st *stream);
 int k_gate_add_layer_norm_cuda(const struct gate_norm_request *request, struct CUstream_st *stream);
-/* The workspace holds at least k_group_norm_cuda_bytes of the same shape. */
-int k_group_norm_cuda(struct matrix y, struct matrix x, const float *weight, const float *bias,
-                      int32_t groups, float eps, bool silu, struct workspace workspace,
-                      struct CUstream_st *stream);
-uint64_t k_group_norm_cuda_bytes(int64_t rows, int64_t cols, int32_t groups);
+int k_group_stats_cuda(struct matrix stats, struct matrix x, struct CUstream_st *stream);
+int k_group_merge_cuda(struct matrix table, struct matrix stats, const float *weight,
+                       int64_t run_rows, int32_t groups, float eps, struct CUstream_st *stream);
+int k_group_apply_cuda(struct matrix y, struct matrix x, struct matrix table, const float *bias,
+                       bool silu, struct CUstream_st *stream);
 
 /* -------------------------------------------------------------------------------- pointwise.cu */
 int k_add_cuda(struct matrix x, struct matrix y, struct CUstream_st *stream);

@@ -2,8 +2,9 @@
  * norm.c - layer, RMS and group norm.
  *
  * Rows are independent in the first two; each is read by one thread, twice: the second reading
- * comes from cache.  Group norm spans the whole feature map and is the only reduction across
- * threads here; its partial sums belong to fixed runs of rows, so their number changes no bit.
+ * comes from cache.  Group norm spans a whole feature map, and comes in three steps for maps that
+ * are never whole in memory; its partial sums belong to fixed runs of rows, so that neither threads
+ * nor strips change a bit.
  *
  * Read next: pointwise.c.
  */
@@ -107,28 +108,25 @@ void k_rms_norm_cpu(struct matrix y, struct matrix x, const float *weight, float
 
 /* ------------------------------------------------------------------------------- group norm */
 
-/* The map's rows are cut into at most RUNS_MAX runs, whatever the number of threads.  Each run
- * leaves a mean and a sum of squared deviations per channel. */
-enum { RUNS_MAX = 256, RUN_ROWS_MIN = 64 };
+/* Statistics are kept for this many channels at a time: a piece of the stack. */
+enum { CHANNELS_MAX = 256 };
 
+/* Per channel of a run, about the mean of the rows seen so far. */
 struct channel_stats {
-    float *mean, *squares; /* [cols] about the mean of the rows seen */
-    float *block_mean, *block_squares;
+    float *mean, *squares; /* [channels] */
 };
 
 /* Statistics of `rows` rows in two passes over memory that is still in cache, merged into what the
  * `seen` rows before them left.  Two passes, because a sum of squares minus a squared sum loses the
  * variance of a channel that lies far from zero. */
-KERNEL_INLINE void stats_body(enum dtype dtype, enum dtype unused, struct channel_stats *stats,
+KERNEL_INLINE void stats_body(enum dtype dtype, enum dtype unused, struct channel_stats stats,
                               struct matrix x, int64_t first, int64_t rows, int64_t seen)
 {
-    float *mean = stats->block_mean, *squares = stats->block_squares;
     const float weight = (float)rows / (float)(seen + rows);
     const float between = (float)seen * weight;
+    float       mean[CHANNELS_MAX] = {0}, squares[CHANNELS_MAX] = {0};
     (void)unused;
 
-    memset(mean, 0, (size_t)x.cols * sizeof *mean);
-    memset(squares, 0, (size_t)x.cols * sizeof *squares);
     for (int64_t row = first; row < first + rows; row++) {
         const void *line = row_of(x, row);
 #pragma omp simd
@@ -146,51 +144,68 @@ KERNEL_INLINE void stats_body(enum dtype dtype, enum dtype unused, struct channe
         }
     }
     for (int64_t i = 0; i < x.cols; i++) {
-        float d = mean[i] - stats->mean[i];
-        stats->mean[i] += d * weight;
-        stats->squares[i] += squares[i] + d * d * between;
+        float d = mean[i] - stats.mean[i];
+        stats.mean[i] += d * weight;
+        stats.squares[i] += squares[i] + d * d * between;
     }
 }
 
-KERNEL_CLONES static void stats_rows(struct channel_stats *stats, struct matrix x, int64_t first,
+KERNEL_CLONES static void stats_rows(struct channel_stats stats, struct matrix x, int64_t first,
                                      int64_t rows, int64_t seen)
 {
     BY_ACT_DTYPES(stats_body, x.dtype, x.dtype, stats, x, first, rows, seen);
 }
 
-static void run_stats(struct channel_stats stats, struct matrix x, int64_t first, int64_t rows)
+/* `out` [2 * x.cols] from rows [first, first + rows). */
+static void run_stats(float *out, struct matrix x, int64_t first, int64_t rows)
 {
-    /* 32 KiB of rows at a time: small enough to be read a second time from the first cache. */
-    int64_t block = max_i64(1, 32768 / (x.cols * dtype_bytes(x.dtype)));
+    const int64_t cols = x.cols;
 
-    memset(stats.mean, 0, (size_t)x.cols * sizeof *stats.mean);
-    memset(stats.squares, 0, (size_t)x.cols * sizeof *stats.squares);
-    for (int64_t done = 0; done < rows; done += block)
-        stats_rows(&stats, x, first + done, min_i64(block, rows - done), done);
+    memset(out, 0, (size_t)(2 * cols) * sizeof *out);
+    for (int64_t col = 0; col < cols; col += CHANNELS_MAX) {
+        const struct channel_stats stats = {out + col, out + cols + col};
+        struct matrix              part = x;
+        part.data = (char *)x.data + (size_t)col * dtype_bytes(x.dtype);
+        part.cols = min_i64(CHANNELS_MAX, cols - col);
+        /* 32 KiB of rows at a time: small enough to be read a second time from the first cache. */
+        const int64_t block = max_i64(1, 32768 / (part.cols * dtype_bytes(x.dtype)));
+        for (int64_t done = 0; done < rows; done += block)
+            stats_rows(stats, part, first + done, min_i64(block, rows - done), done);
+    }
 }
 
-/* What the last pass does to channel c: (x - center[c]) * factor[c] + bias[c].  The mean is not
+void k_group_stats_cpu(struct matrix stats, struct matrix x)
+{
+    must(is_act(x) && stats.dtype == DTYPE_F32 && stats.cols == 2 * x.cols);
+    must(stats.rows > 0 && x.rows >= stats.rows && x.rows % stats.rows == 0);
+    const int64_t run_rows = x.rows / stats.rows;
+
+#pragma omp parallel for schedule(static) if (x.rows * x.cols > 16384)
+    for (int64_t run = 0; run < stats.rows; run++)
+        run_stats(row_of(stats, run), x, run * run_rows, run_rows);
+}
+
+/* What the last step does to channel c: (x - center[c]) * factor[c] + bias[c].  The mean is not
  * folded into the bias: far from zero the two would cancel badly. */
 struct normalizer {
     float       *center, *factor; /* [cols] */
     const float *bias;
 };
 
-/* Merge the runs' statistics of the channels [first, first + channels), in double precision and in
- * the order of the runs. */
-static void merge_group(const struct normalizer *n, const float *runs, struct matrix x,
-                        int64_t run_rows, int64_t first, int64_t channels, double eps)
+/* Channels [first, first + channels). */
+static void merge_group(const struct normalizer *n, struct matrix stats, int64_t run_rows,
+                        int64_t first, int64_t channels, double eps)
 {
-    const int64_t run_count = ceil_div_i64(x.rows, run_rows);
-    double mean = 0.0, squares = 0.0, seen = 0.0;
+    const double rows = (double)run_rows;
+    double       mean = 0.0, squares = 0.0, seen = 0.0;
 
-    for (int64_t run = 0; run < run_count; run++) {
-        const float *run_mean = runs + run * 4 * x.cols;
-        double rows = (double)min_i64(run_rows, x.rows - run * run_rows);
+    for (int64_t run = 0; run < stats.rows; run++) {
+        const float *run_mean = row_of(stats, run), *run_squares = run_mean + stats.cols / 2;
         for (int64_t i = first; i < first + channels; i++) {
             double d = (double)run_mean[i] - mean;
-            squares += (double)run_mean[x.cols + i] + d * d * seen * rows / (seen + rows);
-            mean += d * rows / (seen + rows);
+            double share = d * rows / (seen + rows);
+            squares += (double)run_squares[i] + d * share * seen;
+            mean += share;
             seen += rows;
         }
     }
@@ -199,6 +214,20 @@ static void merge_group(const struct normalizer *n, const float *runs, struct ma
         n->center[i] = (float)mean;
         n->factor[i] = (float)((double)n->factor[i] * inverse);
     }
+}
+
+void k_group_merge_cpu(struct matrix table, struct matrix stats, const float *weight,
+                       int64_t run_rows, int32_t groups, float eps)
+{
+    const int64_t cols = table.cols, channels = cols / groups;
+    must(groups > 0 && cols % groups == 0 && stats.cols == 2 * cols && stats.rows > 0);
+    must(table.dtype == DTYPE_F32 && table.rows == 2 && table.ld == cols && run_rows > 0);
+    const struct normalizer n = {table.data, (float *)table.data + cols, NULL};
+
+    memcpy(n.factor, weight, (size_t)cols * sizeof *weight);
+#pragma omp parallel for schedule(static) if (stats.rows * cols > 16384)
+    for (int64_t group = 0; group < groups; group++)
+        merge_group(&n, stats, run_rows, group * channels, channels, (double)eps);
 }
 
 KERNEL_INLINE void normalize_body(enum dtype y_dtype, enum dtype x_dtype, void *y, const void *x,
@@ -226,30 +255,14 @@ KERNEL_CLONES static void normalize_row(enum dtype y_dtype, enum dtype x_dtype, 
     BY_ACT_DTYPES(normalize_body, y_dtype, x_dtype, y, x, cols, n, silu);
 }
 
-void k_group_norm_cpu(struct matrix y, struct matrix x, const float *weight, const float *bias,
-                      int32_t groups, float eps, bool silu, struct workspace workspace)
+void k_group_apply_cpu(struct matrix y, struct matrix x, struct matrix table, const float *bias,
+                       bool silu)
 {
-    must(same_shape(y, x) && is_act(y) && is_act(x) && x.rows > 0);
-    must(groups > 0 && x.cols % groups == 0);
-    const int64_t cols = x.cols, channels = cols / groups;
-    const int64_t run_rows = max_i64(RUN_ROWS_MIN, ceil_div_i64(x.rows, RUNS_MAX));
-    const int64_t run_count = ceil_div_i64(x.rows, run_rows);
-    const size_t  cols_bytes = (size_t)cols * sizeof(float);
-    float        *runs = workspace_take(&workspace, (size_t)run_count * 4 * cols_bytes);
-    struct normalizer normalizer = {workspace_take(&workspace, cols_bytes),
-                                    workspace_take(&workspace, cols_bytes), bias};
+    must(same_shape(y, x) && is_act(y) && is_act(x) && table.dtype == DTYPE_F32);
+    must(table.rows == 2 && table.cols == x.cols && table.ld == x.cols);
+    const struct normalizer n = {table.data, (float *)table.data + x.cols, bias};
 
-#pragma omp parallel for schedule(dynamic) if (x.rows * cols > 16384)
-    for (int64_t run = 0; run < run_count; run++) {
-        float *base = runs + run * 4 * cols;
-        struct channel_stats stats = {base, base + cols, base + 2 * cols, base + 3 * cols};
-        int64_t first = run * run_rows;
-        run_stats(stats, x, first, min_i64(run_rows, x.rows - first));
-    }
-    memcpy(normalizer.factor, weight, cols_bytes);
-    for (int64_t group = 0; group < groups; group++)
-        merge_group(&normalizer, runs, x, run_rows, group * channels, channels, (double)eps);
-#pragma omp parallel for schedule(static) if (x.rows * cols > 16384)
+#pragma omp parallel for schedule(static) if (x.rows * x.cols > 16384)
     for (int64_t row = 0; row < x.rows; row++)
-        normalize_row(y.dtype, x.dtype, row_of(y, row), row_of(x, row), cols, &normalizer, silu);
+        normalize_row(y.dtype, x.dtype, row_of(y, row), row_of(x, row), x.cols, &n, silu);
 }

@@ -190,14 +190,7 @@ extern "C" int k_gate_add_layer_norm_cuda(const struct gate_norm_request *reques
 
 /* ------------------------------------------------------------------------------- group norm */
 
-/* The map's rows are cut into at most RUNS_MAX runs: enough blocks for the largest device. */
-enum { RUNS_MAX = 1024, RUN_ROWS_MIN = 16, THREADS = 256, ROWS_AT_ONCE = 4 };
-
-static int64_t run_length(int64_t rows)
-{
-    const int64_t length = ceil_div(rows, RUNS_MAX);
-    return length < RUN_ROWS_MIN ? RUN_ROWS_MIN : length;
-}
+enum { THREADS = 256, ROWS_AT_ONCE = 4 };
 
 /* Mean and squared deviations of what two threads saw, into the first. */
 DEVICE void merge(float *mean, float *squares, float seen, float other_mean, float other_squares,
@@ -209,12 +202,12 @@ DEVICE void merge(float *mean, float *squares, float seen, float other_mean, flo
     *squares += other_squares + d * d * seen * share;
 }
 
-/* runs[run][0][col] the mean, runs[run][1][col] the sum of squared deviations from it.  A thread
+/* Row `run` of stats: means, then sums of squared deviations from them.  A thread
  * follows V channels down its rows with a running mean: a sum of squares would lose the variance of
  * a channel that lies far from zero.  cols is a multiple of V. */
 template <typename X, int V>
 static __global__ void __launch_bounds__(THREADS)
-    group_stats_kernel(float *runs, struct matrix x, int64_t run_rows)
+    group_stats_kernel(struct matrix stats, struct matrix x, int64_t run_rows)
 {
     __shared__ float means[V][THREADS], squares_of[V][THREADS], seen_by[THREADS];
     const int64_t col = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -258,10 +251,11 @@ static __global__ void __launch_bounds__(THREADS)
         seen_by[self] += seen_by[other];
     }
     if (threadIdx.y > 0 || col >= x.cols) return;
+    float *const run = (float *)stats.data + blockIdx.y * stats.ld;
 #pragma unroll
     for (int i = 0; i < V; i++) {
-        runs[blockIdx.y * 2 * x.cols + col + i] = means[i][self];
-        runs[blockIdx.y * 2 * x.cols + x.cols + col + i] = squares_of[i][self];
+        run[col + i] = means[i][self];
+        run[x.cols + col + i] = squares_of[i][self];
     }
 }
 
@@ -278,40 +272,39 @@ DEVICE double sum_block(double value, double *shared)
     return shared[0];
 }
 
-/* One block per group: stats[group] = mean, 1 / deviation.  First the mean of the means, then the
- * deviations about it, so that nothing divides. */
+/* One block per group.  First the mean of the means, then the deviations about it, so that nothing
+ * divides.  All runs are of one length, so their means weigh the same. */
 static __global__ void __launch_bounds__(THREADS)
-    group_merge_kernel(float *stats, const float *runs, int64_t rows, int64_t cols,
+    group_merge_kernel(struct matrix table, struct matrix stats, const float *weight,
                        int64_t run_rows, int64_t channels, float eps)
 {
     __shared__ double shared[THREADS];
-    const int64_t items = (rows + run_rows - 1) / run_rows * channels;
-    const double count = (double)rows * (double)channels;
+    const int64_t items = stats.rows * channels, first = blockIdx.x * channels;
     double sum = 0.0, squares = 0.0;
 
     for (int64_t item = threadIdx.x; item < items; item += THREADS) {
-        const int64_t run = item / channels, col = blockIdx.x * channels + item % channels;
-        const int64_t left = rows - run * run_rows;
-        sum += (double)runs[run * 2 * cols + col] * (double)(left < run_rows ? left : run_rows);
+        const float *const run = (const float *)stats.data + item / channels * stats.ld;
+        sum += (double)run[first + item % channels];
     }
-    const double mean = sum_block(sum, shared) / count;
+    const double mean = sum_block(sum, shared) / (double)items;
     for (int64_t item = threadIdx.x; item < items; item += THREADS) {
-        const int64_t run = item / channels, col = blockIdx.x * channels + item % channels;
-        const int64_t left = rows - run * run_rows;
-        const double d = (double)runs[run * 2 * cols + col] - mean;
-        squares += (double)runs[run * 2 * cols + cols + col] +
-                   d * d * (double)(left < run_rows ? left : run_rows);
+        const float *const run = (const float *)stats.data + item / channels * stats.ld;
+        const int64_t col = first + item % channels;
+        const double d = (double)run[col] - mean;
+        squares += (double)run[table.cols + col] + d * d * (double)run_rows;
     }
-    squares = sum_block(squares, shared);
-    if (threadIdx.x > 0) return;
-    stats[2 * blockIdx.x] = (float)mean;
-    stats[2 * blockIdx.x + 1] = (float)(1.0 / sqrt(squares / count + (double)eps));
+    squares = sum_block(squares, shared) / ((double)items * (double)run_rows);
+    const double inverse = 1.0 / sqrt(squares + (double)eps);
+    float *const center = (float *)table.data, *const factor = center + table.cols;
+    for (int64_t col = first + threadIdx.x; col < first + channels; col += THREADS) {
+        center[col] = (float)mean;
+        factor[col] = (float)((double)weight[col] * inverse);
+    }
 }
 
 struct normalize {
     struct matrix y, x;
-    const float  *weight, *bias, *stats; /* [cols], [cols], [groups, 2] */
-    int           channels;              /* of a group */
+    const float  *center, *factor, *bias; /* [cols] */
     bool          silu;
 };
 
@@ -323,14 +316,9 @@ static __global__ void __launch_bounds__(THREADS) normalize_kernel(const struct 
 
     EACH_COL (col, n.x.cols, V) {
         float center[V], factor[V], bias[V];
-        load_some<V>(factor, n.weight + col, V);
+        load_some<V>(center, n.center + col, V);
+        load_some<V>(factor, n.factor + col, V);
         load_some<V>(bias, n.bias + col, V);
-#pragma unroll
-        for (int i = 0; i < V; i++) {
-            const float *const stats = n.stats + (int)(col + i) / n.channels * 2;
-            center[i] = stats[0];
-            factor[i] *= stats[1];
-        }
         for (int64_t row = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; row < n.x.rows;
              row += ROWS_AT_ONCE * down) {
             float value[ROWS_AT_ONCE][V];
@@ -352,52 +340,70 @@ static __global__ void __launch_bounds__(THREADS) normalize_kernel(const struct 
     }
 }
 
-extern "C" uint64_t k_group_norm_cuda_bytes(int64_t rows, int64_t cols, int32_t groups)
+template <typename X, int V>
+static int group_stats_launch(struct matrix stats, struct matrix x, cudaStream_t stream)
 {
-    const uint64_t runs = (uint64_t)ceil_div(rows, run_length(rows));
-    return (runs * 2 * (uint64_t)cols + 2 * (uint64_t)groups) * sizeof(float);
+    const struct spread s = spread_over(x.rows, x.cols, V);
+
+    group_stats_kernel<X, V><<<dim3(s.grid.x, (unsigned)stats.rows), s.block, 0, stream>>>(
+        stats, x, x.rows / stats.rows);
+    return (int)cudaGetLastError();
+}
+
+extern "C" int k_group_stats_cuda(struct matrix stats, struct matrix x, struct CUstream_st *stream)
+{
+    const bool legal = is_act(x) && stats.dtype == DTYPE_F32 && stats.cols == 2 * x.cols &&
+                       stats.rows > 0 && stats.rows < 65536 && x.rows >= stats.rows &&
+                       x.rows % stats.rows == 0 && x.cols > 0;
+    if (!legal) return (int)cudaErrorInvalidValue;
+    const bool vectors = x.cols % 8 == 0 && rows_at_16(x);
+
+    if (x.dtype == DTYPE_F32)
+        return vectors ? group_stats_launch<float, 8>(stats, x, stream)
+                       : group_stats_launch<float, 1>(stats, x, stream);
+    return vectors ? group_stats_launch<struct bf16, 8>(stats, x, stream)
+                   : group_stats_launch<struct bf16, 1>(stats, x, stream);
+}
+
+extern "C" int k_group_merge_cuda(struct matrix table, struct matrix stats, const float *weight,
+                                  int64_t run_rows, int32_t groups, float eps,
+                                  struct CUstream_st *stream)
+{
+    const bool legal = table.dtype == DTYPE_F32 && table.rows == 2 && table.ld == table.cols &&
+                       stats.cols == 2 * table.cols && stats.rows > 0 && run_rows > 0 &&
+                       groups > 0 && table.cols % groups == 0;
+    if (!legal) return (int)cudaErrorInvalidValue;
+    group_merge_kernel<<<(unsigned)groups, THREADS, 0, stream>>>(table, stats, weight, run_rows,
+                                                                 table.cols / groups, eps);
+    return (int)cudaGetLastError();
 }
 
 template <typename Y, typename X, int V>
-static int group_norm_launch(struct normalize n, float *runs, float *stats, float eps,
-                             cudaStream_t stream)
+static int normalize_launch(const struct normalize n, cudaStream_t stream)
 {
-    const int64_t run_rows = run_length(n.x.rows), run_count = ceil_div(n.x.rows, run_rows);
-    const int64_t groups = n.x.cols / n.channels;
     struct spread s = spread_over(n.x.rows, n.x.cols, V);
 
     /* A column of blocks has work for a few turns each: what it loads once is used often. */
     const int64_t turns = ceil_div(n.x.rows, 4 * ROWS_AT_ONCE * s.block.y);
     s.grid.y = (unsigned)(turns < 8192 ? turns : 8192);
-    group_stats_kernel<X, V>
-        <<<dim3(s.grid.x, (unsigned)run_count), s.block, 0, stream>>>(runs, n.x, run_rows);
-    int rc = (int)cudaGetLastError();
-    if (rc) return rc;
-    group_merge_kernel<<<(unsigned)groups, THREADS, 0, stream>>>(stats, runs, n.x.rows, n.x.cols,
-                                                                 run_rows, n.channels, eps);
-    rc = (int)cudaGetLastError();
-    if (rc) return rc;
-    n.stats = stats;
     normalize_kernel<Y, X, V><<<s.grid, s.block, 0, stream>>>(n);
     return (int)cudaGetLastError();
 }
 
-extern "C" int k_group_norm_cuda(struct matrix y, struct matrix x, const float *weight,
-                                 const float *bias, int32_t groups, float eps, bool silu,
-                                 struct workspace workspace, struct CUstream_st *stream)
+extern "C" int k_group_apply_cuda(struct matrix y, struct matrix x, struct matrix table,
+                                  const float *bias, bool silu, struct CUstream_st *stream)
 {
-    const bool legal = same_shape(y, x) && is_act(y) && is_act(x) && x.rows > 0 && groups > 0 &&
-                       x.cols > 0 && x.cols % groups == 0 && x.cols < INT32_MAX &&
-                       workspace.bytes >= k_group_norm_cuda_bytes(x.rows, x.cols, groups);
+    const bool legal = same_shape(y, x) && is_act(y) && is_act(x) && table.dtype == DTYPE_F32 &&
+                       table.rows == 2 && table.cols == x.cols && table.ld == x.cols;
     if (!legal) return (int)cudaErrorInvalidValue;
+    if (x.rows == 0) return 0;
 
-    float *const stats = (float *)workspace.data, *const runs = stats + 2 * groups;
-    const struct normalize n = {y, x, weight, bias, NULL, (int)(x.cols / groups), silu};
-    const bool vectors = x.cols % 8 == 0 && rows_at_16(y) && rows_at_16(x) && at_16(weight) &&
-                         at_16(bias);
+    const float *const center = (const float *)table.data, *const factor = center + table.cols;
+    const struct normalize n = {y, x, center, factor, bias, silu};
+    const bool vectors = x.cols % 8 == 0 && rows_at_16(y) && rows_at_16(x) && at_16(center) &&
+                         at_16(factor) && at_16(bias);
 #define LAUNCH(Y, X)                                                                               \
-    return vectors ? group_norm_launch<Y, X, 8>(n, runs, stats, eps, stream)                       \
-                   : group_norm_launch<Y, X, 1>(n, runs, stats, eps, stream)
+    return vectors ? normalize_launch<Y, X, 8>(n, stream) : normalize_launch<Y, X, 1>(n, stream)
     BY_ELEMENTS(y.dtype, x.dtype, LAUNCH);
 #undef LAUNCH
 }

@@ -5,21 +5,22 @@
  * the name of the file that was made, or one JSON document.  All else goes to standard error.
  *
  * A first SIGINT, SIGTERM or SIGHUP lets the job stop cleanly at its next step; a second one has
- * its usual effect.
+ * its usual effect.  SIGUSR1, which schedulers send before time is up, lets it finish the tile in
+ * work.
  *
  * Knows the settings only as words; what they mean is decided behind mural.h.
  *
- * Read next: mural.h.
+ * Read next: mural.h; report.c for what is printed.
  */
 #include "mural.h"
 
 #include "base/base.h"
 #include "config/config.h"
 #include "image/image.h"
+#include "report.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,10 @@
 
 /* ------------------------------------------------------------------------------- exit status */
 
+enum { EXIT_TEMPORARY = 75 }; /* EX_TEMPFAIL of sysexits.h: do the same again later */
+
 static volatile sig_atomic_t stop_signal; /* 0 until one came */
+static mural_job *volatile running;       /* the job that signals are for */
 
 /* `mural help exit-codes` prints these rows.  Farms repeat a job after 33 with more memory. */
 static const struct {
@@ -42,8 +46,11 @@ static const struct {
      "failed for another reason, such as a full disk"},
     {2, 1u << ERR_USAGE | 1u << ERR_CONFIG,
      "the command line or a settings file is wrong; trying again will not help"},
+    {3, 1u << ERR_PARTIAL,
+     "some tiles are missing, the others are safe; 'mural resume' tries again"},
     {4, 1u << ERR_FORMAT, "a picture or a model was refused; trying again will not help"},
     {33, 1u << ERR_HOST_MEM | 1u << ERR_DEVICE_MEM, "not enough memory"},
+    {EXIT_TEMPORARY, 0, "stopped by SIGUSR1 after a tile; 'mural resume' goes on"},
     {128 + SIGHUP, 0, "stopped by SIGHUP, cleanly"},
     {128 + SIGINT, 0, "stopped by SIGINT (Ctrl-C), cleanly"},
     {128 + SIGTERM, 0, "stopped by SIGTERM, cleanly"},
@@ -51,15 +58,25 @@ static const struct {
 
 static int exit_status(int code)
 {
+    if (code == ERR_CANCELLED && stop_signal == SIGUSR1) return EXIT_TEMPORARY;
     if (code == ERR_CANCELLED && stop_signal != 0) return 128 + (int)stop_signal;
     for (size_t i = 0; i < ARRAY_COUNT(exit_rows); i++)
         if ((exit_rows[i].codes & 1u << code) != 0) return exit_rows[i].status;
     return 1;
 }
 
+static void pass_on(int number)
+{
+    if (running != NULL)
+        mural_job_stop(running, number == SIGUSR1 ? MURAL_STOP_AFTER_TILE : MURAL_STOP_NOW);
+}
+
 static void on_signal(int number)
 {
+    if (number == SIGUSR1 && stop_signal != 0) return;
     stop_signal = number;
+    pass_on(number);
+    if (number == SIGUSR1) return;
     /* A second signal of any of these kinds ends the process at once. */
     (void)signal(SIGINT, SIG_DFL);
     (void)signal(SIGTERM, SIG_DFL);
@@ -68,7 +85,7 @@ static void on_signal(int number)
 
 static void catch_signals(void)
 {
-    static const int kinds[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int kinds[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
 
     for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
@@ -84,6 +101,9 @@ static void catch_signals(void)
 
 /* ---------------------------------------------------------------------------------- console */
 
+/* Lines may come from any thread while the progress line is redrawn. */
+static pthread_mutex_t console_turn = PTHREAD_MUTEX_INITIALIZER;
+
 struct console {
     bool   redraws;  /* standard error is a terminal that can return to the start of a line */
     int    drawn;    /* characters of the progress line that stand there now                 */
@@ -98,8 +118,10 @@ static void erase_progress(struct console *console)
 
 static void on_log(enum log_level level, const char *line, void *user)
 {
+    (void)pthread_mutex_lock(&console_turn);
     erase_progress(user);
     (void)fprintf(stderr, "mural: %s%s\n", level == LOG_WARN ? "warning: " : "", line);
+    (void)pthread_mutex_unlock(&console_turn);
 }
 
 static void console_start(struct console *console, const struct config *config)
@@ -153,7 +175,8 @@ static int on_progress(const struct mural_progress *progress, void *user)
 
     if (!console->redraws ||
         (console->drawn > 0 && (now - console->drawn_at) * REDRAWS_PER_SECOND < 1))
-        return stop_signal != 0;
+        return 0;
+    (void)pthread_mutex_lock(&console_turn);
     length = progress_text(line, sizeof line, progress);
     room = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col : 80;
     if (length > room - 1) length = room - 1;
@@ -162,186 +185,8 @@ static int on_progress(const struct mural_progress *progress, void *user)
                   console->drawn > length ? console->drawn - length : 0, "");
     console->drawn = length;
     console->drawn_at = now;
-    return stop_signal != 0;
-}
-
-/* --------------------------------------------------------------------------------- printing */
-
-/* Text that somebody else put into a file must not steer the terminal: line ends become blanks, and
- * other control characters, also those of two bytes (U+0080..U+009F), question marks. */
-static void print_foreign(const char *text)
-{
-    for (const unsigned char *at = (const unsigned char *)text; *at != '\0'; at++) {
-        bool long_control = at[0] == 0xC2 && at[1] >= 0x80 && at[1] <= 0x9F;
-        if (long_control) at++;
-        if (*at == '\n')
-            (void)putchar(' ');
-        else
-            (void)putchar(long_control || *at < 0x20 || *at == 0x7F ? '?' : *at);
-    }
-}
-
-/* JSON is UTF-8; a name or text that is not ends where it stops to be. */
-static json_t *json_of_foreign(const char *text)
-{
-    return json_stringn(text, text_utf8_valid_prefix(text, strlen(text)));
-}
-
-static int print_json(json_t *object, struct err *err)
-{
-    int   rc = ERR_OK;
-    char *text =
-        object != NULL ? json_dumps(object, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
-
-    if (text == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory to print the result as JSON");
-    (void)printf("%s\n", text);
-out:
-    free(text);
-    json_decref(object);
-    return rc;
-}
-
-static int print_plan_json(const struct mural_plan_info *plan, const struct config *config,
-                           struct err *err)
-{
-    return print_json(
-        json_pack(
-            "{s:i, s:{s:i, s:i, s:f}, s:{s:i, s:i, s:i, s:i, s:i, s:i}, s:{s:i, s:i},"
-            " s:{s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, s:{s:s, s:s, s:i}, s:f, s:f}",
-            "schema", 1, "picture", "width", plan->width_px, "height", plan->height_px, "dpi",
-            config->dpi, "tiles", "columns", plan->tile_cols, "rows", plan->tile_rows, "width",
-            plan->tile_w_px, "height", plan->tile_h_px, "overlap_x", plan->overlap_x_px,
-            "overlap_y", plan->overlap_y_px, "draft", "width", plan->draft_w_px, "height",
-            plan->draft_h_px, "memory", "needed_bytes", (json_int_t)plan->host_bytes_peak,
-            "free_bytes", (json_int_t)plan->host_bytes_free, "weight_bytes",
-            (json_int_t)plan->weight_bytes, "scratch_bytes", (json_int_t)plan->scratch_bytes,
-            "disk", "output_bytes_worst", (json_int_t)plan->output_bytes_worst, "spool_bytes",
-            (json_int_t)plan->spool_bytes, "free_bytes", (json_int_t)plan->disk_bytes_free, "model",
-            "name", plan->model, "precision", plan->precision, "text_tokens",
-            (int)plan->text_tokens, "flop", plan->flop_total, "seconds", plan->seconds_estimate),
-        err);
-}
-
-/* "about 40 s", "about 12 min", "about 3 h 20 min", "about 5 days" */
-static const char *duration_text(char out[40], double seconds)
-{
-    if (!(seconds > 0))
-        (void)snprintf(out, 40, "not known for this machine");
-    else if (seconds < 90)
-        (void)snprintf(out, 40, "about %.0f s", ceil(seconds));
-    else if (seconds < 90 * 60)
-        (void)snprintf(out, 40, "about %.0f min", seconds / 60);
-    else if (seconds < 48 * 3600)
-        (void)snprintf(out, 40, "about %.0f h %.0f min", floor(seconds / 3600),
-                       floor(fmod(seconds, 3600) / 60));
-    else
-        (void)snprintf(out, 40, "about %.0f days", seconds / 86400);
-    return out;
-}
-
-static void print_need(const char *title, uint64_t needed, uint64_t available)
-{
-    char need[32], have[32];
-
-    (void)printf("%-9s %s needed, %s free%s\n", title, text_bytes(need, sizeof need, needed),
-                 text_bytes(have, sizeof have, available),
-                 needed > available ? ": not enough" : "");
-}
-
-static void print_plan(const struct mural_plan_info *plan, const struct config *config)
-{
-    char one[40], two[40], three[40];
-
-    (void)printf("poster    %d x %d px, %.1f x %.1f cm at %g dpi\n", plan->width_px,
-                 plan->height_px, plan->width_px / config->dpi * 2.54,
-                 plan->height_px / config->dpi * 2.54, config->dpi);
-    (void)printf("draft     %d x %d px\n", plan->draft_w_px, plan->draft_h_px);
-    (void)printf("tiles     %u (%u x %u) of %d x %d px, overlapping by %d and %d px\n",
-                 plan->tile_cols * plan->tile_rows, plan->tile_cols, plan->tile_rows,
-                 plan->tile_w_px, plan->tile_h_px, plan->overlap_x_px, plan->overlap_y_px);
-    (void)printf("model     ");
-    print_foreign(plan->model);
-    (void)printf(", %s of weights, %s, %u text tokens\n",
-                 text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
-                 plan->text_tokens);
-    if (plan->gpu_bytes_peak > 0)
-        (void)printf("gpu       %s needed\n", text_bytes(one, sizeof one, plan->gpu_bytes_peak));
-    print_need("memory", plan->host_bytes_peak, plan->host_bytes_free);
-    if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
-        (void)printf("          the weights do not fit beside it and are read from disk again and "
-                     "again\n");
-    print_need("disk", plan->output_bytes_worst + plan->spool_bytes, plan->disk_bytes_free);
-    (void)printf("          of it the file at most %s, tiles in waiting %s\n",
-                 text_bytes(two, sizeof two, plan->output_bytes_worst),
-                 text_bytes(three, sizeof three, plan->spool_bytes));
-    (void)printf("time      %s, %.3g floating-point operations\n",
-                 duration_text(one, plan->seconds_estimate), plan->flop_total);
-}
-
-/* What a file says about itself; `seconds` >= 0 adds how long it took to make. */
-static int print_info_json(const char *path, const struct picture_info *info, double seconds,
-                           struct err *err)
-{
-    json_t *object =
-        json_pack("{s:i, s:o, s:s, s:s, s:i, s:i, s:i, s:f, s:b, s:i}", "schema", 1, "file",
-                  json_of_foreign(path), "format", info->format, "codec", info->codec, "width",
-                  info->w, "height", info->h, "bits", info->bits, "dpi", info->dpi, "profile",
-                  (int)info->has_icc, "levels", (int)info->levels);
-
-    if (object != NULL && info->prompt != NULL)
-        (void)json_object_set_new(object, "prompt", json_of_foreign(info->prompt));
-    if (object != NULL && info->settings_json != NULL)
-        (void)json_object_set_new(object, "settings", json_loads(info->settings_json, 0, NULL));
-    if (object != NULL && seconds >= 0)
-        (void)json_object_set_new(object, "seconds", json_real(seconds));
-    return print_json(object, err);
-}
-
-static void print_settings(const char *settings_json)
-{
-    json_t     *settings = json_loads(settings_json, 0, NULL);
-    const char *key;
-    json_t     *value;
-
-    if (!json_is_object(settings)) {
-        (void)printf("settings  ");
-        print_foreign(settings_json);
-        (void)printf("\n");
-    } else {
-        (void)printf("settings\n");
-        json_object_foreach(settings, key, value)
-        {
-            char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
-            if (strcmp(key, "prompt") != 0 && text != NULL) {
-                (void)printf("  ");
-                print_foreign(key);
-                (void)printf(": ");
-                print_foreign(text);
-                (void)printf("\n");
-            }
-            free(text);
-        }
-    }
-    json_decref(settings);
-}
-
-static void print_info(const char *path, const struct picture_info *info)
-{
-    (void)printf("file      ");
-    print_foreign(path);
-    (void)printf("\npicture   %d x %d px, %d bits per colour\n", info->w, info->h, info->bits);
-    (void)printf("format    %s, %s%s\n", info->format, info->codec,
-                 info->has_icc ? ", colour profile inside" : ", no colour profile");
-    if (info->dpi > 0)
-        (void)printf("print     %.1f x %.1f cm at %g dpi\n", info->w / info->dpi * 2.54,
-                     info->h / info->dpi * 2.54, info->dpi);
-    (void)printf("levels    %u\n", info->levels);
-    if (info->prompt != NULL) {
-        (void)printf("prompt    ");
-        print_foreign(info->prompt);
-        (void)printf("\n");
-    }
-    if (info->settings_json != NULL) print_settings(info->settings_json);
+    (void)pthread_mutex_unlock(&console_turn);
+    return 0;
 }
 
 /* --------------------------------------------------------------------------------- commands */
@@ -363,6 +208,18 @@ static int take_error(const struct mural_error *error, struct err *err)
     return err_set(err, (enum err_code)error->code, 0, ERR_WHERE, "%s", error->text);
 }
 
+/* The program itself, as it was started, even if its file has been replaced since. */
+static int use_workers(const struct session *session, mural_job *job, struct err *err)
+{
+    struct mural_error error;
+
+    if (!session->config.persistent_workers) return ERR_OK;
+    if (mural_job_use_workers(job, "/proc/self/exe", (uint32_t)session->config.workers, &error) !=
+        0)
+        return take_error(&error, err);
+    return ERR_OK;
+}
+
 /* The file that was made: its name, or with --json what it holds. */
 static int print_result(const struct session *session, const char *path, double seconds,
                         struct err *err)
@@ -372,7 +229,7 @@ static int print_result(const struct session *session, const char *path, double 
 
     if (session->config.json) {
         TRY(picture_info_read(&info, path, err));
-        TRY(print_info_json(path, &info, seconds, err));
+        TRY(report_info_json(stdout, path, &info, seconds, err));
     } else if (!session->config.quiet) {
         (void)printf("%s\n", path);
     }
@@ -390,12 +247,17 @@ static int paint(struct session *session, enum mural_task task, struct err *err)
 
     if (mural_job_open(&job, task, session_words(session), session->words.count, &error) != 0)
         return take_error(&error, err);
+    TRY(use_workers(session, job, err));
+    running = job;
+    if (stop_signal != 0) pass_on((int)stop_signal); /* it came before there was a job */
     rc = mural_job_run(job, on_progress, &session->console, &error);
+    running = NULL;
     erase_progress(&session->console);
     if (rc != 0)
         rc = take_error(&error, err);
     else
         rc = print_result(session, mural_job_output(job), os_seconds() - started, err);
+out:
     mural_job_close(job);
     return rc;
 }
@@ -409,12 +271,14 @@ static int plan(struct session *session, struct err *err)
 
     if (mural_job_open(&job, MURAL_PLAN, session_words(session), session->words.count, &error) != 0)
         return take_error(&error, err);
+    TRY(use_workers(session, job, err));
     mural_job_plan(job, &info);
-    mural_job_close(job);
     if (session->config.json)
-        rc = print_plan_json(&info, &session->config, err);
+        rc = report_plan_json(stdout, &info, &session->config, err);
     else if (!session->config.quiet)
-        print_plan(&info, &session->config);
+        report_plan(stdout, &info, &session->config);
+out:
+    mural_job_close(job);
     return rc;
 }
 
@@ -426,9 +290,9 @@ static int show_info(struct session *session, struct err *err)
     TRY(config_check(&session->config, COMMAND_INFO, err));
     TRY(picture_info_read(&info, session->config.input, err));
     if (session->config.json)
-        TRY(print_info_json(session->config.input, &info, -1, err));
+        TRY(report_info_json(stdout, session->config.input, &info, -1, err));
     else
-        print_info(session->config.input, &info);
+        report_info(stdout, session->config.input, &info);
 out:
     picture_info_close(&info);
     return rc;
@@ -442,8 +306,8 @@ static int synth(struct session *session, struct err *err)
     if (mural_synth_model(folder, session_words(session), session->words.count, &error) != 0)
         return take_error(&error, err);
     if (session->config.json)
-        return print_json(json_pack("{s:i, s:o}", "schema", 1, "folder", json_of_foreign(folder)),
-                          err);
+        return report_json(
+            stdout, json_pack("{s:i, s:o}", "schema", 1, "folder", report_text(folder)), err);
     if (!session->config.quiet) (void)printf("%s\n", folder);
     return ERR_OK;
 }
@@ -508,6 +372,8 @@ static int run_command(struct session *session, int argc, char **argv, struct er
     case COMMAND_RENDER: rc = paint(session, MURAL_RENDER, err); break;
     case COMMAND_DRAFT: rc = paint(session, MURAL_DRAFT, err); break;
     case COMMAND_UPSCALE: rc = paint(session, MURAL_UPSCALE, err); break;
+    case COMMAND_RESUME: rc = paint(session, MURAL_RESUME, err); break;
+    case COMMAND_RETRY: rc = paint(session, MURAL_RETRY, err); break;
     case COMMAND_PLAN: rc = plan(session, err); break;
     case COMMAND_INFO: rc = show_info(session, err); break;
     case COMMAND_SYNTH: rc = synth(session, err); break;
@@ -567,6 +433,15 @@ static bool asks_for_help(int argc, char **argv)
     return false;
 }
 
+/* The hidden command: how this program starts itself to paint. */
+static int work(int argc, struct err *err)
+{
+    struct mural_error error;
+
+    if (argc > 0) return err_set(err, ERR_USAGE, 0, ERR_WHERE, "'mural worker' takes no arguments");
+    return mural_worker_run(&error) == 0 ? ERR_OK : take_error(&error, err);
+}
+
 static int run(int argc, char **argv, struct err *err)
 {
     int            rc = ERR_OK;
@@ -579,6 +454,7 @@ static int run(int argc, char **argv, struct err *err)
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         return help(argc - 2, argv + 2, err);
+    if (strcmp(argv[1], "worker") == 0) return work(argc - 2, err);
     TRY(config_find_command(&session.command, argv[1], err));
     if (asks_for_help(argc - 2, argv + 2))
         TRY(print_help(session.command, err));

@@ -1,8 +1,8 @@
 /*
  * mural.c - the library behind mural.h: settings, plan, engine and render wired together.
  *
- * Owns the job.  The only file that sees both the engine and render: it hands render a painter made
- * of the engine's primitives, and the plan numbers made of the engine's dry runs.
+ * Owns the job.  Hands render a painter of the fleet's, and the plan numbers made of the engine's
+ * dry runs.
  *
  * Read next: render/render.c.
  */
@@ -10,24 +10,17 @@
 
 #include "config/config.h"
 #include "engine/engine.h"
+#include "fleet/fleet.h"
 #include "render/render.h"
 #include "weights/weights.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define VERSION "0.1.0"
-
-enum { GROUP_MAX = 64 }; /* tiles predicted together */
-
-/* What stands between the painter's calls. */
-struct studio {
-    struct engine  *engine;
-    struct prompt  *prompt;
-    struct schedule schedule;
-};
 
 struct mural_job {
     enum mural_task        task;
@@ -40,14 +33,20 @@ struct mural_job {
     struct mural_plan_info info;
     struct engine_cost     cost;
     uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
-    struct studio          studio;
+    const char            *worker_program; /* NULL: this process paints */
+    uint32_t               worker_count;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
     void                  *user;
+    atomic_int             stop; /* enum mural_stop; set from anywhere */
+    /* Tiles to paint again. */
+    bool     again_seed_given;
+    uint64_t again_seed;
+    char    *again_prompt; /* NULL: as it was */
     /* For the rate: what was seen of the phase so far. */
     const char *phase;
     double      phase_seconds;
-    uint32_t    phase_steps, last_step;
+    uint64_t    phase_steps; /* steps_run when it began */
 };
 
 const char *mural_version(void)
@@ -65,106 +64,6 @@ static int tell(struct mural_error *error, const struct err *err, int rc)
     error->code = rc;
     (void)snprintf(error->text, sizeof error->text, "%s", rc == ERR_OK ? "" : err->text);
     return rc;
-}
-
-/* --------------------------------------------------------------------------------- painter */
-
-static int studio_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
-                        struct err *err)
-{
-    int                     rc = ERR_OK;
-    struct studio          *studio = self;
-    struct schedule_request schedule = {.steps = stage->steps,
-                                        .tokens = stage->tokens,
-                                        .sigma_start = stage->sigma_start,
-                                        .strength = stage->strength,
-                                        .mu = stage->mu,
-                                        .mu_max = stage->mu_max};
-    struct prompt_request   prompt = {
-          .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
-
-    must(studio->prompt == NULL);
-    TRY(schedule_make(&studio->schedule, studio->engine, &schedule, err));
-    TRY(prompt_open(&studio->prompt, studio->engine, &prompt, err));
-    *steps_out = studio->schedule.steps;
-out:
-    return rc;
-}
-
-static void studio_end(void *self)
-{
-    struct studio *studio = self;
-    prompt_close(studio->prompt);
-    studio->prompt = NULL;
-}
-
-static void studio_noise(void *self, const struct painter_noise *request, float *noise_out)
-{
-    const struct studio        *studio = self;
-    struct engine_noise_request noise = {.seed = request->seed,
-                                         .purpose = request->purpose,
-                                         .x_lat = request->rect.x,
-                                         .y_lat = request->rect.y,
-                                         .w_lat = request->rect.w,
-                                         .h_lat = request->rect.h};
-    engine_noise(studio->engine, &noise, noise_out);
-}
-
-static int studio_encode(void *self, const float *rgb, int32_t w_px, int32_t h_px,
-                         float *latent_out, struct err *err)
-{
-    const struct studio *studio = self;
-    return engine_encode(studio->engine, rgb, w_px, h_px, latent_out, err);
-}
-
-static void studio_start(void *self, float *latent, const float *noise, int64_t count)
-{
-    const struct studio *studio = self;
-    engine_mix_noise(latent, noise, studio->schedule.sigma[0], count);
-}
-
-static int studio_predict(void *self, const struct painter_tile *tiles, uint32_t count,
-                          uint32_t step, struct err *err)
-{
-    const struct studio *studio = self;
-    struct engine_tile   group[GROUP_MAX];
-
-    must(count > 0 && count <= GROUP_MAX);
-    for (uint32_t i = 0; i < count; i++)
-        group[i] = (struct engine_tile){.prompt = studio->prompt,
-                                        .w_px = tiles[i].w_px,
-                                        .h_px = tiles[i].h_px,
-                                        .latent = tiles[i].latent,
-                                        .velocity = tiles[i].velocity};
-    return engine_predict(studio->engine, group, count, step, err);
-}
-
-static void studio_advance(void *self, uint32_t step, float *latent, const float *velocity,
-                           int64_t count)
-{
-    const struct studio *studio = self;
-    scheduler_step(&studio->schedule, step, latent, velocity, count);
-}
-
-static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t h_px,
-                         float *rgb_out, struct err *err)
-{
-    const struct studio *studio = self;
-    return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
-}
-
-static struct painter studio_painter(struct studio *studio, int32_t channels)
-{
-    return (struct painter){.self = studio,
-                            .channels = channels,
-                            .begin = studio_begin,
-                            .end = studio_end,
-                            .noise = studio_noise,
-                            .encode = studio_encode,
-                            .start = studio_start,
-                            .predict = studio_predict,
-                            .advance = studio_advance,
-                            .decode = studio_decode};
 }
 
 /* -------------------------------------------------------------------------------- settings */
@@ -195,10 +94,10 @@ static bool find_sample_model(char *out, size_t capacity)
 
 static enum config_command command_of(enum mural_task task)
 {
-    static const enum config_command commands[] = {[MURAL_RENDER] = COMMAND_RENDER,
-                                                   [MURAL_DRAFT] = COMMAND_DRAFT,
-                                                   [MURAL_UPSCALE] = COMMAND_UPSCALE,
-                                                   [MURAL_PLAN] = COMMAND_PLAN};
+    static const enum config_command commands[] = {
+        [MURAL_RENDER] = COMMAND_RENDER,   [MURAL_DRAFT] = COMMAND_DRAFT,
+        [MURAL_UPSCALE] = COMMAND_UPSCALE, [MURAL_PLAN] = COMMAND_PLAN,
+        [MURAL_RESUME] = COMMAND_RESUME,   [MURAL_RETRY] = COMMAND_RETRY};
     must((size_t)task < ARRAY_COUNT(commands));
     return commands[task];
 }
@@ -223,6 +122,38 @@ static int load_settings(struct mural_job *job, const char *const *words, size_t
     TRY(config_check(&job->config, command_of(job->task), err));
 out:
     os_free(all);
+    return rc;
+}
+
+/* What the poster was begun with, and over it the words of today; for a retry, a seed and a prompt
+ * among them are for some tiles only. */
+static int recall_settings(struct mural_job *job, const char *const *words, size_t count,
+                           struct err *err)
+{
+    int                 rc = ERR_OK;
+    bool                retry = job->task == MURAL_RETRY, prompt_given = false;
+    struct config_words all = {.count = 0};
+    void               *copy = NULL;
+
+    TRY(config_load(&job->config, command_of(job->task), words, count, err));
+    TRY(config_check_named(&job->config, command_of(job->task), err));
+    TRY(render_recall(&all, job->config.output, err));
+    for (size_t i = 0; i < count; i++) {
+        bool seed = retry && strncmp(words[i], "seed=", 5) == 0;
+        bool prompt = retry && strncmp(words[i], "prompt=", 7) == 0;
+        job->again_seed_given |= seed;
+        prompt_given |= prompt;
+        if (!seed && !prompt) TRY(config_words_add(&all, words[i], err));
+    }
+    job->again_seed = job->config.seed;
+    if (prompt_given) {
+        TRY(os_alloc(&copy, strlen(job->config.prompt) + 1, 1, "a prompt", err));
+        memcpy(copy, job->config.prompt, strlen(job->config.prompt) + 1);
+        job->again_prompt = copy;
+    }
+    TRY(load_settings(job, (const char *const *)all.word, all.count, err));
+out:
+    config_words_close(&all);
     return rc;
 }
 
@@ -342,8 +273,8 @@ static int measure(struct mural_job *job, struct err *err)
         TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
     job->cost = both;
     job->scratch_bytes = on_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
-    job->host_bytes =
-        render_host_bytes(&job->config, &job->plan, job->facts.latent_channels, !paints_tiles(job));
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
+                                        paints_tiles(job) ? 1 : 0);
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
                                        .draft_decode = draft_cost.flop_decode,
                                        .encode = tile_cost.flop_encode,
@@ -451,7 +382,10 @@ int mural_job_open(mural_job **out, enum mural_task task, const char *const *set
     *out = NULL;
     TRY(os_alloc((void **)&job, 1, sizeof *job, "a job", &err));
     job->task = task;
-    TRY(load_settings(job, settings, setting_count, &err));
+    if (task == MURAL_RESUME || task == MURAL_RETRY)
+        TRY(recall_settings(job, settings, setting_count, &err));
+    else
+        TRY(load_settings(job, settings, setting_count, &err));
     TRY(make_plan(job, &err));
     if (job->sample_model)
         log_line(LOG_WARN, "no --model given: painting with the small sample model of mural");
@@ -472,9 +406,50 @@ const char *mural_job_output(const mural_job *job)
     return job->config.output;
 }
 
+void mural_job_stop(mural_job *job, enum mural_stop how)
+{
+    if (how == MURAL_STOP_NOW || job->stop == 0) job->stop = (int)how;
+}
+
 void mural_job_close(mural_job *job)
 {
+    if (job == NULL) return;
+    os_free(job->again_prompt);
     os_free(job);
+}
+
+/* --------------------------------------------------------------------------------- workers */
+
+/* All of a worker's scratch is its own; the CPU's threads are shared out. */
+int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
+                          struct mural_error *error)
+{
+    int                rc = ERR_OK;
+    struct err         err = {0};
+    struct engine_size sizes[2];
+    size_t             size_count = sizes_of(job, sizes);
+    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
+
+    if (count < 1 || count > FLEET_WORKERS_MAX || job->worker_program != NULL)
+        RAISE(&err, ERR_USAGE, 0, "a job is given 1 to %d workers, once; got %u", FLEET_WORKERS_MAX,
+              count);
+    job->worker_program = program;
+    job->worker_count = count;
+    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
+    job->scratch_bytes *= count;
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
+                                        paints_tiles(job) ? count : 0) +
+                      fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
+    job->info.scratch_bytes = job->scratch_bytes;
+    job->info.host_bytes_peak = job->scratch_bytes + job->host_bytes;
+out:
+    return tell(error, &err, rc);
+}
+
+int mural_worker_run(struct mural_error *error)
+{
+    struct err err = {0};
+    return tell(error, &err, fleet_worker_run(&err));
 }
 
 /* ------------------------------------------------------------------------------------- run */
@@ -497,13 +472,16 @@ static int on_render_progress(const struct render_progress *now, void *user)
     if (job->phase != now->phase) { /* rates of one phase say nothing of the next */
         job->phase = now->phase;
         job->phase_seconds = os_seconds();
-        job->phase_steps = 0;
+        job->phase_steps = now->steps_run;
     }
-    if (now->step > 0 && now->step != job->last_step) job->phase_steps++;
-    job->last_step = now->step;
-    if (job->phase_steps > 0)
-        progress.steps_per_second = job->phase_steps / (os_seconds() - job->phase_seconds);
-    return job->on_progress(&progress, job->user);
+    if (now->steps_run > job->phase_steps)
+        progress.steps_per_second =
+            (double)(now->steps_run - job->phase_steps) / (os_seconds() - job->phase_seconds);
+    if (job->on_progress != NULL && job->on_progress(&progress, job->user) != 0)
+        return RENDER_STOP_NOW;
+    return job->stop == MURAL_STOP_AFTER_TILE ? RENDER_STOP_AFTER_TILE
+           : job->stop != 0                   ? RENDER_STOP_NOW
+                                              : RENDER_GO_ON;
 }
 
 /* What goes into files: what was asked for, with "auto" replaced by what was used. */
@@ -521,36 +499,99 @@ out:
     return rc;
 }
 
+/* Who paints: an engine in this process, or workers. */
+struct painting {
+    struct studio        *studio;
+    struct fleet         *fleet;
+    struct painter        own;
+    const struct painter *painters;
+    uint32_t              painter_count;
+};
+
+static bool stop_wanted(void *user)
+{
+    struct mural_job *job = user;
+    return job->stop == MURAL_STOP_NOW;
+}
+
+static int painting_open(struct painting *out, struct mural_job *job, uint64_t model_identity,
+                         struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct engine_size   sizes[2];
+    size_t               count = sizes_of(job, sizes);
+    struct fleet_request fleet = {.program = job->worker_program,
+                                  .worker_count = job->worker_count,
+                                  .options = job->options,
+                                  .sizes = sizes,
+                                  .size_count = count,
+                                  .channels = job->facts.latent_channels,
+                                  .model_identity = model_identity,
+                                  .timeout_seconds = job->config.worker_timeout,
+                                  .backoff_seconds = 1,
+                                  .stop_wanted = stop_wanted,
+                                  .user = job};
+
+    if (job->worker_program != NULL) {
+        TRY(fleet_open(&out->fleet, &fleet, err));
+        out->painters = fleet_painters(out->fleet, &out->painter_count);
+    } else {
+        TRY(studio_open(&out->studio, &job->options, sizes, count, err));
+        out->own = studio_painter(out->studio);
+        out->painters = &out->own;
+        out->painter_count = 1;
+    }
+out:
+    return rc;
+}
+
+static void painting_close(struct painting *painting)
+{
+    studio_close(painting->studio);
+    fleet_close(painting->fleet);
+}
+
+static enum render_mode mode_of(const struct mural_job *job)
+{
+    return job->task == MURAL_RESUME  ? RENDER_RESUME
+           : job->task == MURAL_RETRY ? RENDER_RETRY
+                                      : RENDER_BEGIN;
+}
+
 static int run(struct mural_job *job, struct err *err)
 {
-    int                   rc = ERR_OK;
-    struct engine_size    sizes[2];
-    size_t                count = sizes_of(job, sizes);
-    struct painter        painter = studio_painter(&job->studio, job->facts.latent_channels);
-    struct config        *used = NULL;
-    struct render_request request = {.config = &job->config,
-                                     .plan = &job->plan,
-                                     .painter = &painter,
-                                     .costs = job->costs,
-                                     .software = "mural " VERSION,
-                                     .progress =
-                                         job->on_progress == NULL ? NULL : on_render_progress,
-                                     .user = job};
+    int                    rc = ERR_OK;
+    struct painting        painting = {.studio = NULL};
+    struct config         *used = NULL;
+    struct engine_identity identity;
+    struct render_request  request = {
+         .mode = mode_of(job),
+         .again = {.tiles = job->config.tiles,
+                   .seed = job->again_seed_given ? &job->again_seed : NULL,
+                   .prompt = job->again_prompt},
+         .config = &job->config,
+         .plan = &job->plan,
+         .costs = job->costs,
+         .software = "mural " VERSION,
+         .retry_wait_seconds = 1,
+         .progress = on_render_progress,
+         .user = job};
 
     TRY(check_memory(job, err));
     TRY(used_settings(&used, job, err));
     request.used = used;
-    TRY(engine_open(&job->studio.engine, &job->options, err));
-    log_line(LOG_INFO, "weights %016llx",
-             (unsigned long long)engine_model_identity(job->studio.engine));
-    TRY(engine_reserve(job->studio.engine, sizes, count, err));
+    TRY(engine_identify(&identity, &job->options, err));
+    request.model_identity = identity.model;
+    request.numeric = identity.numeric;
+    TRY(painting_open(&painting, job, identity.model, err));
+    request.painters = painting.painters;
+    request.painter_count = painting.painter_count;
     if (job->task == MURAL_DRAFT)
         TRY(render_drafts(&request, err));
     else
         TRY(render_poster(&request, err));
 out:
-    engine_close(job->studio.engine);
-    job->studio.engine = NULL;
+    painting_close(&painting);
     os_free(used);
     return rc;
 }

@@ -31,6 +31,9 @@
  * Settings are words "key=value" with the keys of the YAML files: `mural sample-config` lists them
  * all, with their ranges and defaults.  "config=FILE" reads such a file; words win over it.
  *
+ * A poster that some tiles are missing of, because they kept failing, ends with the error
+ * "partial"; MURAL_RESUME tries these again.
+ *
  * A job belongs to one thread.  Nothing here prints, exits or installs signal handlers.
  */
 #ifndef MURAL_H
@@ -56,7 +59,10 @@ enum mural_task {
     MURAL_RENDER = 0, /* prompt -> draft -> poster                                   */
     MURAL_DRAFT,      /* prompt -> small picture, or a sheet of `count` of them      */
     MURAL_UPSCALE,    /* a draft, given as "input=FILE" -> poster                    */
-    MURAL_PLAN        /* what MURAL_RENDER would need; needs no prompt, never runs   */
+    MURAL_PLAN,       /* what MURAL_RENDER would need; needs no prompt, never runs   */
+    MURAL_RESUME,     /* go on with the poster "output=FILE", with its own settings  */
+    MURAL_RETRY       /* the same, after "tiles=LIST" of it were forgotten; "seed"   */
+                      /* and "prompt" are then for these tiles                       */
 };
 
 /* Sides in pixels, sizes in bytes, time in seconds.  `seconds_estimate` is 0 when the machine's
@@ -67,24 +73,24 @@ struct mural_plan_info {
     int32_t  tile_w_px, tile_h_px;
     int32_t  overlap_x_px, overlap_y_px; /* of neighbours as planned: at least what was asked */
     int32_t  draft_w_px, draft_h_px;
-    uint64_t host_bytes_peak;            /* scratch and bands; weights are mapped files     */
+    uint64_t host_bytes_peak; /* scratch and bands; weights are mapped files     */
     uint64_t host_bytes_free;
     uint64_t weight_bytes, scratch_bytes;
-    uint64_t gpu_bytes_peak;             /* 0: the CPU paints                               */
-    uint64_t spool_bytes;                /* tiles that wait on disk for their neighbours    */
-    uint64_t output_bytes_worst;         /* the file, if nothing in it could be compressed  */
-    uint64_t disk_bytes_free;            /* where the output goes                           */
+    uint64_t gpu_bytes_peak;     /* 0: the CPU paints                               */
+    uint64_t spool_bytes;        /* tiles that wait on disk for their neighbours    */
+    uint64_t output_bytes_worst; /* the file, if nothing in it could be compressed  */
+    uint64_t disk_bytes_free;    /* where the output goes                           */
     double   flop_total;
     double   seconds_estimate;
     uint32_t text_tokens;
-    char     precision[8];               /* "f32" or "bf16" */
-    char     model[256];                 /* last part of the model folder's name */
+    char     precision[8]; /* "f32" or "bf16" */
+    char     model[256];   /* last part of the model folder's name */
 };
 
 struct mural_progress {
-    const char *phase;            /* a short word such as "draft" or "tiles"; a static string */
+    const char *phase; /* a short word such as "draft" or "tiles"; a static string */
     uint32_t    tiles_done, tiles_total;
-    uint32_t    step, steps;      /* of the tiles that are painted now; 0 of 0: no steps here */
+    uint32_t    step, steps; /* of the tiles that are painted now; 0 of 0: no steps here */
     double      seconds_elapsed;
     double      seconds_left;     /* negative: not known yet   */
     double      steps_per_second; /* 0: not known yet          */
@@ -92,7 +98,8 @@ struct mural_progress {
 
 /* Called between steps, from the thread that called mural_job_run.  Return 0 to go on, anything
  * else to stop cleanly: the job then ends with the "cancelled" error and leaves no half-written
- * file. */
+ * file.  What is finished of a poster stays in the folder OUTPUT.mural, and another job of the same
+ * settings, or MURAL_RESUME, goes on from there to the same bytes. */
 typedef int (*mural_progress_fn)(const struct mural_progress *progress, void *user);
 
 /* Read the settings and the model's configuration and make the plan.  No weights are read, nothing
@@ -105,10 +112,26 @@ void mural_job_plan(const mural_job *job, struct mural_plan_info *info_out);
 /* The file that mural_job_run makes; the string lives as long as the job. */
 const char *mural_job_output(const mural_job *job);
 
+/* Let the job paint in `count` (1..64) processes of its own instead of in this one: whatever
+ * befalls them, they are started again, and the job goes on.  They are run as `program worker`, and
+ * that must call mural_worker_run: the command line's program does, and yours may.  The memory in
+ * mural_job_plan then counts them.  `program` must live as long as the job. */
+int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
+                          struct mural_error *error);
+
+/* The whole of what such a process does: return from main after it. */
+int mural_worker_run(struct mural_error *error);
+
 /* Do the work.  `on_progress` may be NULL.  The output appears under its name only when it is
  * complete and was checked. */
 int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,
                   struct mural_error *error);
+
+/* Ask a job to end early, from any thread or a signal handler: it then ends with the "cancelled"
+ * error, as when a progress function asks.  A job that was asked to end after its tile may still be
+ * asked to end now. */
+enum mural_stop { MURAL_STOP_NOW = 1, MURAL_STOP_AFTER_TILE = 2 };
+void mural_job_stop(mural_job *job, enum mural_stop how);
 
 void mural_job_close(mural_job *job); /* NULL is fine */
 

@@ -62,8 +62,8 @@ build() { # variant, goal...
 }
 
 programs() { # variant folder
-    find "build/$1/tests/unit" "build/$1/tests/kernels" "build/$1/tests/parity" -maxdepth 1 \
-        -type f -executable 2>/dev/null | sort
+    find "build/$1/tests/unit" "build/$1/tests/kernels" "build/$1/tests/parity" \
+        "build/$1/tests/fault" -maxdepth 1 -type f -executable -name '*_*' 2>/dev/null | sort
 }
 
 finish() {
@@ -84,7 +84,7 @@ if [ "$mode" = quick ]; then
     finish
 fi
 
-stage "unit, kernels, parity"
+stage "unit, kernels, parity, faults"
 build "" checks
 for program in $(programs release); do run_cases "$program"; done
 
@@ -100,6 +100,12 @@ for program in $(programs address); do
     run_cases "$program" ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=tests/lsan.supp
 done
 run_script cli-sanitized env MURAL="$PWD/build/address/mural" LSAN_OPTIONS=suppressions="$PWD/tests/lsan.supp" tests/cli/run.sh
+
+# OpenMP's own library is not instrumented, so one thread of it; what is watched are ours.
+stage "threads of ours with ThreadSanitizer"
+threaded="tests/unit/test_render tests/unit/test_wire tests/fault/fault_fleet"
+build thread $(printf ' build/thread/%s' $threaded)
+for program in $threaded; do run_cases "build/thread/$program" OMP_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1; done
 
 stage "short fuzzing"
 for target in build/address/tests/fuzz/fuzz_*; do

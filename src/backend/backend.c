@@ -98,8 +98,15 @@ out:
     return rc;
 }
 
-static void fail(struct backend *backend, const char *op, int status)
+/* One writer, so the order against other memory does not matter. */
+static void beat(struct backend *backend)
 {
+    if (backend->pulse != NULL) (void)__atomic_fetch_add(backend->pulse, 1, __ATOMIC_RELAXED);
+}
+
+static void note(struct backend *backend, const char *op, int status)
+{
+    beat(backend);
     if (backend->status != 0 || status == 0) return;
     backend->status = status;
     backend->failed_op = op;
@@ -109,7 +116,7 @@ static void fail(struct backend *backend, const char *op, int status)
 #define PREPARE_OR_PERFORM(op, ...)                                                                \
     do {                                                                                           \
         if (backend->ops != NULL && backend->status == 0)                                          \
-            fail(backend, #op, backend->ops->op(backend, __VA_ARGS__));                            \
+            note(backend, #op, backend->ops->op(backend, __VA_ARGS__));                            \
     } while (0)
 #define PERFORM(op, ...)                                                                           \
     do {                                                                                           \
@@ -278,13 +285,25 @@ void backend_rms_norm(struct backend *backend, struct matrix y, struct matrix x,
     PERFORM(rms_norm, y, x, weight, eps);
 }
 
-void backend_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                        const float *weight, const float *bias, int32_t groups, float eps,
-                        bool silu)
+void backend_group_stats(struct backend *backend, struct matrix stats, struct matrix x)
 {
-    must(same_shape(y, x) && groups > 0 && x.cols % groups == 0);
-    PERFORM_WITH(BYTES_OF(group_norm, x, groups), PERFORM, group_norm, y, x, weight, bias, groups,
-                 eps, silu);
+    must(stats.rows > 0 && x.rows % stats.rows == 0 && stats.cols == 2 * x.cols);
+    PERFORM(group_stats, stats, x);
+}
+
+void backend_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                         const float *weight, int64_t run_rows, int32_t groups, float eps)
+{
+    must(table.rows == 2 && stats.cols == 2 * table.cols);
+    must(groups > 0 && table.cols % groups == 0);
+    PERFORM(group_merge, table, stats, weight, run_rows, groups, eps);
+}
+
+void backend_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                         struct matrix table, const float *bias, bool silu)
+{
+    must(same_shape(y, x) && table.rows == 2 && table.cols == x.cols);
+    PERFORM(group_apply, y, x, table, bias, silu);
 }
 
 void backend_add(struct backend *backend, struct matrix x, struct matrix y)
@@ -355,16 +374,10 @@ void backend_conv2d(struct backend *backend, const struct conv_request *request)
     must(request->x.rows == (int64_t)request->in_h * request->in_w);
     must(request->w.rows == request->y.cols);
     must(request->w.cols == request->x.cols * request->size * request->size);
+    double taps = request->enlarge ? 4 : request->size * request->size;
     backend->flops +=
-        2.0 * (double)request->y.rows * (double)request->w.rows * (double)request->w.cols;
+        2.0 * (double)request->y.rows * (double)request->y.cols * (double)request->x.cols * taps;
     PERFORM_WITH(BYTES_OF(conv2d, request), PREPARE_OR_PERFORM, conv2d, request);
-}
-
-void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                       int32_t w)
-{
-    must(y.rows == 4 * x.rows && y.cols == x.cols && x.rows == (int64_t)h * w);
-    PERFORM(upsample2, y, x, h, w);
 }
 
 void backend_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,

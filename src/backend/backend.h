@@ -33,6 +33,8 @@ struct backend_options {
     uint64_t     conv_weight_elements_max; /* largest convolution weight of the model     */
     uint64_t     arena_limit_bytes;        /* scratch may never exceed this               */
     uint64_t     kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    uint64_t *pulse; /* counted up, atomically, with every operation; another process may watch it
+                        to see that this one lives; NULL: nobody does                          */
 };
 
 /* ERR_DEVICE or ERR_DEVICE_MEM when there is no such GPU, or it cannot be used. */
@@ -47,6 +49,7 @@ struct backend_device {
     char     name[128];
     uint64_t bytes_total, bytes_free;
     int32_t  major, minor; /* compute capability */
+    char     numeric[96];  /* card and versions: what decides the bits of its results */
 };
 int backend_find_cuda(struct backend_device *out, int32_t device, struct err *err);
 
@@ -115,9 +118,12 @@ void backend_layer_norm(struct backend *backend, struct matrix y, struct matrix 
                         const float *scale, const float *shift, bool scale_plus_one, float eps);
 void backend_rms_norm(struct backend *backend, struct matrix y, struct matrix x,
                       const float *weight, float eps);
-void backend_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                        const float *weight, const float *bias, int32_t groups, float eps,
-                        bool silu);
+/* stats and table lie in the arena: nothing of them is needed on the host. */
+void backend_group_stats(struct backend *backend, struct matrix stats, struct matrix x);
+void backend_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                         const float *weight, int64_t run_rows, int32_t groups, float eps);
+void backend_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                         struct matrix table, const float *bias, bool silu);
 void backend_add(struct backend *backend, struct matrix x, struct matrix y);
 void backend_gate_add(struct backend *backend, struct matrix x, struct matrix y, const float *gate);
 void backend_gelu_mul(struct backend *backend, struct matrix y, struct matrix a, struct matrix b);
@@ -134,9 +140,8 @@ void backend_fill(struct backend *backend, struct matrix y, uint64_t seed);
 void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul,
                     float add);
 void backend_copy(struct backend *backend, struct matrix y, struct matrix x); /* casts */
+/* One that enlarges is counted as what it needs: 4 taps for each of its results, not 9. */
 void backend_conv2d(struct backend *backend, const struct conv_request *request);
-void backend_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                       int32_t w);
 void backend_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
                          int32_t h, int32_t w, int32_t channels);
 void backend_unpack_latent(struct backend *backend, float *latent, struct matrix tokens, int32_t h,

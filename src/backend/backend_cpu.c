@@ -42,11 +42,26 @@ static int cpu_rms_norm(struct backend *backend, struct matrix y, struct matrix 
     return 0;
 }
 
-static int cpu_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                          const float *weight, const float *bias, int32_t groups, float eps,
-                          bool silu)
+static int cpu_group_stats(struct backend *backend, struct matrix stats, struct matrix x)
 {
-    k_group_norm_cpu(y, x, weight, bias, groups, eps, silu, backend->workspace);
+    (void)backend;
+    k_group_stats_cpu(stats, x);
+    return 0;
+}
+
+static int cpu_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                           const float *weight, int64_t run_rows, int32_t groups, float eps)
+{
+    (void)backend;
+    k_group_merge_cpu(table, stats, weight, run_rows, groups, eps);
+    return 0;
+}
+
+static int cpu_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                           struct matrix table, const float *bias, bool silu)
+{
+    (void)backend;
+    k_group_apply_cpu(y, x, table, bias, silu);
     return 0;
 }
 
@@ -129,14 +144,6 @@ static int cpu_conv2d(struct backend *backend, const struct conv_request *reques
     return k_conv2d_cpu(request, backend->compute, backend->workspace);
 }
 
-static int cpu_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                         int32_t w)
-{
-    (void)backend;
-    k_upsample2_cpu(y, x, h, w);
-    return 0;
-}
-
 static int cpu_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
                            int32_t h, int32_t w, int32_t channels)
 {
@@ -164,7 +171,9 @@ static const struct backend_ops cpu_ops = {
     .qk_norm_rope = cpu_qk_norm_rope,
     .layer_norm = cpu_layer_norm,
     .rms_norm = cpu_rms_norm,
-    .group_norm = cpu_group_norm,
+    .group_stats = cpu_group_stats,
+    .group_merge = cpu_group_merge,
+    .group_apply = cpu_group_apply,
     .add = cpu_add,
     .gate_add = cpu_gate_add,
     .gate_add_layer_norm = cpu_gate_add_layer_norm,
@@ -178,7 +187,6 @@ static const struct backend_ops cpu_ops = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .conv2d = cpu_conv2d,
-    .upsample2 = cpu_upsample2,
     .pack_latent = cpu_pack_latent,
     .unpack_latent = cpu_unpack_latent,
     .close = cpu_close,
@@ -205,6 +213,7 @@ int cpu_open(struct backend **out, const struct backend_options *options, struct
     backend->needs = &cpu_needs;
     backend->compute = options->compute;
     backend->fixed_bytes = bytes;
+    backend->pulse = options->pulse;
     TRY(arena_open(&backend->arena, options->arena_limit_bytes, err));
     backend->workspace.bytes = bytes;
     backend->workspace.data = os.aligned_alloc(64, (size_t)round_up_i64((int64_t)bytes, 64));

@@ -37,12 +37,22 @@ static int cuda_rms_norm(struct backend *backend, struct matrix y, struct matrix
     return k_rms_norm_cuda(y, x, weight, eps, cuda_of(backend)->stream);
 }
 
-static int cuda_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                           const float *weight, const float *bias, int32_t groups, float eps,
-                           bool silu)
+static int cuda_group_stats(struct backend *backend, struct matrix stats, struct matrix x)
 {
-    return k_group_norm_cuda(y, x, weight, bias, groups, eps, silu, backend->scratch,
-                             cuda_of(backend)->stream);
+    return k_group_stats_cuda(stats, x, cuda_of(backend)->stream);
+}
+
+static int cuda_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                            const float *weight, int64_t run_rows, int32_t groups, float eps)
+{
+    return k_group_merge_cuda(table, stats, weight, run_rows, groups, eps,
+                              cuda_of(backend)->stream);
+}
+
+static int cuda_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                            struct matrix table, const float *bias, bool silu)
+{
+    return k_group_apply_cuda(y, x, table, bias, silu, cuda_of(backend)->stream);
 }
 
 static int cuda_add(struct backend *backend, struct matrix x, struct matrix y)
@@ -92,12 +102,6 @@ static int cuda_rope_grid(struct backend *backend, struct matrix y, const struct
 static int cuda_fill(struct backend *backend, struct matrix y, uint64_t seed)
 {
     return k_fill_cuda(y, seed, cuda_of(backend)->stream);
-}
-
-static int cuda_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                          int32_t w)
-{
-    return k_upsample2_cuda(y, x, h, w, cuda_of(backend)->stream);
 }
 
 static int cuda_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
@@ -198,7 +202,9 @@ static const struct backend_ops cuda_ops = {
     .qk_norm_rope = cuda_qk_norm_rope,
     .layer_norm = cuda_layer_norm,
     .rms_norm = cuda_rms_norm,
-    .group_norm = cuda_group_norm,
+    .group_stats = cuda_group_stats,
+    .group_merge = cuda_group_merge,
+    .group_apply = cuda_group_apply,
     .add = cuda_add,
     .gate_add = cuda_gate_add,
     .gate_add_layer_norm = cuda_gate_add_layer_norm,
@@ -209,7 +215,6 @@ static const struct backend_ops cuda_ops = {
     .copy = cuda_copy,
     .rope_grid = cuda_rope_grid,
     .fill = cuda_fill,
-    .upsample2 = cuda_upsample2,
     .pack_latent = cuda_pack_latent,
     .unpack_latent = cuda_unpack_latent,
     .upload = put,
@@ -229,18 +234,10 @@ static uint64_t cuda_fixed(const struct backend_options *options)
     return LIBRARIES_BYTES;
 }
 
-static uint64_t cuda_group_norm_needs(const struct backend *backend, struct matrix x,
-                                      int32_t groups)
-{
-    (void)backend;
-    return k_group_norm_cuda_bytes(x.rows, x.cols, groups);
-}
-
 const struct backend_needs cuda_needs = {.distant = true,
                                          .fixed = cuda_fixed,
                                          .linear = cuda_linear_needs,
                                          .attention = cuda_attention_needs,
-                                         .group_norm = cuda_group_norm_needs,
                                          .conv2d = cuda_conv2d_needs};
 
 static int open_arenas(struct cuda *cuda, const struct backend_options *options, struct err *err)
@@ -283,6 +280,7 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     cuda->base.needs = &cuda_needs;
     cuda->base.compute = options->compute;
     cuda->base.fixed_bytes = cuda_fixed(options);
+    cuda->base.pulse = options->pulse;
     cuda->device = options->device;
     TRY(backend_find_cuda(&cuda->facts, options->device, err));
     TRY(gemm_open(&cuda->gemm, err));

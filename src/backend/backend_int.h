@@ -17,7 +17,6 @@ struct backend_needs {
     uint64_t (*linear)(const struct backend *, struct matrix y, struct matrix x, struct matrix w,
                        const float *bias, enum activation act);
     uint64_t (*attention)(const struct backend *, const struct attention_request *);
-    uint64_t (*group_norm)(const struct backend *, struct matrix x, int32_t groups);
     uint64_t (*conv2d)(const struct backend *, const struct conv_request *);
 };
 
@@ -33,8 +32,11 @@ struct backend_ops {
                       const float *shift, bool scale_plus_one, float eps);
     int (*rms_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight,
                     float eps);
-    int (*group_norm)(struct backend *, struct matrix y, struct matrix x, const float *weight,
-                      const float *bias, int32_t groups, float eps, bool silu);
+    int (*group_stats)(struct backend *, struct matrix stats, struct matrix x);
+    int (*group_merge)(struct backend *, struct matrix table, struct matrix stats,
+                       const float *weight, int64_t run_rows, int32_t groups, float eps);
+    int (*group_apply)(struct backend *, struct matrix y, struct matrix x, struct matrix table,
+                       const float *bias, bool silu);
     int (*add)(struct backend *, struct matrix x, struct matrix y);
     int (*gate_add)(struct backend *, struct matrix x, struct matrix y, const float *gate);
     int (*gate_add_layer_norm)(struct backend *, const struct gate_norm_request *);
@@ -46,7 +48,6 @@ struct backend_ops {
     int (*rope_grid)(struct backend *, struct matrix y, const struct matrix axes[3], int32_t h,
                      int32_t w);
     int (*fill)(struct backend *, struct matrix y, uint64_t seed);
-    int (*upsample2)(struct backend *, struct matrix y, struct matrix x, int32_t h, int32_t w);
     int (*pack_latent)(struct backend *, struct matrix tokens, const float *latent, int32_t h,
                        int32_t w, int32_t channels);
     int (*unpack_latent)(struct backend *, float *latent, struct matrix tokens, int32_t h,
@@ -71,6 +72,7 @@ struct backend {
     bool                        rehearsing;
     int                         status; /* of the first operation that failed since the last wait */
     const char                 *failed_op;
+    uint64_t                   *pulse;     /* see struct backend_options */
     struct workspace            scratch;   /* what needs asked for, during an operation */
     struct workspace            workspace; /* CPU scratch of the kernels */
 };

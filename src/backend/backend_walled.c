@@ -107,15 +107,31 @@ static int walled_rms_norm(struct backend *backend, struct matrix y, struct matr
     return cpu_of(backend)->ops->rms_norm(cpu_of(backend), y, x, weight, eps);
 }
 
-static int walled_group_norm(struct backend *backend, struct matrix y, struct matrix x,
-                             const float *weight, const float *bias, int32_t groups, float eps,
-                             bool silu)
+static int walled_group_stats(struct backend *backend, struct matrix stats, struct matrix x)
 {
-    own(backend, "group_norm", y);
-    own(backend, "group_norm", x);
-    own_vector(backend, "group_norm", weight, x.cols);
-    own_vector(backend, "group_norm", bias, x.cols);
-    return cpu_of(backend)->ops->group_norm(cpu_of(backend), y, x, weight, bias, groups, eps, silu);
+    own(backend, "group_stats", stats);
+    own(backend, "group_stats", x);
+    return cpu_of(backend)->ops->group_stats(cpu_of(backend), stats, x);
+}
+
+static int walled_group_merge(struct backend *backend, struct matrix table, struct matrix stats,
+                              const float *weight, int64_t run_rows, int32_t groups, float eps)
+{
+    own(backend, "group_merge", table);
+    own(backend, "group_merge", stats);
+    own_vector(backend, "group_merge", weight, table.cols);
+    return cpu_of(backend)->ops->group_merge(cpu_of(backend), table, stats, weight, run_rows,
+                                             groups, eps);
+}
+
+static int walled_group_apply(struct backend *backend, struct matrix y, struct matrix x,
+                              struct matrix table, const float *bias, bool silu)
+{
+    own(backend, "group_apply", y);
+    own(backend, "group_apply", x);
+    own(backend, "group_apply", table);
+    own_vector(backend, "group_apply", bias, x.cols);
+    return cpu_of(backend)->ops->group_apply(cpu_of(backend), y, x, table, bias, silu);
 }
 
 static int walled_add(struct backend *backend, struct matrix x, struct matrix y)
@@ -200,14 +216,6 @@ static int walled_fill(struct backend *backend, struct matrix y, uint64_t seed)
     return cpu_of(backend)->ops->fill(cpu_of(backend), y, seed);
 }
 
-static int walled_upsample2(struct backend *backend, struct matrix y, struct matrix x, int32_t h,
-                            int32_t w)
-{
-    own(backend, "upsample2", y);
-    own(backend, "upsample2", x);
-    return cpu_of(backend)->ops->upsample2(cpu_of(backend), y, x, h, w);
-}
-
 static int walled_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,
                               int32_t h, int32_t w, int32_t channels)
 {
@@ -248,7 +256,9 @@ static const struct backend_ops walled_ops = {
     .qk_norm_rope = walled_qk_norm_rope,
     .layer_norm = walled_layer_norm,
     .rms_norm = walled_rms_norm,
-    .group_norm = walled_group_norm,
+    .group_stats = walled_group_stats,
+    .group_merge = walled_group_merge,
+    .group_apply = walled_group_apply,
     .add = walled_add,
     .gate_add = walled_gate_add,
     .gate_add_layer_norm = walled_gate_add_layer_norm,
@@ -259,7 +269,6 @@ static const struct backend_ops walled_ops = {
     .copy = walled_copy,
     .rope_grid = walled_rope_grid,
     .fill = walled_fill,
-    .upsample2 = walled_upsample2,
     .pack_latent = walled_pack_latent,
     .unpack_latent = walled_unpack_latent,
     .upload = walled_upload,
@@ -286,6 +295,7 @@ int walled_open(struct backend **out, const struct backend_options *options, str
     walled->base.needs = &walled_needs;
     walled->base.compute = options->compute;
     walled->base.fixed_bytes = walled_fixed(options);
+    walled->base.pulse = options->pulse;
     TRY(cpu_open(&walled->cpu, &inner, err));
     TRY(arena_open(&walled->base.arena, options->arena_limit_bytes, err));
     TRY(arena_open(&walled->base.kept_matrices, max_u64(options->kept_matrix_bytes, 64), err));

@@ -8,7 +8,10 @@
  *   patches      everything else, and everything where cuDNN is not: bands of patches, then a
  *                product
  *
- * Scratch: the weights tap by tap, then cuDNN's workspace, or a band of patches and what the
+ * A map that is enlarged first is enlarged into scratch, as it stands, and then convolved: nine taps
+ * where four sums of weights would do, for a kernel that the library has.
+ *
+ * Scratch: the enlarged map, the weights tap by tap, then cuDNN's workspace, or a band of patches and what the
  * product needs.  A dry run cannot know which way will be taken, so it counts the longer.
  */
 #include "backend/cuda_int.h"
@@ -22,6 +25,32 @@ struct conv {
     int32_t out_h, out_w;
     int64_t band; /* rows of patches at once */
 };
+
+static uint64_t enlarged_bytes(const struct conv_request *request)
+{
+    return (uint64_t)round_up_i64(
+        4 * request->x.rows * request->x.cols * dtype_bytes(request->x.dtype), 64);
+}
+
+/* The convolution of the enlarged map at `data` that the request means: without the row of pixels
+ * that only lends itself, where a pad is -1. */
+static struct conv_request plain_of(const struct conv_request *request, void *data)
+{
+    struct conv_request plain = *request;
+    int32_t             above = request->pad_top < 0, below = request->pad_bottom < 0;
+    struct matrix       map = request->x;
+
+    map.data = data;
+    map.ld = map.cols;
+    map.rows = 4 * request->x.rows;
+    plain.enlarge = false;
+    plain.in_w = 2 * request->in_w;
+    plain.in_h = 2 * request->in_h - above - below;
+    plain.x = matrix_rows(map, (int64_t)above * plain.in_w, (int64_t)plain.in_h * plain.in_w);
+    plain.pad_top = above ? 0 : request->pad_top;
+    plain.pad_bottom = below ? 0 : request->pad_bottom;
+    return plain;
+}
 
 static struct conv conv_of(const struct backend *backend, const struct conv_request *request)
 {
@@ -69,7 +98,7 @@ static struct matrix patches_of(const struct backend *backend, const struct conv
         .dtype = backend->compute, .rows = conv->band, .cols = conv->columns, .ld = conv->columns};
 }
 
-uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request)
+static uint64_t plain_needs(const struct backend *backend, const struct conv_request *request)
 {
     struct conv   conv = conv_of(backend, request);
     struct matrix patches = patches_of(backend, &conv), w = patches;
@@ -109,7 +138,7 @@ static int by_patches(struct cuda *cuda, const struct conv_request *request,
     return status;
 }
 
-int cuda_conv2d(struct backend *backend, const struct conv_request *request)
+static int run_plain(struct backend *backend, const struct conv_request *request)
 {
     struct cuda     *cuda = cuda_of(backend);
     struct conv      conv = conv_of(backend, request);
@@ -130,4 +159,32 @@ int cuda_conv2d(struct backend *backend, const struct conv_request *request)
     if (status) return status;
     if (!fused) return by_patches(cuda, request, &conv, w, scratch);
     return backend->rehearsing ? 0 : graphs_conv(cuda->graphs, request, w, scratch, cuda->stream);
+}
+
+uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request)
+{
+    struct conv_request plain;
+
+    if (!request->enlarge) return plain_needs(backend, request);
+    plain = plain_of(request, request->x.data);
+    return enlarged_bytes(request) + plain_needs(backend, &plain);
+}
+
+int cuda_conv2d(struct backend *backend, const struct conv_request *request)
+{
+    struct workspace    scratch = backend->scratch;
+    struct conv_request plain;
+    struct matrix       map = request->x;
+    int                 status = 0;
+
+    if (!request->enlarge) return run_plain(backend, request);
+    map.data = scratch_take(&scratch, enlarged_bytes(request));
+    map.rows = 4 * request->x.rows;
+    map.ld = map.cols;
+    if (!backend->rehearsing)
+        status = k_upsample2_cuda(map, request->x, request->in_h, request->in_w,
+                                  cuda_of(backend)->stream);
+    plain = plain_of(request, map.data);
+    backend->scratch = scratch;
+    return status ? status : run_plain(backend, &plain);
 }

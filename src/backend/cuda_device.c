@@ -65,6 +65,8 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
         RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
               "device: GPU %d (%s) cannot be used: %s; is another program holding it?", device,
               out->name, cudaGetErrorString((cudaError_t)status));
+    (void)snprintf(out->numeric, sizeof out->numeric, "%.60s sm_%d%d cuda %d", out->name,
+                   out->major, out->minor, CUDART_VERSION);
     out->bytes_free = available;
     out->bytes_total = total;
 out:

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include <jansson.h>
+#include <pthread.h>
 
 /* ---------------------------------------------------------------------------------- errors */
 
@@ -28,7 +29,8 @@ enum err_code {
     ERR_DEVICE,     /* a device or a compute library failed                      */
     ERR_NUMERIC,    /* NaN or infinity where numbers are needed                  */
     ERR_PEER,       /* another process of ours died or lied                      */
-    ERR_CANCELLED   /* somebody asked us to stop                                 */
+    ERR_CANCELLED,  /* somebody asked us to stop                                 */
+    ERR_PARTIAL     /* some tiles are missing; what is done is safe              */
 };
 
 struct err {
@@ -45,6 +47,10 @@ int err_set(struct err *err, enum err_code code, int sys, const char *where, con
 
 /* Put "<text>: " before the sentence of an error that is already set. */
 void err_context(struct err *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* May the same call succeed when it is made again?  Devices, numbers and other processes: yes;
+ * files: only when the call was interrupted; everything else: no. */
+bool err_is_retryable(const struct err *err);
 
 /* "usage", "config", ...; never NULL. */
 const char *err_name(enum err_code code);
@@ -118,8 +124,8 @@ static inline int64_t round_up_i64(int64_t a, int64_t multiple)
 
 enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_WARN, LOG_ERROR };
 
-/* Where lines go.  Only main.c (and tests) install a sink; without one, lines are dropped.
- * `line` has no newline. Called from one thread at a time. */
+/* Where lines go.  Only main.c, a worker process (and tests) install a sink; without one, lines are
+ * dropped.  `line` has no newline.  Any thread may log; the sink is called from one at a time. */
 typedef void (*log_sink)(enum log_level level, const char *line, void *user);
 void log_install(log_sink sink, void *user, enum log_level least);
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -138,6 +144,8 @@ const char *text_bytes(char *out, size_t capacity, uint64_t bytes);
 
 /* -------------------------------------------------------------------------------------- os */
 
+struct spawn_request;
+
 /* Every call into the operating system that can fail goes through this table, so that tests can
  * make its n-th use fail.  Production code never writes to it. */
 struct os_calls {
@@ -149,11 +157,29 @@ struct os_calls {
     int (*rename)(const char *source, const char *target);
     int (*unlink)(const char *path);
     int (*mkdir)(const char *path, unsigned mode);
+    int (*rmdir)(const char *path);
+    int (*ftruncate)(int fd, int64_t bytes);
+    int (*flock)(int fd, int operation);
+    int (*thread_create)(pthread_t *out, void *(*run)(void *), void *argument); /* 0 or errno */
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
     void *(*calloc)(size_t count, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
+    /* processes, and what they talk through */
+    int (*socketpair)(int domain, int type, int protocol, int fds_out[2]);
+    int64_t (*send)(int socket, const void *bytes, size_t count, int flags);
+    int64_t (*recv)(int socket, void *bytes, size_t count, int flags);
+    int (*shutdown)(int socket, int how);
+    /* What of `events` came, and POLLHUP; 0: nothing within that time.  fd -1: only waits. */
+    int (*poll)(int fd, int events, int milliseconds);
+    int (*memfd_create)(const char *name, unsigned flags);
+    int (*fallocate)(int fd, int mode, int64_t offset, int64_t bytes);
+    int (*add_seals)(int fd, int seals);
+    int64_t (*seek_end)(int fd); /* bytes of the file */
+    int (*spawn)(int *pid_out, const struct spawn_request *request); /* 0 or errno */
+    int (*waitpid)(int pid, int *status_out, int flags);
+    int (*kill)(int pid, int signal);
 };
 extern struct os_calls os;
 
@@ -172,12 +198,19 @@ void os_map_close(struct os_map *map);
 int os_open_read(int *fd_out, const char *path, struct err *err);
 /* Creates or empties `path`. */
 int os_open_write(int *fd_out, const char *path, struct err *err);
+/* Creates `path`, or opens it as it is, to read and write. */
+int os_open_update(int *fd_out, const char *path, struct err *err);
 int os_close(int fd, const char *path, struct err *err);
 int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char *path,
                struct err *err);
 int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
                 struct err *err);
 int os_sync(int fd, const char *path, struct err *err);
+/* Bring a folder's list of names to the disk: of the folder that holds `path`. */
+int os_sync_folder(const char *path, struct err *err);
+int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err);
+/* Size of a regular file; ERR_IO when `fd` is another thing. */
+int os_size(uint64_t *bytes_out, int fd, const char *path, struct err *err);
 /* rename, then fsync of the folder that holds the target */
 int  os_rename(const char *source, const char *target, struct err *err);
 int  os_remove(const char *path, struct err *err);   /* a missing file is fine */
@@ -194,6 +227,8 @@ int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t 
 
 /* folder + "/" + name into out; false when it does not fit. */
 bool os_join(char *out, size_t capacity, const char *folder, const char *name);
+/* `path` from the root on, all links followed; as it stands when there is no such file. */
+bool os_absolute(char *out, size_t capacity, const char *path);
 /* The folder part of `path` into out, "." when there is none; false when it does not fit. */
 bool os_folder(char *out, size_t capacity, const char *path);
 
@@ -202,31 +237,8 @@ uint32_t os_cpu_count(void); /* CPUs this process may use */
 /* Memory this process may still take: MemAvailable, or less under the limit of a cgroup. */
 uint64_t os_host_bytes_free(void);
 
-/* ------------------------------------------------------------------------------------ json */
-
-/* Parse a JSON file of at most `limit_bytes` (depth limited by jansson, duplicate keys refused).
- * Free with json_decref. */
-int json_file_open(json_t **out, const char *path, uint64_t limit_bytes, struct err *err);
-
-/* Typed reads from an object; `file` names the file in the sentence.  A key that is absent or null
- * gives `absent` (when `required` is false) or an error.  Values outside [least, most] are errors.
- */
-struct json_int_rule {
-    const char *key;
-    int64_t     least, most;
-    bool        required;
-    int64_t     absent;
-};
-int json_read_int(int64_t *out, const json_t *object, const char *file,
-                  const struct json_int_rule *rule, struct err *err);
-int json_read_number(double *out, const json_t *object, const char *file, const char *key,
-                     double absent, struct err *err);
-int json_read_bool(bool *out, const json_t *object, const char *file, const char *key, bool absent,
-                   struct err *err);
-
-/* ------------------------------------------------------------------------------------ hash */
-
-/* 64-bit content hash (XXH3). */
-uint64_t hash64(const void *bytes, size_t count, uint64_t seed);
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/spawn.h"
 
 #endif

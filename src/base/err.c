@@ -8,6 +8,7 @@
  */
 #include "base/base.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,18 @@ void err_context(struct err *err, const char *format, ...)
     err->text[sizeof err->text - 1] = '\0';
 }
 
+bool err_is_retryable(const struct err *err)
+{
+    switch (err->code) {
+    case ERR_DEVICE:
+    case ERR_DEVICE_MEM:
+    case ERR_NUMERIC:
+    case ERR_PEER: return true;
+    case ERR_IO: return err->sys == EINTR || err->sys == EAGAIN;
+    default: return false;
+    }
+}
+
 const char *err_name(enum err_code code)
 {
     static const char *const names[] = {
@@ -59,6 +72,7 @@ const char *err_name(enum err_code code)
         [ERR_NUMERIC] = "numeric",
         [ERR_PEER] = "peer",
         [ERR_CANCELLED] = "cancelled",
+        [ERR_PARTIAL] = "partial",
     };
     if ((size_t)code >= ARRAY_COUNT(names)) return "unknown";
     return names[code];

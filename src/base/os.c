@@ -8,19 +8,32 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 static int call_mkdir(const char *path, unsigned mode)
 {
     return mkdir(path, (mode_t)mode);
+}
+static int call_ftruncate(int fd, int64_t bytes)
+{
+    return ftruncate(fd, (off_t)bytes);
+}
+static int call_thread_create(pthread_t *out, void *(*start)(void *), void *argument)
+{
+    return pthread_create(out, NULL, start, argument);
 }
 static int64_t call_pread(int fd, void *buffer, size_t bytes, int64_t offset)
 {
@@ -36,6 +49,25 @@ static void *call_mmap(void *address, size_t bytes, int protection, int flags, i
     return mmap(address, bytes, protection, flags, fd, (off_t)offset);
 }
 
+static int call_poll(int fd, int events, int milliseconds)
+{
+    struct pollfd one = {.fd = fd, .events = (short)events};
+    int           ready = poll(&one, 1, milliseconds);
+    return ready > 0 ? one.revents : ready;
+}
+static int call_fallocate(int fd, int mode, int64_t offset, int64_t bytes)
+{
+    return fallocate(fd, mode, (off_t)offset, (off_t)bytes);
+}
+static int call_add_seals(int fd, int seals)
+{
+    return fcntl(fd, F_ADD_SEALS, seals);
+}
+static int64_t call_seek_end(int fd)
+{
+    return lseek(fd, 0, SEEK_END);
+}
+
 struct os_calls os = {
     .open = open,
     .close = close,
@@ -45,11 +77,27 @@ struct os_calls os = {
     .rename = rename,
     .unlink = unlink,
     .mkdir = call_mkdir,
+    .rmdir = rmdir,
+    .ftruncate = call_ftruncate,
+    .flock = flock,
+    .thread_create = call_thread_create,
     .mmap = call_mmap,
     .munmap = munmap,
     .mprotect = mprotect,
     .calloc = calloc,
     .aligned_alloc = aligned_alloc,
+    .socketpair = socketpair,
+    .send = send,
+    .recv = recv,
+    .shutdown = shutdown,
+    .poll = call_poll,
+    .memfd_create = memfd_create,
+    .fallocate = call_fallocate,
+    .add_seals = call_add_seals,
+    .seek_end = call_seek_end,
+    .spawn = spawn_process,
+    .waitpid = waitpid,
+    .kill = kill,
 };
 
 /* ------------------------------------------------------------------------------------ heap */
@@ -99,6 +147,17 @@ int os_open_write(int *fd_out, const char *path, struct err *err)
     int fd = os.open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 
     if (fd < 0) RAISE(err, ERR_IO, errno, "cannot create '%s': %s", path, strerror(errno));
+    *fd_out = fd;
+out:
+    return rc;
+}
+
+int os_open_update(int *fd_out, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+    int fd = os.open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+
+    if (fd < 0) RAISE(err, ERR_IO, errno, "cannot open '%s': %s", path, strerror(errno));
     *fd_out = fd;
 out:
     return rc;
@@ -168,7 +227,7 @@ out:
     return rc;
 }
 
-static int sync_folder(const char *path, struct err *err)
+int os_sync_folder(const char *path, struct err *err)
 {
     int  rc = ERR_OK, fd = -1;
     char folder[4096];
@@ -183,6 +242,17 @@ out:
     return rc;
 }
 
+int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (os.ftruncate(fd, (int64_t)bytes) != 0)
+        RAISE(err, ERR_IO, errno, "cannot cut '%s' to %llu bytes: %s", path,
+              (unsigned long long)bytes, strerror(errno));
+out:
+    return rc;
+}
+
 int os_rename(const char *source, const char *target, struct err *err)
 {
     int rc = ERR_OK;
@@ -190,7 +260,7 @@ int os_rename(const char *source, const char *target, struct err *err)
     if (os.rename(source, target) != 0)
         RAISE(err, ERR_IO, errno, "cannot rename '%s' to '%s': %s", source, target,
               strerror(errno));
-    TRY(sync_folder(target, err));
+    TRY(os_sync_folder(target, err));
 out:
     return rc;
 }
@@ -248,7 +318,7 @@ out:
 
 /* ------------------------------------------------------------------------------- whole files */
 
-static int file_size(uint64_t *bytes_out, int fd, const char *path, struct err *err)
+int os_size(uint64_t *bytes_out, int fd, const char *path, struct err *err)
 {
     int         rc = ERR_OK;
     struct stat about;
@@ -268,7 +338,7 @@ int os_map_open(struct os_map *out, const char *path, struct err *err)
     void    *data = NULL;
 
     TRY(os_open_read(&fd, path, err));
-    TRY(file_size(&bytes, fd, path, err));
+    TRY(os_size(&bytes, fd, path, err));
     if (bytes > 0) {
         data = os.mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (data == MAP_FAILED)
@@ -297,7 +367,7 @@ int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t 
     char     words[32];
 
     TRY(os_open_read(&fd, path, err));
-    TRY(file_size(&bytes, fd, path, err));
+    TRY(os_size(&bytes, fd, path, err));
     if (bytes > limit_bytes)
         RAISE(err, ERR_FORMAT, 0, "'%s' has %llu bytes; such a file has at most %s", path,
               (unsigned long long)bytes, text_bytes(words, sizeof words, limit_bytes));
@@ -315,6 +385,15 @@ out:
 bool os_join(char *out, size_t capacity, const char *folder, const char *name)
 {
     int wrote = snprintf(out, capacity, "%s/%s", folder, name);
+    return wrote >= 0 && (size_t)wrote < capacity;
+}
+
+bool os_absolute(char *out, size_t capacity, const char *path)
+{
+    char *whole = realpath(path, NULL);
+    int   wrote = snprintf(out, capacity, "%s", whole != NULL ? whole : path);
+
+    free(whole);
     return wrote >= 0 && (size_t)wrote < capacity;
 }
 

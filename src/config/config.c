@@ -22,9 +22,10 @@ enum {
     PAINT = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_UPSCALE,
     POSTER = COMMAND_RENDER | COMMAND_UPSCALE,
     DRAFTED = COMMAND_RENDER | COMMAND_DRAFT, /* commands that paint a draft themselves */
+    AGAIN = COMMAND_RESUME | COMMAND_RETRY,   /* commands that go on with a poster of ours */
     PLANNED = COMMAND_PLAN,
     RANDOM = COMMAND_SYNTH,
-    ALL = PAINT | COMMAND_PLAN | COMMAND_INFO | COMMAND_SYNTH
+    ALL = PAINT | AGAIN | COMMAND_PLAN | COMMAND_INFO | COMMAND_SYNTH
 };
 
 #define FIELD(name)                                                                                \
@@ -35,18 +36,21 @@ enum {
 static const struct setting rows[] = {
     /* ---- the picture */
     {.key = "prompt", .flag = "prompt", .letter = 'p', .type = SETTING_TEXT, FIELD(prompt),
-     .absent = "", .value = "TEXT", .group = GROUP_PICTURE, .commands = PAINT | PLANNED,
-     .marks = MARK_PICTURE, .sentence = "what to paint; - reads it from standard input"},
+     .absent = "", .value = "TEXT", .group = GROUP_PICTURE,
+     .commands = PAINT | PLANNED | COMMAND_RETRY, .marks = MARK_PICTURE,
+     .sentence = "what to paint; - reads it from standard input"},
     {.key = "input", .flag = "input", .type = SETTING_PATH, FIELD(input),
      .absent = "", .value = "PATH", .group = GROUP_TALK,
      .commands = COMMAND_UPSCALE | COMMAND_INFO | RANDOM, .marks = MARK_FLAG_ONLY,
      .sentence = "the word after the command, as a flag"},
     {.key = "model", .flag = "model", .letter = 'm', .type = SETTING_PATH, FIELD(model),
-     .absent = "samples/model", .value = "DIR", .group = GROUP_PICTURE, .commands = PAINT | PLANNED,
-     .marks = MARK_PICTURE, .sentence = "folder of a FLUX.1 model"},
+     .absent = "samples/model", .value = "DIR", .group = GROUP_PICTURE,
+     .commands = PAINT | PLANNED | AGAIN, .marks = MARK_PICTURE,
+     .sentence = "folder of a FLUX.1 model"},
     {.key = "seed", .flag = "seed", .type = SETTING_SEED, FIELD(seed),
-     .absent = "42", .value = "N", .group = GROUP_PICTURE, .commands = PAINT | PLANNED | RANDOM,
-     .marks = MARK_PICTURE, .sentence = "another number, another picture"},
+     .absent = "42", .value = "N", .group = GROUP_PICTURE,
+     .commands = PAINT | PLANNED | RANDOM | COMMAND_RETRY, .marks = MARK_PICTURE,
+     .sentence = "another number, another picture"},
     {.key = "guidance", .flag = "guidance", .type = SETTING_NUMBER, FIELD(guidance), RANGE(0, 100),
      .absent = "3.5", .value = "X", .group = GROUP_PICTURE, .commands = PAINT | PLANNED,
      .marks = MARK_PICTURE | MARK_MODEL, .sentence = "how closely to follow the prompt"},
@@ -74,10 +78,10 @@ static const struct setting rows[] = {
      .sentence = "steps for the draft"},
     {.key = "count", .flag = "count", .type = SETTING_INT, FIELD(count), RANGE(1, 100),
      .absent = "1", .value = "N", .group = GROUP_DRAFT, .commands = COMMAND_DRAFT,
-     .sentence = "drafts, seeds counting up, and a sheet of them all"},
+     .marks = MARK_FREE, .sentence = "drafts, seeds counting up, and a sheet of them all"},
     {.key = "keep_draft", .flag = "keep-draft", .type = SETTING_PATH, FIELD(draft),
      .absent = "", .value = "FILE", .group = GROUP_DRAFT, .commands = COMMAND_RENDER,
-     .sentence = "also write the draft, as a PNG"},
+     .marks = MARK_FREE, .sentence = "also write the draft, as a PNG"},
     /* ---- tiles */
     {.key = "steps", .flag = "steps", .type = SETTING_INT, FIELD(steps), RANGE(1, 1000),
      .absent = "12", .value = "N", .group = GROUP_TILES, .commands = POSTER | PLANNED,
@@ -105,11 +109,12 @@ static const struct setting rows[] = {
      .marks = MARK_PICTURE, .sentence = "fixed shift of the schedule, 0 for the model's"},
     /* ---- the file */
     {.key = "output", .flag = "output", .letter = 'o', .type = SETTING_PATH, FIELD(output),
-     .absent = "", .value = "FILE", .group = GROUP_FILE, .commands = PAINT | PLANNED,
+     .absent = "", .value = "FILE", .group = GROUP_FILE, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE,
      .sentence = "where to write; poster.tif, or draft.png for a draft, unless given"},
     {.key = "overwrite", .flag = "overwrite", .type = SETTING_SWITCH, FIELD(overwrite),
-     .absent = "false", .group = GROUP_FILE, .commands = PAINT,
-     .sentence = "replace an output that exists"},
+     .absent = "false", .group = GROUP_FILE, .commands = PAINT | COMMAND_RESUME,
+     .marks = MARK_FREE, .sentence = "replace an output that exists"},
     {.key = "bits", .flag = "bits", .type = SETTING_INT, FIELD(bits), RANGE(8, 16),
      .choices = "8|16", .absent = "16", .value = "N", .group = GROUP_FILE,
      .commands = POSTER | PLANNED, .sentence = "bits per colour; many print shops ask for 8"},
@@ -138,14 +143,29 @@ static const struct setting rows[] = {
     {.key = "shard_bytes", .flag = "shard-size", .type = SETTING_BYTES, FIELD(shard_bytes),
      RANGE(1e6, 1e12), .absent = "5GB", .value = "SIZE", .group = GROUP_SYNTH, .commands = RANDOM,
      .sentence = "largest weight file"},
+    /* ---- when things go wrong */
+    {.key = "tile_retries", .flag = "tile-retries", .type = SETTING_INT, FIELD(tile_retries),
+     RANGE(0, 100), .absent = "3", .value = "N", .group = GROUP_SAFETY, .commands = POSTER | AGAIN,
+     .marks = MARK_FREE, .sentence = "more attempts at a tile that failed"},
+    {.key = "on_fail", .flag = "on-fail", .type = SETTING_CHOICE, FIELD(on_fail),
+     .choices = "keep|draft", .absent = "keep", .value = "WAY", .group = GROUP_SAFETY,
+     .commands = POSTER | AGAIN, .marks = MARK_FREE,
+     .sentence = "what to do about tiles that keep failing"},
+    {.key = "keep_tiles", .flag = "keep-tiles", .type = SETTING_SWITCH, FIELD(keep_tiles),
+     .absent = "true", .group = GROUP_SAFETY, .commands = POSTER | AGAIN, .marks = MARK_FREE,
+     .sentence = "keep OUTPUT.mural after the end, for 'mural retry'"},
+    {.key = "tiles", .flag = "tiles", .type = SETTING_TEXT, FIELD(tiles),
+     .absent = "", .value = "LIST", .group = GROUP_SAFETY, .commands = COMMAND_RETRY,
+     .marks = MARK_FREE | MARK_FLAG_ONLY,
+     .sentence = "tiles to paint again, such as 3,7-9; they count in reading order"},
     /* ---- the machine */
     {.key = "device", .flag = "device", .type = SETTING_CHOICE, FIELD(device),
      .choices = "auto|cpu|cuda|cuda:N", .absent = "cpu", .value = "NAME", .group = GROUP_MACHINE,
      .commands = PAINT | PLANNED,
      .sentence = "who paints; auto: a GPU if any"},
     {.key = "threads", .flag = "threads", .type = SETTING_INT, FIELD(threads), RANGE(0, 1024),
-     .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
-     .sentence = "CPU threads, 0 for all"},
+     .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "CPU threads, 0 for all"},
     {.key = "precision", .flag = "precision", .type = SETTING_CHOICE, FIELD(precision),
      .choices = "auto|f32|bf16", .absent = "auto", .value = "TYPE", .group = GROUP_MACHINE,
      .commands = PAINT | PLANNED, .marks = MARK_PICTURE,
@@ -155,27 +175,40 @@ static const struct setting rows[] = {
      .commands = PAINT | PLANNED, .marks = MARK_PICTURE,
      .sentence = "tokens of prompt, 0 for the model's"},
     {.key = "transformer", .flag = "transformer", .type = SETTING_PATH, FIELD(transformer),
-     .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
+     .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
      .marks = MARK_PICTURE, .sentence = "another transformer than the model folder's"},
     {.key = "vae", .flag = "vae", .type = SETTING_PATH, FIELD(vae),
-     .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED,
+     .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
      .marks = MARK_PICTURE, .sentence = "another VAE than the model folder's"},
     {.key = "noise_file", .flag = "noise-file", .type = SETTING_PATH, FIELD(noise_file),
      .absent = "", .value = "FILE", .group = GROUP_MACHINE, .commands = PAINT,
      .marks = MARK_PICTURE,
      .sentence = "raw f32 noise [h/8, w/8, 16]; for the draft, in upscale for the tiles"},
+    {.key = "persistent_workers", .flag = "persistent-workers", .type = SETTING_SWITCH,
+     FIELD(persistent_workers), .absent = "true", .group = GROUP_MACHINE,
+     .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "paint in processes that may die without harm"},
+    {.key = "workers", .flag = "workers", .type = SETTING_INT, FIELD(workers), RANGE(1, 64),
+     .absent = "1", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "worker processes; each needs scratch memory"},
+    {.key = "worker_timeout", .flag = "worker-timeout", .type = SETTING_INT, FIELD(worker_timeout),
+     RANGE(1, 86400), .unit = " s", .absent = "600", .value = "S", .group = GROUP_MACHINE,
+     .commands = PAINT | AGAIN, .marks = MARK_FREE,
+     .sentence = "a worker silent for so long is replaced"},
     /* ---- running */
     {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
      .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
-     .marks = MARK_FLAG_ONLY, .sentence = "settings from a YAML file; flags win over it"},
+     .marks = MARK_FREE | MARK_FLAG_ONLY,
+     .sentence = "settings from a YAML file; flags win over it"},
     {.key = "json", .flag = "json", .type = SETTING_SWITCH, FIELD(json),
      .absent = "false", .group = GROUP_TALK, .commands = ALL,
-     .sentence = "print the result as one JSON document"},
+     .marks = MARK_FREE, .sentence = "print the result as one JSON document"},
     {.key = "quiet", .flag = "quiet", .letter = 'q', .type = SETTING_SWITCH, FIELD(quiet),
-     .absent = "false", .group = GROUP_TALK, .commands = ALL, .sentence = "say nothing but errors"},
+     .absent = "false", .group = GROUP_TALK, .commands = ALL, .marks = MARK_FREE,
+     .sentence = "say nothing but errors"},
     {.key = "verbose", .flag = "verbose", .letter = 'v', .type = SETTING_SWITCH, FIELD(verbose),
      .absent = "false", .group = GROUP_TALK, .commands = ALL,
-     .sentence = "tell what is being done"},
+     .marks = MARK_FREE, .sentence = "tell what is being done"},
 };
 /* clang-format on */
 
@@ -335,9 +368,9 @@ int config_load(struct config *out, enum config_command command, const char *con
         TRY(apply(out, &layers, err));
     }
     must(os_join(layers.model_file, sizeof layers.model_file, out->model, "mural.yaml"));
-    if ((command & (PAINT | PLANNED)) != 0 && os_is_file(layers.model_file))
+    if ((command & (PAINT | AGAIN | PLANNED)) != 0 && os_is_file(layers.model_file))
         TRY(apply(out, &layers, err));
-    if (out->output[0] == '\0')
+    if (out->output[0] == '\0' && (command & AGAIN) == 0)
         (void)snprintf(out->output, sizeof out->output, "%s",
                        command == COMMAND_DRAFT ? "draft.png" : "poster.tif");
 out:
@@ -378,6 +411,19 @@ static const char *why_no_picture(const char *path)
     return errno == ENOENT ? "does not exist" : strerror(errno);
 }
 
+int config_check_named(const struct config *config, enum config_command command, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if ((command & AGAIN) != 0 && config->output[0] == '\0')
+        RAISE(err, ERR_USAGE, 0, "no poster given; write its name after 'mural %s'",
+              config_command_name(command));
+    if (command == COMMAND_RETRY && config->tiles[0] == '\0')
+        RAISE(err, ERR_USAGE, 0, "no tiles given; name those to paint again with --tiles 3,7-9");
+out:
+    return rc;
+}
+
 static int check_inputs(const struct config *config, enum config_command command, struct err *err)
 {
     int rc = ERR_OK;
@@ -391,7 +437,8 @@ static int check_inputs(const struct config *config, enum config_command command
               command == COMMAND_SYNTH ? "folder" : "file", config_command_name(command));
     if ((command & (COMMAND_UPSCALE | COMMAND_INFO)) != 0 && !os_is_file(config->input))
         RAISE(err, ERR_FORMAT, 0, "'%s' %s", config->input, why_no_picture(config->input));
-    if ((command & (PAINT | PLANNED)) != 0 && !os_is_dir(config->model))
+    TRY(config_check_named(config, command, err));
+    if ((command & (PAINT | AGAIN | PLANNED)) != 0 && !os_is_dir(config->model))
         RAISE(err, ERR_FORMAT, 0,
               "model folder '%s' does not exist; name one with --model, or make a random one with "
               "'mural synth'",
@@ -452,6 +499,15 @@ out:
     return rc;
 }
 
+/* A poster that was begun comes with the draft it was begun with; it is only written again. */
+static bool is_begun(const struct config *config)
+{
+    char journal[1100];
+    int  wrote = snprintf(journal, sizeof journal, "%s.mural/journal", config->output);
+
+    return wrote > 0 && (size_t)wrote < sizeof journal && os_is_file(journal);
+}
+
 /* An output that cannot be written is found out now, not after hours of painting. */
 static int check_outputs(const struct config *config, enum config_command command, struct err *err)
 {
@@ -461,8 +517,9 @@ static int check_outputs(const struct config *config, enum config_command comman
         TRY(check_target(config->output, command == COMMAND_DRAFT, config->overwrite, err));
         TRY(check_kept(config, config->output, "-o", err));
     }
+    if ((command & AGAIN) != 0) TRY(check_target(config->output, false, true, err));
     if (command == COMMAND_RENDER && config->draft[0] != '\0') {
-        TRY(check_target(config->draft, true, config->overwrite, err));
+        TRY(check_target(config->draft, true, config->overwrite || is_begun(config), err));
         TRY(check_kept(config, config->draft, "--keep-draft", err));
         if (os_same_file(config->draft, config->output))
             RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the output",

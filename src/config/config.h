@@ -17,11 +17,13 @@ enum config_command {
     COMMAND_RENDER = 1 << 0,
     COMMAND_DRAFT = 1 << 1,
     COMMAND_UPSCALE = 1 << 2,
-    COMMAND_PLAN = 1 << 3,
-    COMMAND_INFO = 1 << 4,
-    COMMAND_SYNTH = 1 << 5,
-    COMMAND_SAMPLE = 1 << 6, /* sample-config */
-    COMMAND_HELP = 1 << 7
+    COMMAND_RESUME = 1 << 3,
+    COMMAND_RETRY = 1 << 4,
+    COMMAND_PLAN = 1 << 5,
+    COMMAND_INFO = 1 << 6,
+    COMMAND_SYNTH = 1 << 7,
+    COMMAND_SAMPLE = 1 << 8, /* sample-config */
+    COMMAND_HELP = 1 << 9
 };
 
 struct config {
@@ -53,6 +55,14 @@ struct config {
     char    device[16]; /* auto | cpu | cuda | cuda:N */
     int32_t threads;
     char    precision[16]; /* auto | f32 | bf16 */
+    bool    persistent_workers; /* paint in processes of their own */
+    int32_t workers;            /* how many */
+    int32_t worker_timeout;     /* seconds without a sign of life */
+    /* when things go wrong */
+    int32_t tile_retries; /* attempts at a tile after the first */
+    char    on_fail[16];  /* keep | draft */
+    char    tiles[1024];  /* to paint again: "3,7-9" */
+    bool    keep_tiles;
     /* file */
     int32_t bits;            /* 8 | 16 */
     char    compression[16]; /* none | lzw | deflate | zstd */
@@ -66,7 +76,8 @@ struct config {
     char     dtype[16];
     bool     bfl;
     uint64_t shard_bytes;
-    /* positional argument of upscale, info, synth; prompt is positional for render, draft, plan */
+    /* positional argument of upscale, info, synth; of resume and retry it is the output, and of
+     * render, draft and plan the prompt */
     char input[1024];
 };
 
@@ -89,6 +100,8 @@ int config_load(struct config *out, enum config_command command, const char *con
 /* Relations between settings: overlap below tile, needed settings present, files that must exist or
  * must not, an output folder that can be written. */
 int config_check(const struct config *config, enum config_command command, struct err *err);
+/* Of these, whether a poster to go on with, or tiles to paint again, are named at all. */
+int config_check_named(const struct config *config, enum config_command command, struct err *err);
 
 /* ------------------------------------------------------------------------------ command line */
 
@@ -99,14 +112,31 @@ struct config_words {
 };
 
 /* Flags of one command into words; argv[0] is the first argument after the command.  The positional
- * argument becomes "prompt=" or "input=".  Values are judged here, so that sentences name flags. */
-int  config_read_flags(struct config_words *out, enum config_command command, int argc, char **argv,
-                       struct err *err);
+ * argument becomes "prompt=", "input=" or "output=".  Values are judged here, so that sentences
+ * name flags. */
+int config_read_flags(struct config_words *out, enum config_command command, int argc, char **argv,
+                      struct err *err);
+/* Adds a copy of `word` at the end. */
+int  config_words_add(struct config_words *words, const char *word, struct err *err);
 void config_words_close(struct config_words *words);
 
 /* "render" -> COMMAND_RENDER; ERR_USAGE with the nearest command otherwise. */
 int         config_find_command(enum config_command *out, const char *name, struct err *err);
 const char *config_command_name(enum config_command command);
+
+/* ------------------------------------------------------------- what a poster keeps to the end */
+
+/* The settings that a poster has from its first tile to its last, whoever goes on with it: one JSON
+ * object with YAML keys and full paths.  A path that is not UTF-8 is left out.  Freed by
+ * json_decref. */
+int config_kept_json(json_t **out, const struct config *config, struct err *err);
+/* Such an object as words, added to `out`; `file` is named when it is not one (ERR_FORMAT). */
+int config_kept_words(struct config_words *out, const json_t *kept, const char *file,
+                      struct err *err);
+/* In how many settings the two differ, and the first of them as "steps is 20 there and 28 here,
+ * ...". Paths are not compared: what counts is what the files hold. */
+uint32_t config_kept_differences(char *out, size_t capacity, const json_t *kept,
+                                 const json_t *other);
 
 /* --------------------------------------------------------------------- text, freed by os_free */
 

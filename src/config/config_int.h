@@ -27,6 +27,7 @@ enum setting_group {
     GROUP_DRAFT,
     GROUP_TILES,
     GROUP_FILE,
+    GROUP_SAFETY,
     GROUP_SYNTH,
     GROUP_MACHINE,
     GROUP_TALK,
@@ -38,7 +39,8 @@ enum setting_mark {
     MARK_MODEL = 1 << 1,     /* a model's own mural.yaml may set it */
     MARK_FLAG_ONLY = 1 << 2, /* makes no sense in a file */
     MARK_DERIVED = 1 << 3,   /* stands for other settings; not listed with its value */
-    MARK_ABOVE = 1 << 4      /* the least value itself is not allowed */
+    MARK_ABOVE = 1 << 4,     /* the least value itself is not allowed */
+    MARK_FREE = 1 << 5       /* may change while a poster is made: it changes no byte of it */
 };
 
 struct setting {

@@ -31,6 +31,26 @@ void config_words_close(struct config_words *words)
     *words = (struct config_words){.count = 0};
 }
 
+int config_words_add(struct config_words *words, const char *word, struct err *err)
+{
+    int    rc = ERR_OK;
+    size_t bytes = strlen(word) + 1;
+    void  *list = NULL, *copy = NULL;
+
+    TRY(os_alloc(&list, words->count + 1, sizeof *words->word, "a list of settings", err));
+    TRY(os_alloc(&copy, bytes, 1, "a setting", err));
+    memcpy(copy, word, bytes);
+    if (words->count > 0) memcpy(list, words->word, words->count * sizeof *words->word);
+    ((char **)list)[words->count] = copy;
+    copy = list;
+    list = words->word;
+    words->word = copy;
+    words->count++;
+out:
+    os_free(list);
+    return rc;
+}
+
 /* Room for every argument was made at the start: each gives at most one word. */
 static int add_word(struct flags *flags, const char *key, const char *value)
 {
@@ -87,7 +107,7 @@ static int refuse_flag(const struct flags *flags, const char *written, const cha
 
 static int check_belongs(const struct flags *flags, const struct setting *row)
 {
-    char owners[160];
+    char owners[256];
 
     if ((row->commands & (unsigned)flags->command) != 0) return ERR_OK;
     list_commands(owners, sizeof owners, row->commands);
@@ -184,7 +204,8 @@ static int read_positional(struct flags *flags, const char *word)
     int         rc = ERR_OK;
     char        shown[VALUES_QUOTE_BYTES];
     bool        prompt = (flags->command & (COMMAND_RENDER | COMMAND_DRAFT | COMMAND_PLAN)) != 0;
-    const char *key = prompt ? "prompt" : "input";
+    bool        poster = (flags->command & (COMMAND_RESUME | COMMAND_RETRY)) != 0;
+    const char *key = prompt ? "prompt" : poster ? "output" : "input";
 
     if (flags->positional)
         RAISE(flags->err, ERR_USAGE, 0, "'%s' is one word too many%s", values_quote(shown, word),
@@ -214,7 +235,8 @@ static int read_all(struct flags *flags)
         else
             TRY(read_short(flags, written));
     }
-    if (flags->prompt_flag && flags->positional && flags->command != COMMAND_UPSCALE)
+    if (flags->prompt_flag && flags->positional &&
+        (flags->command & (COMMAND_UPSCALE | COMMAND_RETRY)) == 0)
         RAISE(flags->err, ERR_USAGE, 0, "the prompt is given twice; keep the words or --prompt");
 out:
     return rc;

@@ -40,6 +40,21 @@ static const struct command_help commands[] = {
      "Takes a draft, PNG or TIFF, and paints the poster over it, tile by tile.",
      {"mural upscale draft.png -o harbour.tif",
       "mural upscale photo.tif --prompt \"A harbour in fog\" --sigma 0.3 --size 16k -o big.tif"}},
+    {COMMAND_RESUME,
+     "resume",
+     "POSTER [flags]",
+     "go on with a poster that was stopped",
+     "Paints what is missing of a poster that was stopped, failed or lost its power, with the\n"
+     "settings it was begun with, which POSTER.mural remembers.",
+     {"mural resume harbour.tif", "mural resume harbour.tif --tile-retries 10"}},
+    {COMMAND_RETRY,
+     "retry",
+     "POSTER --tiles LIST [flags]",
+     "paint some tiles of a poster again",
+     "Paints tiles of a poster again, with another seed or prompt, and blends them in.  Its other\n"
+     "tiles come from POSTER.mural.",
+     {"mural retry harbour.tif --tiles 3,7-9 --seed 5",
+      "mural retry harbour.tif --tiles 12 --prompt \"A harbour in fog, a small red boat\""}},
     {COMMAND_PLAN,
      "plan",
      "[\"PROMPT\"] [flags]",
@@ -73,9 +88,11 @@ static const struct command_help commands[] = {
 };
 
 static const char *const group_titles[GROUP_COUNT] = {
-    [GROUP_PICTURE] = "The picture",    [GROUP_POSTER] = "Size",  [GROUP_DRAFT] = "Draft",
-    [GROUP_TILES] = "Tiles and detail", [GROUP_FILE] = "File",    [GROUP_SYNTH] = "Random model",
-    [GROUP_MACHINE] = "Machine",        [GROUP_TALK] = "Running",
+    [GROUP_PICTURE] = "The picture", [GROUP_POSTER] = "Size",
+    [GROUP_DRAFT] = "Draft",         [GROUP_TILES] = "Tiles and detail",
+    [GROUP_FILE] = "File",           [GROUP_SAFETY] = "When things go wrong",
+    [GROUP_SYNTH] = "Random model",  [GROUP_MACHINE] = "Machine",
+    [GROUP_TALK] = "Running",
 };
 
 /* ---------------------------------------------------------------------------------- commands */

@@ -30,6 +30,7 @@ struct engine_options {
     enum precision      precision; /* AUTO: bf16 where the machine multiplies bf16 in hardware */
     uint32_t            threads;   /* 0: all */
     uint32_t text_tokens;          /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+    uint64_t *pulse; /* as in struct backend_options; NULL: nobody watches */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
@@ -80,6 +81,18 @@ int  engine_open(struct engine **out, const struct engine_options *options, stru
 void engine_close(struct engine *engine);
 struct engine_facts engine_facts(const struct engine *engine);
 uint64_t            engine_model_identity(const struct engine *engine);
+
+/* What decides the bits of a picture besides its settings.  Two engines with the same identity
+ * paint the same. */
+struct engine_identity {
+    uint64_t model;        /* engine_model_identity */
+    char     numeric[128]; /* version and precision of the arithmetic, library, machine */
+};
+/* Maps the weights for a moment. */
+int engine_identify(struct engine_identity *out, const struct engine_options *options,
+                    struct err *err);
+/* The `numeric` of it alone; reads no files, but asks a GPU for its name.  Returns out. */
+const char *engine_numeric_version(char out[128], const struct engine_options *options);
 
 /* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay,
  * and try the ways to multiply these shapes.  Afterwards nothing allocates. */

@@ -19,155 +19,36 @@
  *   - conv_out of the encoder makes mean and log variance; only the mean is used, so only its half
  *     is computed.
  *
- * Memory.  Two regions serve a whole pass: `main` holds the map that flows through, `side` what a
- * layer needs beside it.  The widest moment of FLUX.1's decoder is the first resnet of the last
- * block: x of 256 channels, and twice 128.  A resnet that changes its width takes the shortcut
- * first and may then overwrite x; one that keeps it adds to x in place.
+ * No map is normalised as a whole, and the widest are never whole at all: vae_strips.c.
  *
- * Read next: vae_load.c.
+ * Read next: vae_strips.c, vae_maps.c, vae_load.c.
  */
 #include "engine/vae_int.h"
 
 #include <math.h>
 
-static const float NORM_EPS = 1e-6f;
-
-struct region {
-    char    *data;
-    uint64_t bytes;
-};
-
-/* One picture on its way through a coder. */
-struct pass {
-    const struct vae *vae;
-    struct backend   *backend;
-    enum dtype        act;
-    struct region     main, side;
-    struct matrix     x; /* [h * w, channels], in main */
-    int32_t           h, w;
-};
-
-/* ----------------------------------------------------------------------------------- regions */
-
-static uint64_t piece_bytes(enum dtype dtype, int64_t rows, int64_t cols)
+static struct vae_pass pass_begin(const struct vae *vae, struct backend *backend,
+                                  const struct vae_coder *coder, int32_t h, int32_t w)
 {
-    return (uint64_t)round_up_i64(rows * cols * dtype_bytes(dtype), 64);
-}
-
-/* Number `index` of the equal pieces of a region. */
-static struct matrix piece(const struct region *region, uint64_t index, enum dtype dtype,
-                           int64_t rows, int64_t cols)
-{
-    uint64_t bytes = piece_bytes(dtype, rows, cols);
-
-    must((index + 1) * bytes <= region->bytes);
-    return (struct matrix){region->data + index * bytes, dtype, rows, cols, cols};
-}
-
-static void grow(struct region *region, uint64_t pieces, enum dtype dtype, int64_t rows,
-                 int64_t cols)
-{
-    uint64_t bytes = pieces * piece_bytes(dtype, rows, cols);
-
-    if (region->bytes < bytes) region->bytes = bytes;
-}
-
-/* Every piece that the functions below ask for, without asking; `piece` checks that none was
- * forgotten. */
-static void measure(struct pass *pass, const struct vae_coder *coder)
-{
-    int64_t rows = (int64_t)pass->h * pass->w;
-
-    grow(&pass->side, 1, DTYPE_F32, rows, coder->in_channels);
-    grow(&pass->main, 1, pass->act, rows, coder->conv_in.w.rows);
-    for (int64_t i = 0; i < coder->stage_count; i++) {
-        const struct vae_stage *stage = &coder->stages[i];
-        int64_t                 to = 0;
-
-        for (int64_t n = 0; n < stage->resnet_count; n++) {
-            to = stage->resnets[n].to;
-            grow(&pass->main, 1, pass->act, rows, max_i64(stage->resnets[n].from, to));
-            grow(&pass->side, 2, pass->act, rows, to);
-        }
-        if (stage->attends) grow(&pass->side, 4, pass->act, rows, to);
-        if (stage->resize == VAE_HALVE) rows /= 4;
-        if (stage->resize == VAE_DOUBLE) rows *= 4;
-        if (stage->resize != VAE_KEEP) grow(&pass->side, 1, pass->act, rows, to);
-        grow(&pass->main, 1, pass->act, rows, to);
-    }
-    grow(&pass->side, 1, DTYPE_F32, rows, coder->conv_out.w.rows);
-}
-
-static struct pass pass_begin(const struct vae *vae, struct backend *backend,
-                              const struct vae_coder *coder, int32_t h, int32_t w)
-{
-    struct pass pass = {
+    struct vae_pass pass = {
         .vae = vae, .backend = backend, .act = backend_act(backend), .h = h, .w = w};
 
-    measure(&pass, coder);
-    pass.main.data = arena_take(backend_arena(backend), pass.main.bytes, "VAE map");
-    pass.side.data = arena_take(backend_arena(backend), pass.side.bytes, "VAE scratch");
+    pass.main_bytes = vae_maps_total(vae, pass.act, coder, (int64_t)h * w);
+    pass.main = arena_take(backend_arena(backend), pass.main_bytes, "VAE maps");
     return pass;
 }
 
-/* ------------------------------------------------------------------------------------ layers */
-
-static void normalise(struct pass *pass, struct matrix y, struct matrix x,
-                      const struct vae_norm *norm, bool silu)
+static void run_attention(struct vae_pass *pass, const struct vae_attention *attention)
 {
-    backend_group_norm(pass->backend, y, x, norm->weight, norm->bias,
-                       (int32_t)pass->vae->config.norm_groups, NORM_EPS, silu);
-}
+    int64_t       rows = pass->x.rows, width = pass->x.cols;
+    uint64_t      bytes = vae_maps_bytes(pass->act, rows, width);
+    struct matrix maps[VAE_MAPS_ATTENTION];
 
-/* Size 1 or 3, same height and width. */
-static void convolve(struct pass *pass, struct matrix y, struct matrix x, const struct linear *conv,
-                     int32_t size)
-{
-    int32_t             pad = size / 2;
-    struct conv_request request = {.y = y,
-                                   .x = x,
-                                   .w = conv->w,
-                                   .bias = conv->bias,
-                                   .in_h = pass->h,
-                                   .in_w = pass->w,
-                                   .size = size,
-                                   .stride = 1,
-                                   .pad_top = pad,
-                                   .pad_left = pad,
-                                   .pad_bottom = pad,
-                                   .pad_right = pad};
+    must((uint64_t)((char *)pass->x.data - pass->main) >= VAE_MAPS_ATTENTION * bytes);
+    for (uint64_t i = 0; i < VAE_MAPS_ATTENTION; i++)
+        maps[i] = (struct matrix){pass->main + i * bytes, pass->act, rows, width, width};
 
-    backend_conv2d(pass->backend, &request);
-}
-
-/* y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))) */
-static void run_resnet(struct pass *pass, const struct vae_resnet *resnet)
-{
-    bool          keeps = resnet->from == resnet->to;
-    int64_t       rows = pass->x.rows;
-    struct matrix x = pass->x;
-    struct matrix y = piece(&pass->main, 0, pass->act, rows, resnet->to); /* over x */
-    struct matrix a = piece(&pass->side, 0, pass->act, rows, resnet->to);
-    struct matrix b = piece(&pass->side, 1, pass->act, rows, resnet->to);
-    struct matrix normed = keeps ? b : x;
-
-    must(x.cols == resnet->from);
-    if (!keeps) convolve(pass, b, x, &resnet->shortcut, 1);
-    normalise(pass, normed, x, &resnet->norm1, true);
-    convolve(pass, a, normed, &resnet->conv1, 3);
-    normalise(pass, a, a, &resnet->norm2, true);
-    convolve(pass, keeps ? b : y, a, &resnet->conv2, 3);
-    backend_add(pass->backend, y, b);
-    pass->x = y;
-}
-
-static void run_attention(struct pass *pass, const struct vae_attention *attention)
-{
-    int64_t                  rows = pass->x.rows, width = pass->x.cols;
-    struct matrix            normed = piece(&pass->side, 0, pass->act, rows, width);
-    struct matrix            q = piece(&pass->side, 1, pass->act, rows, width);
-    struct matrix            k = piece(&pass->side, 2, pass->act, rows, width);
-    struct matrix            v = piece(&pass->side, 3, pass->act, rows, width);
+    struct matrix            normed = maps[0], q = maps[1], k = maps[2], v = maps[3];
     struct matrix            attended = normed, out = q; /* by then nobody reads the former */
     struct attention_request request = {.out = attended,
                                         .q = q,
@@ -177,7 +58,7 @@ static void run_attention(struct pass *pass, const struct vae_attention *attenti
                                         .dim = (int32_t)width,
                                         .scale = (float)(1.0 / sqrt((double)width))};
 
-    normalise(pass, normed, pass->x, &attention->norm, false);
+    vae_strips_normalise(pass, normed, &attention->norm);
     backend_linear(pass->backend, q, normed, attention->q.w, attention->q.bias, ACT_NONE);
     backend_linear(pass->backend, k, normed, attention->k.w, attention->k.bias, ACT_NONE);
     backend_linear(pass->backend, v, normed, attention->v.w, attention->v.bias, ACT_NONE);
@@ -186,61 +67,33 @@ static void run_attention(struct pass *pass, const struct vae_attention *attenti
     backend_add(pass->backend, pass->x, out);
 }
 
-static void halve(struct pass *pass, const struct linear *conv)
+/* What comes in and goes out of a coder: f32, scaled on the way. */
+struct coding {
+    const struct vae_coder *coder;
+    struct matrix           source, target;
+    struct vae_strips_scale before, after;
+    int32_t                 h, w; /* of source */
+};
+
+static void run_coder(const struct vae *vae, struct backend *backend, const struct coding *coding)
 {
-    int64_t             rows = pass->x.rows / 4, width = pass->x.cols;
-    struct matrix       half = piece(&pass->side, 0, pass->act, rows, width);
-    struct conv_request request = {.y = half,
-                                   .x = pass->x,
-                                   .w = conv->w,
-                                   .bias = conv->bias,
-                                   .in_h = pass->h,
-                                   .in_w = pass->w,
-                                   .size = 3,
-                                   .stride = 2,
-                                   .pad_bottom = 1,
-                                   .pad_right = 1};
+    const struct vae_coder *coder = coding->coder;
+    struct arena_mark       mark = arena_mark(backend_arena(backend));
+    struct vae_pass         pass = pass_begin(vae, backend, coder, coding->h, coding->w);
 
-    backend_conv2d(pass->backend, &request);
-    pass->x = piece(&pass->main, 0, pass->act, rows, width);
-    backend_copy(pass->backend, pass->x, half);
-    pass->h /= 2;
-    pass->w /= 2;
-}
-
-static void enlarge(struct pass *pass, const struct linear *conv)
-{
-    int64_t       rows = pass->x.rows * 4, width = pass->x.cols;
-    struct matrix large = piece(&pass->side, 0, pass->act, rows, width);
-
-    backend_upsample2(pass->backend, large, pass->x, pass->h, pass->w);
-    pass->h *= 2;
-    pass->w *= 2;
-    pass->x = piece(&pass->main, 0, pass->act, rows, width);
-    convolve(pass, pass->x, large, conv, 3);
-}
-
-/* `in` and the result are f32 and lie in `side`; the products are formed as everywhere. */
-static struct matrix run_coder(struct pass *pass, const struct vae_coder *coder, struct matrix in)
-{
-    struct matrix out;
-
-    pass->x = piece(&pass->main, 0, pass->act, in.rows, coder->conv_in.w.rows);
-    convolve(pass, pass->x, in, &coder->conv_in, 3);
+    vae_strips_first(&pass, coding->source, coding->before, &coder->conv_in);
     for (int64_t i = 0; i < coder->stage_count; i++) {
         const struct vae_stage *stage = &coder->stages[i];
 
         for (int64_t n = 0; n < stage->resnet_count; n++) {
-            run_resnet(pass, &stage->resnets[n]);
-            if (n == 0 && stage->attends) run_attention(pass, &stage->attention);
+            vae_strips_resnet(&pass, &stage->resnets[n]);
+            if (n == 0 && stage->attends) run_attention(&pass, &stage->attention);
         }
-        if (stage->resize == VAE_HALVE) halve(pass, &stage->resampler);
-        if (stage->resize == VAE_DOUBLE) enlarge(pass, &stage->resampler);
+        if (stage->resize == VAE_HALVE) vae_strips_halve(&pass, &stage->resampler);
+        if (stage->resize == VAE_DOUBLE) vae_strips_enlarge(&pass, &stage->resampler);
     }
-    normalise(pass, pass->x, pass->x, &coder->norm_out, true);
-    out = piece(&pass->side, 0, DTYPE_F32, pass->x.rows, coder->conv_out.w.rows);
-    convolve(pass, out, pass->x, &coder->conv_out, 3);
-    return out;
+    vae_strips_final(&pass, &coder->norm_out, &coder->conv_out, coding->after, coding->target);
+    arena_rewind(backend_arena(backend), mark);
 }
 
 /* ------------------------------------------------------------------------------------- doors */
@@ -248,40 +101,40 @@ static struct matrix run_coder(struct pass *pass, const struct vae_coder *coder,
 void vae_encode(const struct vae *vae, struct backend *backend, struct matrix rgb, int32_t w_px,
                 int32_t h_px, struct matrix latent_out)
 {
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    float             scaling = (float)vae->config.scaling, shift = (float)vae->config.shift;
-    int32_t           step = 1 << (vae->config.block_count - 1);
-    struct pass       pass;
-    struct matrix     pixels, mean;
+    float         scaling = (float)vae->config.scaling, shift = (float)vae->config.shift;
+    int32_t       step = 1 << (vae->config.block_count - 1);
+    struct coding coding = {.coder = &vae->encoder,
+                            .source = rgb,
+                            .target = latent_out,
+                            .before = {2.0f, -1.0f},
+                            .after = {scaling, -shift * scaling},
+                            .h = h_px,
+                            .w = w_px};
 
     must(w_px > 0 && h_px > 0 && w_px % step == 0 && h_px % step == 0);
     must(rgb.rows == (int64_t)w_px * h_px && rgb.cols == vae->config.image_channels);
+    must(latent_out.rows == (int64_t)(w_px / step) * (h_px / step));
     must(rgb.dtype == DTYPE_F32 && latent_out.dtype == DTYPE_F32);
-    pass = pass_begin(vae, backend, &vae->encoder, h_px, w_px);
-    pixels = piece(&pass.side, 0, DTYPE_F32, rgb.rows, rgb.cols);
-    backend_affine(backend, pixels, rgb, 2.0f, -1.0f);
-    mean = run_coder(&pass, &vae->encoder, pixels);
-    backend_affine(backend, latent_out, mean, scaling, -shift * scaling);
-    arena_rewind(backend_arena(backend), mark);
+    run_coder(vae, backend, &coding);
 }
 
 void vae_decode(const struct vae *vae, struct backend *backend, struct matrix latent, int32_t w_px,
                 int32_t h_px, struct matrix rgb_out)
 {
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    float             scaling = (float)vae->config.scaling, shift = (float)vae->config.shift;
-    int32_t           step = 1 << (vae->config.block_count - 1);
-    struct pass       pass;
-    struct matrix     raw, image;
+    float         scaling = (float)vae->config.scaling, shift = (float)vae->config.shift;
+    int32_t       step = 1 << (vae->config.block_count - 1);
+    struct coding coding = {.coder = &vae->decoder,
+                            .source = latent,
+                            .target = rgb_out,
+                            .before = {1.0f / scaling, shift},
+                            .after = {0.5f, 0.5f},
+                            .h = h_px / step,
+                            .w = w_px / step};
 
     must(w_px > 0 && h_px > 0 && w_px % step == 0 && h_px % step == 0);
     must(latent.rows == (int64_t)(w_px / step) * (h_px / step));
     must(latent.cols == vae->config.latent_channels);
+    must(rgb_out.rows == (int64_t)w_px * h_px);
     must(latent.dtype == DTYPE_F32 && rgb_out.dtype == DTYPE_F32);
-    pass = pass_begin(vae, backend, &vae->decoder, h_px / step, w_px / step);
-    raw = piece(&pass.side, 0, DTYPE_F32, latent.rows, latent.cols);
-    backend_affine(backend, raw, latent, 1.0f / scaling, shift);
-    image = run_coder(&pass, &vae->decoder, raw);
-    backend_affine(backend, rgb_out, image, 0.5f, 0.5f);
-    arena_rewind(backend_arena(backend), mark);
+    run_coder(vae, backend, &coding);
 }

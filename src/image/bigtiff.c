@@ -39,6 +39,7 @@ struct bigtiff {
     char                  *path, *part;
     int                    fd;   /* of part; -1 when closed */
     bool                   owns; /* part exists and is ours to remove */
+    bool                   complete;
     struct tiff_io         io;
     struct tiff_level      levels[TIFF_LEVELS_MAX];
     uint32_t               level_count;
@@ -325,9 +326,9 @@ out:
     return rc;
 }
 
-int bigtiff_finish(struct bigtiff *tiff, struct err *err)
+int bigtiff_complete(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out, struct err *err)
 {
-    int rc = ERR_OK, fd;
+    int rc = ERR_OK;
 
     must(tiff->owns && tiff->rows_done == tiff->request.h);
     if (!TIFFWriteDirectory(tiff->io.tiff))
@@ -338,7 +339,17 @@ int bigtiff_finish(struct bigtiff *tiff, struct err *err)
     if (tiff->io.fault.code != ERR_OK) TRY(tiff_io_error(&tiff->io, ERR_IO, "cannot end", err));
     TRY(os_sync(tiff->fd, tiff->part, err));
     TRY(tiff_verify(tiff->part, &tiff->request, tiff->levels, tiff->level_count, err));
-    fd = tiff->fd;
+    TRY(hash64_file(hash_out, bytes_out, tiff->part, err));
+    tiff->complete = true;
+out:
+    return rc;
+}
+
+int bigtiff_publish(struct bigtiff *tiff, struct err *err)
+{
+    int rc = ERR_OK, fd = tiff->fd;
+
+    must(tiff->complete);
     tiff->fd = -1;
     TRY(os_close(fd, tiff->part, err));
     TRY(os_rename(tiff->part, tiff->path, err));

@@ -89,9 +89,13 @@ int bigtiff_open(struct bigtiff **out, const struct bigtiff_request *request, st
  * After a failure only bigtiff_close is left to call. */
 int bigtiff_write_band(struct bigtiff *tiff, const void *samples, int32_t rows, struct err *err);
 /* Write directory and pyramid, fsync, read back: directories, every tile's place, the pixels of a
- * sample of tiles; then rename to the final name and fsync its folder. */
-int bigtiff_finish(struct bigtiff *tiff, struct err *err);
-/* Without a successful finish: removes the .part file.  NULL is fine. */
+ * sample of tiles.  The file is then whole, and still called path.part.  Its size, and its hash as
+ * hash64_file has it. */
+int bigtiff_complete(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out,
+                     struct err *err);
+/* Rename a complete file to its final name and fsync its folder. */
+int bigtiff_publish(struct bigtiff *tiff, struct err *err);
+/* An unpublished .part file is removed.  NULL is fine. */
 void bigtiff_close(struct bigtiff *tiff);
 
 /* Bytes on disk that the file may need at worst. */

@@ -12,6 +12,7 @@
 struct easel {
     float  *latent, *velocity, *noise, *rgb;
     int64_t cells;
+    double  spent; /* work counted for the attempt in progress */
 };
 
 static int easel_init(struct easel *easel, int32_t w_px, int32_t h_px, int32_t channels,
@@ -41,7 +42,7 @@ static int take_noise(struct easel *easel, const struct render_request *request,
                       struct err *err)
 {
     int                   rc = ERR_OK;
-    const struct painter *painter = request->painter;
+    const struct painter *painter = &request->painters[0];
     struct lat_rect       rect = {.w = request->plan->draft_w_px / TILING_PX_PER_LAT,
                                   .h = request->plan->draft_h_px / TILING_PX_PER_LAT};
     struct painter_noise  noise = {.seed = seed, .purpose = 0, .rect = rect};
@@ -57,29 +58,63 @@ out:
     return rc;
 }
 
+static int paint_once(struct easel *easel, struct meter *meter, uint32_t steps, struct err *err)
+{
+    int                          rc = ERR_OK;
+    const struct render_request *request = meter->request;
+    const struct painter        *painter = &request->painters[0];
+    struct painter_tile          tile = {.w_px = request->plan->draft_w_px,
+                                         .h_px = request->plan->draft_h_px,
+                                         .latent = easel->latent,
+                                         .velocity = easel->velocity};
+
+    painter->start(painter->self, easel->latent, easel->noise, easel->cells);
+    for (uint32_t step = 0; step < steps; step++) {
+        TRY(painter->predict(painter->self, &tile, 1, step, err));
+        painter->advance(painter->self, step, easel->latent, easel->velocity, easel->cells);
+        easel->spent += request->costs.draft_predict;
+        TRY(meter_step(meter, step + 1, request->costs.draft_predict, err));
+    }
+    TRY(painter->decode(painter->self, easel->latent, tile.w_px, tile.h_px, easel->rgb, err));
+    TRY(tile_check_finite(easel->rgb, (int64_t)tile.w_px * tile.h_px * 3, "pixel", err));
+out:
+    return rc;
+}
+
+int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err)
+{
+    const struct render_request *request = meter->request;
+    const struct painter        *painter = &request->painters[0];
+    struct painter_stage         stage = render_draft_stage(request->config, request->plan);
+    uint32_t                     attempts = 0;
+
+    while (painter->begin(painter->self, &stage, steps_out, err) != ERR_OK)
+        if (!tile_may_retry(meter, ++attempts, "the draft's prompt", err)) return (int)err->code;
+    return meter_advance(meter, request->costs.prompt, err);
+}
+
 int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t steps,
                 struct err *err)
 {
     int                          rc = ERR_OK;
     const struct render_request *request = meter->request;
-    const struct painter        *painter = request->painter;
     int32_t                      w = request->plan->draft_w_px, h = request->plan->draft_h_px;
     struct image                 image = {.w = w, .h = h};
     struct easel                 easel = {0};
+    struct err                   ignored = {0};
+    uint32_t                     attempts = 0;
 
-    TRY(easel_init(&easel, w, h, painter->channels, err));
+    TRY(easel_init(&easel, w, h, request->painters[0].channels, err));
     TRY(take_noise(&easel, request, seed, err));
-    painter->start(painter->self, easel.latent, easel.noise, easel.cells);
     meter->now.steps = steps;
-    for (uint32_t step = 0; step < steps; step++) {
-        struct painter_tile tile = {
-            .w_px = w, .h_px = h, .latent = easel.latent, .velocity = easel.velocity};
-        TRY(painter->predict(painter->self, &tile, 1, step, err));
-        painter->advance(painter->self, step, easel.latent, easel.velocity, easel.cells);
-        meter->now.step = step + 1;
-        TRY(meter_advance(meter, request->costs.draft_predict, err));
-    }
-    TRY(painter->decode(painter->self, easel.latent, w, h, easel.rgb, err));
+    do {
+        easel.spent = 0;
+        rc = paint_once(&easel, meter, steps, err);
+        if (rc == ERR_OK) break;
+        (void)meter_advance(meter, -easel.spent, &ignored);
+        rc = tile_may_retry(meter, ++attempts, "the draft", err) ? ERR_OK : (int)err->code;
+        TRY(rc);
+    } while (true);
     TRY(os_alloc((void **)&image.rgb, (uint64_t)w * (uint64_t)h * 3, sizeof(uint16_t), "the draft",
                  err));
     render_quantise(image.rgb, easel.rgb, (int64_t)w * h * 3);

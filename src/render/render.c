@@ -1,10 +1,10 @@
 /*
  * render.c - the order of things: plan, draft, tiles, file.
  *
- * The only file that knows the order.  Owns a job's progress and cleans up behind it: a job that
- * fails leaves no half-written output and no stray folder.
+ * The only file that knows the order.  Owns a job's progress.  A job that ends early leaves no
+ * half-written output, and what it finished in the folder beside it.
  *
- * Read next: tile.c, then assemble.c.
+ * Read next: store.c, tile.c, then assemble.c.
  */
 #include "render/render_int.h"
 
@@ -85,7 +85,7 @@ out:
 }
 
 uint64_t render_host_bytes(const struct config *config, const struct render_plan *plan,
-                           int32_t channels, bool drafts_only)
+                           int32_t channels, uint32_t painters)
 {
     uint64_t draft = (uint64_t)plan->draft_w_px * (uint64_t)plan->draft_h_px;
     uint64_t picture = draft * 3 * sizeof(uint16_t);
@@ -93,10 +93,9 @@ uint64_t render_host_bytes(const struct config *config, const struct render_plan
                                                      (TILING_PX_PER_LAT * TILING_PX_PER_LAT) *
                                                      (uint64_t)channels * sizeof(float);
 
-    if (drafts_only) return easel + (uint64_t)config->count * 2 * picture;
-    return max_u64(easel, tile_desk_bytes(&plan->grid, channels) +
-                              assemble_bytes(&plan->grid, config->bits)) +
-           picture;
+    if (painters == 0) return easel + (uint64_t)config->count * 2 * picture;
+    return max_u64(easel, painters * tile_desk_bytes(&plan->grid, channels)) +
+           assemble_bytes(&plan->grid, config->bits) + picture;
 }
 
 uint32_t render_tile_steps(const struct config *config)
@@ -144,18 +143,23 @@ int render_disk_free(uint64_t *bytes_out, const char *output, struct err *err)
     return os_free_bytes(bytes_out, folder, err);
 }
 
-static int check_room(const struct config *config, const struct render_plan *plan, struct err *err)
+/* Tiles that are stored already need no room again. */
+static int check_room(const struct store *store, struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t need = plan->spool_bytes + plan->output_bytes_worst, have = 0;
+    int                       rc = ERR_OK;
+    const struct render_plan *plan = store->request->plan;
+    const char               *output = store->request->config->output;
+    uint64_t stored = store_count(store, TILE_DONE) + store_count(store, TILE_FILLED);
+    uint64_t need = plan->spool_bytes - stored * spool_tile_bytes(&plan->grid), have = 0;
     char     need_words[32], have_words[32];
 
-    TRY(render_disk_free(&have, config->output, err));
+    need += plan->output_bytes_worst;
+    TRY(render_disk_free(&have, output, err));
     if (have < need)
         RAISE(err, ERR_IO, ENOSPC,
               "output: '%s' and its tiles need %s of disk and %s is free; free some or name "
               "another disk",
-              config->output, text_bytes(need_words, sizeof need_words, need),
+              output, text_bytes(need_words, sizeof need_words, need),
               text_bytes(have_words, sizeof have_words, have));
 out:
     return rc;
@@ -210,24 +214,32 @@ int render_drafts(const struct render_request *request, struct err *err)
 {
     int                   rc = ERR_OK;
     const struct config  *config = request->config;
-    const struct painter *painter = request->painter;
-    struct painter_stage  stage = render_draft_stage(config, request->plan);
+    const struct painter *painter = &request->painters[0];
     uint32_t              count = (uint32_t)config->count, steps = 0;
-    struct image         *drafts = NULL;
-    struct image          sheet = {0};
-    struct meter          meter;
-    char                  name[1100];
+    struct meter_work     work = {
+            .drafts = count, .draft_steps = (uint32_t)config->draft_steps, .begins = 1};
+    struct image *drafts = NULL;
+    struct image  sheet = {0};
+    struct meter  meter;
+    char          name[1100];
 
+    meter_open(&meter, request);
+    meter_plan(&meter, &work);
+    meter.now.tiles_total = count;
     TRY(check_numbered(config, err));
     TRY(os_alloc((void **)&drafts, count, sizeof *drafts, "the drafts", err));
-    TRY(painter->begin(painter->self, &stage, &steps, err));
-    meter_init(&meter, request, count, 0, steps, 0);
-    TRY(meter_advance(&meter, request->costs.prompt, err));
+    TRY(draft_begin(&meter, &steps, err));
     for (uint32_t i = 0; i < count; i++) {
         TRY(draft_paint(&drafts[i], &meter, config->seed + i, steps, err));
+        meter_tile_done(&meter);
         if (count == 1) continue;
         TRY(draft_name(name, sizeof name, config->output, config->seed + i, err));
         TRY(save_png(request, &drafts[i], name, config->seed + i, err));
+        if (i + 1 < count && meter_ends(&meter))
+            RAISE(err, ERR_CANCELLED, 0,
+                  "stopped on request after draft %u of %u; '%s' was not "
+                  "written",
+                  i + 1, count, config->output);
     }
     if (count > 1) TRY(sheet_make(&sheet, drafts, count, err));
     TRY(save_png(request, count > 1 ? &sheet : &drafts[0], config->output, config->seed, err));
@@ -237,6 +249,7 @@ out:
         image_close(&drafts[i]);
     os_free(drafts);
     image_close(&sheet);
+    meter_close(&meter);
     return rc;
 }
 
@@ -257,95 +270,202 @@ static void warn_of_stretch(const struct image *draft, const struct config *conf
                  draft->w, draft->h, config->width_px, config->height_px, stretch);
 }
 
-/* The guide: the picture that was given, or a draft of our own. */
-static int take_guide(struct image *out, const struct render_request *request, struct meter *meter,
+static int make_guide(struct image *out, const struct render_request *request, struct meter *meter,
                       struct err *err)
 {
     int                   rc = ERR_OK;
     const struct config  *config = request->config;
-    const struct painter *painter = request->painter;
-    struct painter_stage  stage = render_draft_stage(config, request->plan);
+    const struct painter *painter = &request->painters[0];
     uint32_t              steps = 0;
 
-    if (config->input[0] != '\0') {
-        TRY(image_read(out, config->input, err));
+    if (config->input[0] != '\0') return image_read(out, config->input, err);
+    rc = draft_begin(meter, &steps, err);
+    if (rc == ERR_OK) rc = draft_paint(out, meter, config->seed, steps, err);
+    painter->end(painter->self);
+    return rc;
+}
+
+static uint64_t guide_hash(const struct image *guide)
+{
+    return hash64_pieces(guide->rgb,
+                         (uint64_t)guide->w * (uint64_t)guide->h * 3 * sizeof *guide->rgb);
+}
+
+/* A given picture that changed since the poster was begun is another poster. */
+static int check_given(const struct store *store, const struct image *guide, struct err *err)
+{
+    int                         rc = ERR_OK;
+    const struct config        *config = store->request->config;
+    const struct journal_facts *facts = journal_facts(store->journal);
+    struct image                given = {0};
+
+    if (store->request->mode != RENDER_BEGIN || config->input[0] == '\0') goto out;
+    TRY(image_read(&given, config->input, err));
+    if (given.w != guide->w || given.h != guide->h || guide_hash(&given) != facts->guide.hash)
+        RAISE(err, ERR_USAGE, 0,
+              "'%s' holds tiles of another poster: the picture was another than "
+              "'%s' is now; use what was used there, or start over with --overwrite",
+              store->folder, config->input);
+out:
+    image_close(&given);
+    return rc;
+}
+
+/* The guide: as stored by an earlier run; or else the picture that was given, or a draft of our
+ * own, stored before any tile relies on it. */
+static int take_guide(struct image *out, struct store *store, struct meter *meter, struct err *err)
+{
+    int                          rc = ERR_OK;
+    const struct render_request *request = store->request;
+    const struct config         *config = request->config;
+    const struct journal_facts  *facts = journal_facts(store->journal);
+    struct err                   damage = {0};
+    bool                         keep = config->input[0] == '\0' && config->draft[0] != '\0';
+
+    if (facts->has_guide && spool_get_guide(out, store->spool, &facts->guide, &damage) == ERR_OK) {
+        TRY(check_given(store, out, err));
+        if (keep && !os_is_file(config->draft))
+            TRY(save_png(request, out, config->draft, config->seed, err));
         goto out;
     }
-    TRY(painter->begin(painter->self, &stage, &steps, err));
-    rc = draft_paint(out, meter, config->seed, steps, err);
-    painter->end(painter->self);
-    TRY(rc);
-    if (config->draft[0] != '\0') TRY(save_png(request, out, config->draft, config->seed, err));
+    if (facts->has_guide)
+        log_line(LOG_WARN, "the draft is not on the disk as it was and is made again: %s",
+                 damage.text);
+    TRY(make_guide(out, request, meter, err));
+    if (keep) TRY(save_png(request, out, config->draft, config->seed, err));
+    TRY(spool_put_guide(store->spool, out, err));
+    TRY(journal_add_guide(
+        store->journal, &(struct journal_guide){.w = out->w, .h = out->h, .hash = guide_hash(out)},
+        err));
+    if (meter_ends(meter)) RAISE(err, ERR_CANCELLED, 0, "stopped on request");
 out:
     return rc;
 }
 
-static int paint_tiles(const struct render_request *request, struct meter *meter,
-                       const struct upscale *guide, struct spool *spool, uint32_t steps,
-                       struct err *err)
+static int read_noise(float **out, const struct render_request *request, struct err *err)
 {
-    int                rc = ERR_OK;
-    const struct grid *grid = &request->plan->grid;
-    struct tile_desk  *desk = NULL;
-    float             *noise_map = NULL;
-    const uint16_t    *samples;
+    const struct config *config = request->config;
+    const struct grid   *grid = &request->plan->grid;
 
-    TRY(tile_desk_open(&desk, request, err));
-    if (request->config->noise_file[0] != '\0' && request->config->input[0] != '\0')
-        TRY(noise_map_read(&noise_map, request->config->noise_file,
-                           grid->worked_h_px / TILING_PX_PER_LAT,
-                           grid->worked_w_px / TILING_PX_PER_LAT, request->painter->channels, err));
-    meter->now.phase = "tiles";
-    meter->now.steps = steps;
-    for (uint32_t row = 0; row < grid->rows; row++) {
-        for (uint32_t col = 0; col < grid->cols; col++) {
-            struct tile_job job = {
-                .guide = guide, .noise_map = noise_map, .col = col, .row = row, .steps = steps};
-            meter->now.step = 0;
-            TRY(tile_paint(desk, meter, &job, &samples, err));
-            TRY(spool_put(spool, col, row, samples, err));
-            meter->now.tiles_done++;
-        }
+    if (config->noise_file[0] == '\0' || config->input[0] == '\0') return ERR_OK;
+    return noise_map_read(out, config->noise_file, grid->worked_h_px / TILING_PX_PER_LAT,
+                          grid->worked_w_px / TILING_PX_PER_LAT, request->painters[0].channels,
+                          err);
+}
+
+static void plan_work(struct meter *meter, const struct store *store)
+{
+    const struct render_request *request = store->request;
+    const struct journal_facts  *facts = journal_facts(store->journal);
+    uint32_t                     done = store_count(store, TILE_DONE);
+    struct meter_work            work = {.tiles = facts->tile_count - done,
+                                         .draft_steps = (uint32_t)request->config->draft_steps,
+                                         .tile_steps = render_tile_steps(request->config)};
+
+    work.drafts = request->config->input[0] == '\0' && !facts->has_guide ? 1 : 0;
+    work.begins = work.drafts + (uint32_t)min_i64(request->painter_count, work.tiles);
+    meter_plan(meter, &work);
+    meter->now.tiles_total = facts->tile_count;
+    meter->now.tiles_done = done;
+}
+
+/* "2 of 12 tiles are missing: 7 (column 3, row 2), 9 (column 1, row 3) and 4 more; ..." */
+static int tell_missing(const struct store *store, const struct err *why, struct err *err)
+{
+    enum { TOLD = 4 };
+    int                         rc = ERR_OK;
+    const struct journal_facts *facts = journal_facts(store->journal);
+    const struct grid          *grid = &store->request->plan->grid;
+    char                        list[TOLD * TILE_NAME_BYTES + 32] = "", name[TILE_NAME_BYTES];
+    uint32_t                    missing = 0;
+    size_t                      used = 0;
+
+    for (uint32_t i = 0; i < facts->tile_count; i++) {
+        if (facts->tiles[i].status == TILE_DONE || facts->tiles[i].status == TILE_FILLED) continue;
+        if (++missing > TOLD) continue;
+        (void)snprintf(list + used, sizeof list - used, "%s%s", used > 0 ? ", " : "",
+                       tile_name(name, grid, i + 1));
+        used = strlen(list);
     }
+    if (missing == 0) goto out;
+    if (missing > TOLD)
+        (void)snprintf(list + used, sizeof list - used, " and %u more", missing - TOLD);
+    RAISE(err, ERR_PARTIAL, why->sys,
+          "%u of %u tiles are missing: %s; the last failure was: %.160s; the others are safe, and "
+          "'mural resume' tries again",
+          missing, facts->tile_count, list, why->text);
 out:
-    os_free(noise_map);
-    tile_desk_close(desk);
     return rc;
+}
+
+static int paint_and_assemble(struct store *store, struct meter *meter, struct err *err)
+{
+    int                          rc = ERR_OK;
+    const struct render_request *request = store->request;
+    struct image                 draft = {0};
+    struct assembly             *assembly = NULL;
+    struct crew_work             crew = {.store = store, .meter = meter};
+    struct err                   why = {0};
+    struct upscale              *guide = NULL;
+    float                       *noise_map = NULL;
+
+    TRY(check_room(store, err));
+    TRY(assemble_open(&assembly, request, journal_facts(store->journal), err));
+    plan_work(meter, store);
+    TRY(meter_advance(meter, 0, err));
+    TRY(read_noise(&noise_map, request, err));
+    TRY(take_guide(&draft, store, meter, err));
+    warn_of_stretch(&draft, request->config);
+    TRY(upscale_open(&guide, &draft, request->config->width_px, request->config->height_px, err));
+    crew.guide = guide;
+    crew.noise_map = noise_map;
+    meter->now.phase = "tiles";
+    meter->now.steps = render_tile_steps(request->config);
+    TRY(crew_paint(&crew, &why, err));
+    TRY(tell_missing(store, &why, err));
+    TRY(assemble_poster(assembly, store, meter, err));
+out:
+    assemble_close(assembly);
+    upscale_close(guide);
+    os_free(noise_map);
+    image_close(&draft);
+    return rc;
+}
+
+/* A job that ends early says what is safe, and how to go on. */
+static void tell_safe(const struct store *store, struct err *err)
+{
+    const char *output = store->request->config->output;
+    uint32_t    safe = store_count(store, TILE_DONE);
+    uint32_t    tiles = journal_facts(store->journal)->tile_count;
+
+    if (!journal_facts(store->journal)->has_guide || err->code == ERR_PARTIAL) return;
+    if (err->code == ERR_CANCELLED)
+        (void)err_set(err, ERR_CANCELLED, 0, ERR_WHERE,
+                      "stopped on request; %u of %u tiles are safe; go on with: mural resume %s",
+                      safe, tiles, output);
+    else
+        log_line(LOG_WARN, "%u of %u tiles are safe; go on with: mural resume %s", safe, tiles,
+                 output);
 }
 
 int render_poster(const struct render_request *request, struct err *err)
 {
-    int                       rc = ERR_OK;
-    const struct config      *config = request->config;
-    const struct render_plan *plan = request->plan;
-    const struct painter     *painter = request->painter;
-    struct painter_stage      stage = render_tile_stage(config, plan);
-    struct image              draft = {0};
-    struct upscale           *guide = NULL;
-    struct spool             *spool = NULL;
-    struct bigtiff           *file = NULL;
-    struct meter              meter;
-    uint32_t                  steps = 0;
-    uint32_t                  drafts = config->input[0] == '\0' ? 1 : 0;
+    int           rc = ERR_OK;
+    struct store *store = NULL;
+    struct meter  meter;
 
-    TRY(check_room(config, plan, err));
-    TRY(spool_open(&spool, config->output, &plan->grid, err));
-    TRY(assemble_open_file(&file, request, err));
-    meter_init(&meter, request, drafts, (uint32_t)grid_count(&plan->grid),
-               (uint32_t)config->draft_steps, render_tile_steps(config));
-    TRY(meter_advance(&meter, 0, err));
-    TRY(take_guide(&draft, request, &meter, err));
-    warn_of_stretch(&draft, config);
-    TRY(upscale_open(&guide, &draft, config->width_px, config->height_px, err));
-    TRY(painter->begin(painter->self, &stage, &steps, err));
-    TRY(meter_advance(&meter, request->costs.prompt, err));
-    TRY(paint_tiles(request, &meter, guide, spool, steps, err));
-    TRY(assemble_poster(request, spool, file, &meter, err));
+    meter_open(&meter, request);
+    TRY(store_open(&store, request, &meter, err));
+    if (store->complete) {
+        log_line(LOG_INFO, "'%s' is finished already", request->config->output);
+        goto out;
+    }
+    if (request->mode == RENDER_RETRY) TRY(store_forget(store, err));
+    rc = paint_and_assemble(store, &meter, err);
+    if (rc != ERR_OK) tell_safe(store, err);
 out:
-    painter->end(painter->self);
-    bigtiff_close(file);
-    spool_close(spool);
-    upscale_close(guide);
-    image_close(&draft);
+    store_close(store, rc == ERR_OK && !request->config->keep_tiles);
+    meter_close(&meter);
     return rc;
 }

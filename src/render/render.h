@@ -3,6 +3,10 @@
  *
  * Rank 5.  Sees geometry, pixels and settings, and paints through struct painter: it knows neither
  * the engine nor devices.
+ *
+ * A poster is made beside its folder `<output>.mural`, which holds what is finished: a run that
+ * ends early, however it ends, loses only the tiles in work, and the next one goes on to the same
+ * bytes.
  */
 #ifndef MURAL_RENDER_H
 #define MURAL_RENDER_H
@@ -36,7 +40,12 @@ struct painter_noise {
 };
 
 /* Who can paint?  The primitives that every way of rendering is made of: a loop over tiles now, all
- * tiles of a canvas together per step later.  One stage is in use at a time. */
+ * tiles of a canvas together per step later.  One stage is in use at a time, and a painter is used
+ * by one thread at a time.
+ *
+ * A primitive that failed may be tried again when err_is_retryable: with ERR_PEER the painter has
+ * arranged another worker for the next call by itself, which begins the stage anew.  ERR_CANCELLED
+ * says that somebody asked to stop while the painter waited. */
 struct painter {
     void   *self;
     int32_t channels; /* of a latent cell */
@@ -70,9 +79,10 @@ struct render_plan {
     uint64_t    host_bytes; /* of render's own buffers, blend and file included */
 };
 int render_plan_make(struct render_plan *out, const struct config *config, struct err *err);
-/* Memory that render itself takes at most: buffers, draft, blend and file. */
+/* Memory that render itself takes at most: buffers, draft, blend and file.  `painters`: how many
+ * will paint tiles; 0: none, only drafts. */
 uint64_t render_host_bytes(const struct config *config, const struct render_plan *plan,
-                           int32_t channels, bool drafts_only);
+                           int32_t channels, uint32_t painters);
 /* Steps that every tile will run: the reference rule (`strength`) drops some. */
 uint32_t render_tile_steps(const struct config *config);
 /* Room on the disk that `output` goes to. */
@@ -83,12 +93,18 @@ struct painter_stage render_draft_stage(const struct config      *config,
 struct painter_stage render_tile_stage(const struct config *config, const struct render_plan *plan);
 
 struct render_progress {
-    const char *phase; /* "draft", "tiles", "file" */
+    const char *phase; /* "checking", "draft", "tiles", "file" */
     uint32_t    tiles_done, tiles_total;
-    uint32_t    step, steps; /* of the rectangle in work */
+    uint32_t    step, steps; /* of the rectangle in work; of several, the last that moved */
+    uint64_t    steps_run;   /* of all rectangles in this run */
     double      fraction;    /* of the job's arithmetic, 0..1 */
 };
-/* Non-zero: stop cleanly. */
+enum render_stop {
+    RENDER_GO_ON = 0,
+    RENDER_STOP_NOW,       /* at the next step, with ERR_CANCELLED */
+    RENDER_STOP_AFTER_TILE /* after the draft or tile in work, with ERR_CANCELLED */
+};
+/* Gives an enum render_stop; any other value means to stop now. */
 typedef int (*render_progress_fn)(const struct render_progress *progress, void *user);
 
 /* Relative cost of the primitives, so that progress means time. */
@@ -96,18 +112,43 @@ struct render_costs {
     double draft_predict, draft_decode, encode, predict, decode, prompt;
 };
 
-struct render_request {
-    const struct config      *config;
-    const struct render_plan *plan;
-    const struct painter     *painter;
-    struct render_costs       costs;
-    const struct config      *used; /* for metadata: config with "auto" replaced by facts */
-    const char               *software;
-    render_progress_fn        progress; /* may be NULL */
-    void                     *user;
+enum render_mode {
+    RENDER_BEGIN = 0, /* begin; or go on with a poster of the same settings, when there is one */
+    RENDER_RESUME,    /* only go on */
+    RENDER_RETRY      /* go on, after some tiles were forgotten */
 };
 
-/* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster. */
+/* Tiles to paint again, and how.  What is NULL is as in the settings. */
+struct render_again {
+    const char     *tiles; /* "3,7-9" */
+    const uint64_t *seed;
+    const char     *prompt;
+};
+
+struct render_request {
+    enum render_mode          mode;
+    struct render_again       again; /* RENDER_RETRY */
+    const struct config      *config;
+    const struct render_plan *plan;
+    const struct painter *painters; /* [painter_count], all of the same model; drafts: the first */
+    uint32_t              painter_count; /* at least 1 */
+    struct render_costs   costs;
+    const struct config  *used; /* for metadata: config with "auto" replaced by facts */
+    const char           *software;
+    uint64_t              model_identity;
+    const char           *numeric;         /* names the arithmetic: another gives other bits */
+    double             retry_wait_seconds; /* before a second attempt; then doubled, up to 30 x */
+    render_progress_fn progress;           /* may be NULL */
+    void              *user;
+};
+
+/* The settings that the poster of this name was begun with, as words; ERR_USAGE: there is none. */
+int render_recall(struct config_words *out, const char *output, struct err *err);
+
+/* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster.
+ * Failures leave what is finished in `<output>.mural`.  ERR_PARTIAL: some tiles kept failing, the
+ * others are finished.  ERR_USAGE: that folder belongs to another run, or to a poster that differs.
+ * Nothing is allocated from the first tile to the last, but for prompts by the painters. */
 int render_poster(const struct render_request *request, struct err *err);
 /* config.count drafts as PNG, and a contact sheet of them when there are several. */
 int render_drafts(const struct render_request *request, struct err *err);

@@ -5,17 +5,43 @@
 #define MURAL_RENDER_INT_H
 
 #include "render/render.h"
+#include "render/store_int.h"
 
-/* How far the job is.  Owned by the render thread. */
+#include <pthread.h>
+
+/* -------------------------------------------------------------------------------- meter.c */
+
+/* How far the job is, and whether somebody wants it to stop.  Any thread may advance it.  Alone,
+ * the thread that advances it tells the caller; in a crowd, the render thread does (meter_tell), so
+ * that the caller hears from one thread only. */
 struct meter {
     const struct render_request *request;
+    pthread_mutex_t              turn; /* over everything below */
     struct render_progress       now;
     double                       work_done, work_total;
+    bool                         crowd;
+    enum render_stop             stop;
 };
-void meter_init(struct meter *meter, const struct render_request *request, uint32_t drafts,
-                uint32_t tiles, uint32_t draft_steps, uint32_t tile_steps);
-/* Count `work` as done and tell; ERR_CANCELLED when the caller wants to stop. */
+/* What is still to be done. */
+struct meter_work {
+    uint32_t drafts, tiles, draft_steps, tile_steps;
+    uint32_t begins; /* of stages */
+};
+void meter_open(struct meter *meter, const struct render_request *request);
+void meter_close(struct meter *meter);
+void meter_plan(struct meter *meter, const struct meter_work *work);
+/* Count `work` as done (negative: taken back) and tell; ERR_CANCELLED when the caller wants to stop
+ * now. */
 int meter_advance(struct meter *meter, double work, struct err *err);
+/* The same after a step of a rectangle. */
+int  meter_step(struct meter *meter, uint32_t step, double work, struct err *err);
+void meter_tile_done(struct meter *meter);
+/* In a crowd, from the render thread: tell the caller. */
+void meter_tell(struct meter *meter);
+/* Does the caller want to stop, now or after what is in work? */
+bool meter_ends(struct meter *meter);
+/* Wait, but not longer than somebody wants to stop. */
+int meter_wait(struct meter *meter, double seconds, struct err *err);
 
 /* ------------------------------------------------------------------------------ render.c */
 
@@ -24,7 +50,10 @@ int render_file_request(struct bigtiff_request *out, const struct config *config
 
 /* ------------------------------------------------------------------------------- draft.c */
 
-/* Paint one draft from pure noise with `seed` (the stage has begun). */
+/* Begin the stage of drafts, with attempts as below. */
+int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err);
+/* Paint one draft from pure noise with `seed` (the stage has begun), as often as the settings and
+ * its failures allow. */
 int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t steps,
                 struct err *err);
 /* "a/b.png" -> "a/b-7.png" */
@@ -37,10 +66,16 @@ int sheet_make(struct image *out, const struct image *drafts, uint32_t count, st
 
 /* -------------------------------------------------------------------------------- tile.c */
 
-/* Buffers for one tile; all memory is taken at open. */
+/* Tiles are numbered from 1 in reading order. */
+enum { TILE_NAME_BYTES = 64 };
+/* "tile 7 (column 3, row 2)", for sentences; returns out. */
+const char *tile_name(char out[TILE_NAME_BYTES], const struct grid *grid, uint32_t number);
+
+/* Buffers for one tile, and the painter that it is painted by; all memory is taken at open. */
 struct tile_desk;
-int  tile_desk_open(struct tile_desk **out, const struct render_request *request, struct err *err);
-void tile_desk_close(struct tile_desk *desk);
+int      tile_desk_open(struct tile_desk **out, const struct render_request *request,
+                        const struct painter *painter, struct err *err);
+void     tile_desk_close(struct tile_desk *desk); /* ends the painter's stage */
 uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels);
 
 /* 0..1, clamped, to the nearest of 65,536 levels. */
@@ -49,32 +84,62 @@ void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count);
 struct tile_job {
     const struct upscale *guide;
     const float          *noise_map; /* canvas latents from a file, or NULL: keyed by the seed */
-    uint32_t              col, row, steps;
+    uint32_t              number;
+    uint64_t              seed;
+    const char           *prompt;
 };
-/* Gather, encode, paint, check, decode.  *samples_out: [tile_h, tile_w, 3], valid until the next.
- */
+struct tile_result {
+    const uint16_t *samples; /* [tile_h, tile_w, 3], valid until the desk is used again */
+    uint32_t        attempts;
+    double          encode_seconds, step_seconds, decode_seconds; /* of the last attempt */
+    bool            may_pass; /* it failed, for a reason that may pass */
+};
+/* Gather, encode, paint, check, decode; again after a failure that may pass, as often as the
+ * settings allow.  On failure result->attempts is set and err tells of the last one. */
 int tile_paint(struct tile_desk *desk, struct meter *meter, const struct tile_job *job,
-               const uint16_t **samples_out, struct err *err);
+               struct tile_result *result, struct err *err);
+/* The tile's part of the enlarged guide. */
+const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job);
 
-/* ------------------------------------------------------------------------------- spool.c */
+/* ERR_NUMERIC when a value is NaN or infinite; `what` names the values. */
+int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err);
+/* May the caller try again after failure number `attempts` (1, 2, ..)?  Waits before it says yes,
+ * each time twice as long.  `what` is named in a log line.  Yes clears err; no leaves it, or makes
+ * it ERR_CANCELLED when somebody asked to stop meanwhile. */
+bool tile_may_retry(struct meter *meter, uint32_t attempts, const char *what, struct err *err);
 
-/* Finished tiles, exactly as painted, one file each in the folder `<output>.mural`. */
-struct spool;
-int spool_open(struct spool **out, const char *output, const struct grid *grid, struct err *err);
-int spool_put(struct spool *spool, uint32_t col, uint32_t row, const uint16_t *samples,
-              struct err *err);
-/* Rows [first, first + count) of a tile. */
-int  spool_get(struct spool *spool, uint32_t col, uint32_t row, int32_t first, int32_t count,
-               uint16_t *samples_out, struct err *err);
-void spool_close(struct spool *spool); /* removes files and folder */
+/* -------------------------------------------------------------------------------- crew.c */
+
+struct crew_work {
+    struct store         *store;
+    struct meter         *meter;
+    const struct upscale *guide;
+    const float          *noise_map;
+};
+/* Paint all tiles that are neither done nor, in a retry, filled; with every painter.  Tiles that
+ * keep failing are noted in the journal (and filled, if the settings say so) and are no error here;
+ * *why_out then holds the last sentence.  ERR_CANCELLED also after the tile in work, when that was
+ * asked for. */
+int crew_paint(const struct crew_work *work, struct err *why_out, struct err *err);
+
+/* -------------------------------------------------------------------------- provenance.c */
+
+/* The settings as they go into the poster, with what is not as they say: tiles filled from the
+ * draft, tiles painted again with another seed or prompt.  Freed by os_free. */
+int provenance_json(char **text_out, const struct config *used, const struct journal_facts *facts,
+                    struct err *err);
 
 /* ---------------------------------------------------------------------------- assemble.c */
 
-/* The poster's file, opened before anything is painted: what would refuse it refuses it now. */
-int assemble_open_file(struct bigtiff **out, const struct render_request *request, struct err *err);
+/* The poster's file and all that is needed to fill it, opened before anything is painted: what
+ * would refuse it refuses it now. */
+struct assembly;
+int  assemble_open(struct assembly **out, const struct render_request *request,
+                   struct journal_facts *facts, struct err *err);
+void assemble_close(struct assembly *assembly); /* an unfinished file goes; NULL is fine */
 /* Blend the spooled tiles band by band into the poster's file and finish it. */
-int assemble_poster(const struct render_request *request, struct spool *spool, struct bigtiff *file,
-                    struct meter *meter, struct err *err);
+int      assemble_poster(struct assembly *assembly, struct store *store, struct meter *meter,
+                         struct err *err);
 uint64_t assemble_bytes(const struct grid *grid, int bits);
 
 /* --------------------------------------------------------------------------- noise_map.c */

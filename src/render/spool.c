@@ -1,36 +1,33 @@
 /*
- * spool.c - finished tiles on disk until the poster is assembled.
+ * spool.c - raw samples on disk: the guide, and finished tiles until the poster is assembled.
  *
- * Owns the folder `<output>.mural` and the files `tile-<row>-<col>.rgb16` in it: raw samples,
- * [tile_h, tile_w, 3] of native 16-bit words, nothing else.  Invariant: the folder is locked while
- * it is used, so two runs never mix their tiles, and a file that spool_get reads was written whole
- * by spool_put of the same run.
+ * Owns the files `guide.rgb16` and `tile-<n>.rgb16` in the folder `<output>.mural`: samples
+ * [h, w, 3] of native 16-bit words, nothing else; n counts from 1 in reading order.  A file is on
+ * the disk, with its name, when a put returns.  Whether it may be trusted is not known here: the
+ * journal says so.
  *
- * Tiles rest here rather than in memory because a canvas may be larger than any memory, and because
- * the file format wants bands of rows while tiles may finish in any order.
+ * Tiles rest here rather than in memory because a canvas may be larger than any memory, because the
+ * file format wants bands of rows while tiles may finish in any order, and because a run that was
+ * killed goes on from them.
  *
- * Read next: assemble.c, which reads them back.
+ * Read next: store.c, which trusts or removes them; assemble.c, which reads them back.
  */
 #include "render/render_int.h"
 
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 struct spool {
     struct grid grid;
-    int         lock; /* the open folder, locked for this process */
     char        folder[1100];
 };
 
-static void tile_path(const struct spool *spool, uint32_t col, uint32_t row, char *out,
-                      size_t capacity)
+static const char GUIDE[] = "guide.rgb16";
+
+static void tile_path(const struct spool *spool, uint32_t number, char *out, size_t capacity)
 {
-    int wrote = snprintf(out, capacity, "%s/tile-%u-%u.rgb16", spool->folder, row, col);
+    int wrote = snprintf(out, capacity, "%s/tile-%u.rgb16", spool->folder, number);
     must(wrote > 0 && (size_t)wrote < capacity);
 }
 
@@ -39,85 +36,81 @@ static uint64_t row_bytes(const struct spool *spool)
     return (uint64_t)spool->grid.tile_w_px * 3 * sizeof(uint16_t);
 }
 
-static bool is_tile(const char *name)
+uint64_t spool_tile_bytes(const struct grid *grid)
 {
-    return strncmp(name, "tile-", 5) == 0 && strstr(name, ".rgb16") != NULL;
+    return (uint64_t)grid->tile_w_px * (uint64_t)grid->tile_h_px * 3 * sizeof(uint16_t);
 }
 
-/* What a killed run left behind would otherwise stay for ever. */
-static void remove_tiles(const char *folder)
+static bool is_ours(const char *name)
 {
-    DIR           *listing = opendir(folder);
+    return strcmp(name, GUIDE) == 0 ||
+           (strncmp(name, "tile-", 5) == 0 && strstr(name, ".rgb16") != NULL);
+}
+
+void spool_clear(const struct spool *spool)
+{
+    DIR           *listing = opendir(spool->folder);
     struct dirent *entry;
     char           path[1500];
 
     while (listing != NULL && (entry = readdir(listing)) != NULL) {
-        if (!is_tile(entry->d_name)) continue;
-        if (os_join(path, sizeof path, folder, entry->d_name)) (void)os.unlink(path);
+        if (!is_ours(entry->d_name)) continue;
+        if (os_join(path, sizeof path, spool->folder, entry->d_name)) (void)os.unlink(path);
     }
     if (listing != NULL) (void)closedir(listing);
 }
 
-/* Takes the folder for this process alone; the lock goes with the process, however it ends. */
-static int lock_folder(struct spool *spool, const char *output, struct err *err)
+int spool_open(struct spool **out, const char *folder, const struct grid *grid, struct err *err)
 {
-    int rc = ERR_OK;
-
-    TRY(os_make_dir(spool->folder, err));
-    spool->lock = os.open(spool->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (spool->lock < 0)
-        RAISE(err, ERR_IO, errno, "cannot open the folder '%s': %s", spool->folder,
-              strerror(errno));
-    if (flock(spool->lock, LOCK_EX | LOCK_NB) != 0)
-        RAISE(err, ERR_USAGE, errno,
-              "output: another mural is writing '%s'; wait for it or give another name", output);
-out:
-    return rc;
-}
-
-int spool_open(struct spool **out, const char *output, const struct grid *grid, struct err *err)
-{
-    int           rc = ERR_OK;
+    int           rc = ERR_OK, wrote;
     struct spool *spool = NULL;
-    int           wrote;
 
     TRY(os_alloc((void **)&spool, 1, sizeof *spool, "the tile store", err));
     spool->grid = *grid;
-    spool->lock = -1;
-    wrote = snprintf(spool->folder, sizeof spool->folder, "%s.mural", output);
+    wrote = snprintf(spool->folder, sizeof spool->folder, "%s", folder);
     must(wrote > 0 && (size_t)wrote < sizeof spool->folder);
-    TRY(lock_folder(spool, output, err));
-    remove_tiles(spool->folder);
     *out = spool;
-    spool = NULL;
 out:
-    if (spool != NULL && spool->lock >= 0) (void)os.close(spool->lock);
-    os_free(spool);
     return rc;
 }
 
-int spool_put(struct spool *spool, uint32_t col, uint32_t row, const uint16_t *samples,
-              struct err *err)
+void spool_close(struct spool *spool)
 {
-    int  rc = ERR_OK, fd = -1;
-    char path[1200];
+    os_free(spool);
+}
 
-    tile_path(spool, col, row, path, sizeof path);
+/* A file that could not be written whole is removed: what it took may be what others lack. */
+static int put(const char *path, const uint16_t *samples, uint64_t bytes, struct err *err)
+{
+    int        rc = ERR_OK, fd = -1;
+    struct err ignored = {0};
+
     TRY(os_open_write(&fd, path, err));
-    TRY(os_write_at(fd, 0, samples, row_bytes(spool) * (uint64_t)spool->grid.tile_h_px, path, err));
+    TRY(os_write_at(fd, 0, samples, bytes, path, err));
+    TRY(os_sync(fd, path, err));
 out:
     if (fd >= 0) rc = rc == ERR_OK ? os_close(fd, path, err) : (os.close(fd), rc);
+    if (rc == ERR_OK) return os_sync_folder(path, err);
+    if (fd >= 0) (void)os_remove(path, &ignored);
     return rc;
 }
 
-int spool_get(struct spool *spool, uint32_t col, uint32_t row, int32_t first, int32_t count,
+int spool_put(struct spool *spool, uint32_t number, const uint16_t *samples, struct err *err)
+{
+    char path[1200];
+
+    tile_path(spool, number, path, sizeof path);
+    return put(path, samples, spool_tile_bytes(&spool->grid), err);
+}
+
+int spool_get(struct spool *spool, uint32_t number, int32_t first, int32_t count,
               uint16_t *samples_out, struct err *err)
 {
     int  rc = ERR_OK, fd = -1;
     char path[1200];
 
     must(first >= 0 && count > 0 && first + count <= spool->grid.tile_h_px);
-    tile_path(spool, col, row, path, sizeof path);
+    tile_path(spool, number, path, sizeof path);
     TRY(os_open_read(&fd, path, err));
     TRY(os_read_at(fd, (uint64_t)first * row_bytes(spool), samples_out,
                    (uint64_t)count * row_bytes(spool), path, err));
@@ -126,12 +119,48 @@ out:
     return rc;
 }
 
-void spool_close(struct spool *spool)
+bool spool_holds(struct spool *spool, uint32_t number, uint64_t hash)
 {
-    if (spool == NULL) return;
-    remove_tiles(spool->folder);
-    if (rmdir(spool->folder) != 0)
-        log_line(LOG_WARN, "the folder '%s' stays: %s", spool->folder, strerror(errno));
-    (void)os.close(spool->lock);
-    os_free(spool);
+    struct err ignored = {0};
+    uint64_t   found = 0, bytes = 0;
+    char       path[1200];
+
+    tile_path(spool, number, path, sizeof path);
+    return os_is_file(path) && hash64_file(&found, &bytes, path, &ignored) == ERR_OK &&
+           bytes == spool_tile_bytes(&spool->grid) && found == hash;
+}
+
+static uint64_t guide_bytes(int32_t w, int32_t h)
+{
+    return (uint64_t)w * (uint64_t)h * 3 * sizeof(uint16_t);
+}
+
+int spool_put_guide(struct spool *spool, const struct image *guide, struct err *err)
+{
+    char path[1200];
+
+    must(os_join(path, sizeof path, spool->folder, GUIDE));
+    return put(path, guide->rgb, guide_bytes(guide->w, guide->h), err);
+}
+
+int spool_get_guide(struct image *out, struct spool *spool, const struct journal_guide *guide,
+                    struct err *err)
+{
+    int          rc = ERR_OK, fd = -1;
+    char         path[1200];
+    struct image image = {.w = guide->w, .h = guide->h};
+    uint64_t     bytes = guide_bytes(guide->w, guide->h);
+
+    must(os_join(path, sizeof path, spool->folder, GUIDE));
+    TRY(os_open_read(&fd, path, err));
+    TRY(os_alloc((void **)&image.rgb, bytes, 1, "the draft", err));
+    TRY(os_read_at(fd, 0, image.rgb, bytes, path, err));
+    if (hash64_pieces(image.rgb, bytes) != guide->hash)
+        RAISE(err, ERR_FORMAT, 0, "'%s' is damaged", path);
+    *out = image;
+    image.rgb = NULL;
+out:
+    if (fd >= 0) (void)os.close(fd);
+    image_close(&image);
+    return rc;
 }

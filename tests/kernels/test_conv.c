@@ -3,6 +3,8 @@
  *
  * Bound of one result: as in test_gemm.c, K = in_channels * size * size.
  */
+#include <omp.h>
+
 #include "tests/kernels/kernel_cases.h"
 
 struct conv_case {
@@ -11,6 +13,7 @@ struct conv_case {
     enum dtype y, x, w, compute;
     int64_t    gap;
     uint64_t   workspace_bytes;
+    bool       enlarge;
 };
 
 struct conv_data {
@@ -25,9 +28,10 @@ static struct conv_data conv_open(const struct conv_case *c)
 {
     struct conv_data d = {.workspace = workspace_open(c->workspace_bytes)};
     const int64_t k = (int64_t)c->in_channels * c->size * c->size;
+    const int32_t scale = c->enlarge ? 2 : 1;
 
-    d.out_h = (c->in_h + c->pad_top + c->pad_bottom - c->size) / c->stride + 1;
-    d.out_w = (c->in_w + c->pad_left + c->pad_right - c->size) / c->stride + 1;
+    d.out_h = (scale * c->in_h + c->pad_top + c->pad_bottom - c->size) / c->stride + 1;
+    d.out_w = (scale * c->in_w + c->pad_left + c->pad_right - c->size) / c->stride + 1;
     d.x = grid_drawn(c->x, (int64_t)c->in_h * c->in_w, c->in_channels, c->in_channels + c->gap, 0,
                      1);
     d.w = grid_drawn(c->w, c->out_channels, k, k, (size_t)(c->gap % 2), 2);
@@ -36,7 +40,7 @@ static struct conv_data conv_open(const struct conv_case *c)
     d.request = (struct conv_request){
         .y = d.y.m, .x = d.x.m, .w = d.w.m, .bias = d.bias, .in_h = c->in_h, .in_w = c->in_w,
         .size = c->size, .stride = c->stride, .pad_top = c->pad_top, .pad_left = c->pad_left,
-        .pad_bottom = c->pad_bottom, .pad_right = c->pad_right};
+        .pad_bottom = c->pad_bottom, .pad_right = c->pad_right, .enlarge = c->enlarge};
     return d;
 }
 
@@ -187,24 +191,184 @@ static void test_constant_picture(void **state)
     conv_close(&d);
 }
 
-static void test_upsample2(void **state)
+/* ------------------------------------------------------------------------------- enlargement */
+
+/* What the sums over a twice as large map would be, pixel by pixel. */
+static struct exact exact_enlarged(const struct conv_case *c, const double *x, const double *w,
+                                   double bias, int64_t at_y, int64_t at_x)
+{
+    struct exact e = {bias, fabs(bias)};
+
+    for (int64_t ky = 0; ky < 3; ky++) {
+        for (int64_t kx = 0; kx < 3; kx++) {
+            int64_t row = at_y + ky - c->pad_top, col = at_x + kx - c->pad_left;
+            if (row < 0 || row >= 2 * c->in_h || col < 0 || col >= 2 * c->in_w) continue;
+            for (int64_t i = 0; i < c->in_channels; i++) {
+                double product = x[(row / 2 * c->in_w + col / 2) * c->in_channels + i] *
+                                 w[i * 9 + ky * 3 + kx];
+                e.sum += product;
+                e.magnitude += fabs(product);
+            }
+        }
+    }
+    return e;
+}
+
+static void check_enlarging(const struct conv_case *c)
+{
+    struct conv_data d = conv_open(c);
+    double *x = grid_values(&d.x), *w = grid_values(&d.w);
+    const int64_t k = (int64_t)c->in_channels * 9;
+
+    assert_int_equal(k_conv2d_cpu(&d.request, c->compute, d.workspace), 0);
+    for (int64_t row = 0; row < d.out_h * d.out_w; row++) {
+        for (int64_t out = 0; out < c->out_channels; out++) {
+            struct exact e = exact_enlarged(c, x, w + out * k, (double)d.bias[out], row / d.out_w,
+                                            row % d.out_w);
+            /* and two roundings of added taps */
+            double relative = (double)(k + 4) * F32_EPS / 2;
+            if (c->compute == DTYPE_BF16) relative += BF16_EPS;
+            CHECK_NEAR(get(d.y.m, row, out), e.sum,
+                       relative * e.magnitude + store_error(e.sum, c->y) * 1.01);
+        }
+    }
+    grid_check_gaps(&d.y);
+    free(x);
+    free(w);
+    conv_close(&d);
+}
+
+/* Whole maps, and strips with a lending row above, below, or both. */
+static void enlarge_all_types(enum dtype compute)
+{
+    static const int32_t maps[][4] = {
+        {1, 1, 1, 1}, {1, 5, 3, 4}, {3, 1, 16, 16}, {5, 4, 17, 18}, {4, 7, 70, 5}, {7, 6, 32, 32}};
+
+    for (size_t m = 0; m < sizeof maps / sizeof maps[0]; m++) {
+        for (int turn = 0; turn < 12; turn++) {
+            struct conv_case c = {.in_h = maps[m][0], .in_w = maps[m][1],
+                                  .in_channels = maps[m][2], .out_channels = maps[m][3],
+                                  .size = 3, .stride = 1, .pad_top = turn & 1 ? -1 : 1,
+                                  .pad_left = 1, .pad_bottom = turn & 2 ? -1 : 1, .pad_right = 1,
+                                  .enlarge = true, .workspace_bytes = 4 << 20,
+                                  .compute = compute};
+            if (c.in_h < 3 && turn & 3) continue; /* no row would be left */
+            c.y = turn & 4 ? DTYPE_BF16 : DTYPE_F32;
+            c.x = turn & 1 ? DTYPE_BF16 : DTYPE_F32;
+            c.w = (enum dtype)(turn % 5);
+            c.gap = turn % 3;
+            check_enlarging(&c);
+        }
+    }
+}
+
+static void test_enlarging_f32(void **state)
 {
     (void)state;
-    for (int turn = 0; turn < 4; turn++) {
-        const enum dtype from = turn & 1 ? DTYPE_BF16 : DTYPE_F32;
-        const enum dtype to = turn & 2 ? DTYPE_BF16 : DTYPE_F32;
-        struct grid x = grid_drawn(from, 3 * 5, 17, 17 + turn, 0, 1);
-        struct grid y = grid_empty(to, 6 * 10, 17, 18, 0);
-        k_upsample2_cpu(y.m, x.m, 3, 5);
-        for (int64_t row = 0; row < 60; row++)
-            for (int64_t c = 0; c < 17; c++) {
-                double value = get(x.m, row / 20 * 5 + row % 10 / 2, c);
-                CHECK_NEAR(get(y.m, row, c), value,
-                           to == DTYPE_BF16 ? store_error(value, DTYPE_BF16) : 0.0);
+    enlarge_all_types(DTYPE_F32);
+}
+
+static void test_enlarging_bf16(void **state)
+{
+    (void)state;
+    skip_without_bf16();
+    enlarge_all_types(DTYPE_BF16);
+}
+
+/* -------------------------------------------------------------------------- strips and threads */
+
+/* The part of `whole` for rows [first, end) of its results; of its sources, where it enlarges. */
+static struct conv_request strip_of(const struct conv_request *whole, int32_t first, int32_t end)
+{
+    const int32_t       halo = whole->size / 2, lend = whole->enlarge ? -1 : 0;
+    const int32_t       rows_up = whole->enlarge ? 2 : 1;
+    const int64_t       y_w = (int64_t)whole->in_w * rows_up / whole->stride;
+    int32_t             top = first - halo, bottom = end + halo;
+    struct conv_request strip = *whole;
+
+    if (whole->stride == 2) {
+        top = 2 * first;
+        bottom = 2 * end + 1;
+    }
+    strip.pad_top = top < 0 ? 1 : whole->stride == 2 || halo == 0 ? 0 : lend;
+    strip.pad_bottom = bottom > whole->in_h ? 1 : whole->stride == 2 || halo == 0 ? 0 : lend;
+    top = top < 0 ? 0 : top;
+    bottom = bottom > whole->in_h ? whole->in_h : bottom;
+    strip.in_h = bottom - top;
+    strip.x.rows = (int64_t)strip.in_h * whole->in_w;
+    strip.x.data = (float *)whole->x.data + top * whole->in_w * whole->x.ld;
+    strip.y.rows = (int64_t)(end - first) * rows_up * y_w;
+    strip.y.data = (float *)whole->y.data + first * rows_up * y_w * whole->y.ld;
+    return strip;
+}
+
+/* `kind`: 0 a 3x3 convolution, 1 a 1x1, 2 one that halves, 3 one that enlarges. */
+static struct conv_case kind_of_case(int kind, int32_t h, int32_t w, int32_t in, int32_t out)
+{
+    const int32_t    size = kind == 1 ? 1 : 3, pad = kind == 1 ? 0 : 1;
+    struct conv_case c = {.in_h = h, .in_w = w, .in_channels = in, .out_channels = out,
+                          .size = size, .stride = kind == 2 ? 2 : 1, .pad_top = kind == 2 ? 0 : pad,
+                          .pad_left = kind == 2 ? 0 : pad, .pad_bottom = pad, .pad_right = pad,
+                          .enlarge = kind == 3};
+    c.workspace_bytes = kernels_workspace_bytes(5, (uint64_t)(in * out) * 9);
+    return c;
+}
+
+static void test_threads_do_not_change_bits(void **state)
+{
+    (void)state;
+    static const int32_t maps[][4] = {
+        {6, 8, 512, 16}, {16, 16, 128, 128}, {12, 20, 3, 32}, {40, 40, 64, 3}, {9, 7, 256, 512}};
+    const int usual = omp_get_max_threads();
+
+    for (size_t i = 0; i < 4 * sizeof maps / sizeof maps[0]; i++) {
+        const int32_t   *m = maps[i / 4];
+        struct conv_case c = kind_of_case((int)(i % 4), m[0], m[1] / 2 * 2, m[2], m[3]);
+        struct conv_data data = conv_open(&c);
+        char            *first = malloc(data.y.bytes);
+        assert_non_null(first);
+        for (int threads = 1; threads <= 5; threads++) {
+            omp_set_num_threads(threads);
+            assert_int_equal(k_conv2d_cpu(&data.request, c.compute, data.workspace), 0);
+            if (threads == 1)
+                memcpy(first, data.y.block, data.y.bytes);
+            else
+                assert_memory_equal(first, data.y.block, data.y.bytes);
+        }
+        free(first);
+        conv_close(&data);
+    }
+    omp_set_num_threads(usual);
+}
+
+static void test_strips_do_not_change_bits(void **state)
+{
+    (void)state;
+    static const int32_t maps[][4] = {
+        {8, 1, 3, 16}, {12, 8, 128, 3}, {10, 33, 17, 32}, {8, 64, 96, 64}, {6, 20, 256, 128}};
+
+    for (int n = 0; n < 4 * (int)(sizeof maps / sizeof maps[0]); n++) {
+        const int32_t   *m = maps[n / 4];
+        const int        kind = n % 4;
+        struct conv_case c = kind_of_case(kind, m[0], kind == 2 ? 2 * m[1] : m[1], m[2], m[3]);
+        struct conv_data d = conv_open(&c);
+        const int32_t    h = kind == 2 ? c.in_h / 2 : c.in_h;
+        char            *whole = malloc(d.y.bytes);
+
+        assert_non_null(whole);
+        assert_int_equal(k_conv2d_cpu(&d.request, c.compute, d.workspace), 0);
+        memcpy(whole, d.y.block, d.y.bytes);
+        for (int32_t step = 1; step < h; step++) {
+            memset(d.y.block, GAP_BYTE, d.y.bytes);
+            for (int32_t first = 0; first < h; first += step) {
+                const int32_t       end = first + step < h ? first + step : h;
+                struct conv_request strip = strip_of(&d.request, first, end);
+                assert_int_equal(k_conv2d_cpu(&strip, c.compute, d.workspace), 0);
             }
-        grid_check_gaps(&y);
-        grid_free(&x);
-        grid_free(&y);
+            assert_memory_equal(whole, d.y.block, d.y.bytes);
+        }
+        free(whole);
+        conv_close(&d);
     }
 }
 
@@ -260,7 +424,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_small_workspace_makes_tiles),
         cmocka_unit_test(test_constant_picture),
-        cmocka_unit_test(test_upsample2),
+        cmocka_unit_test(test_enlarging_f32),
+        cmocka_unit_test(test_enlarging_bf16),
+        cmocka_unit_test(test_strips_do_not_change_bits),
+        cmocka_unit_test(test_threads_do_not_change_bits),
     };
     if (wants_bench(argc, argv)) return bench();
     return cmocka_run_group_tests_name("conv", tests, NULL, NULL);

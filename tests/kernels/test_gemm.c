@@ -7,6 +7,8 @@
  * factor; the activation stretches an error by at most 1.13 and has its own 2e-6; storing rounds
  * once.
  */
+#include <omp.h>
+
 #include "tests/kernels/kernel_cases.h"
 
 struct linear_case {
@@ -171,6 +173,43 @@ static void test_identity_reads_weights_exactly(void **state)
     free(workspace.data);
 }
 
+/* Shapes in which a library is tempted to share the sum itself among threads: long, and of few
+ * results. */
+static void test_threads_do_not_change_bits(void **state)
+{
+    (void)state;
+    static const int64_t long_sums[][3] = {
+        {24, 48, 512},   {64, 64, 64},    {96, 16, 1024},
+        {200, 768, 256}, {33, 130, 2049}, {640, 64, 96}};
+    struct workspace workspace = workspace_open(8 << 20);
+    const int        usual = omp_get_max_threads();
+
+    for (size_t i = 0; i < sizeof long_sums / sizeof long_sums[0]; i++) {
+        const int64_t rows = long_sums[i][0], outs = long_sums[i][1], ins = long_sums[i][2];
+        struct grid   x = grid_drawn(DTYPE_F32, rows, ins, ins, 0, 1);
+        struct grid   w = grid_drawn(i % 2 ? DTYPE_F32 : DTYPE_BF16, outs, ins, ins, 0, 2);
+        struct grid   y = grid_empty(DTYPE_F32, rows, outs, outs, 0);
+        char         *first = malloc(y.bytes);
+        assert_non_null(first);
+        for (int threads = 1; threads <= 5; threads++) {
+            omp_set_num_threads(threads);
+            assert_int_equal(
+                k_linear_cpu(y.m, x.m, w.m, NULL, ACT_GELU_TANH, DTYPE_F32, workspace), 0);
+            if (threads == 1)
+                memcpy(first, y.block, y.bytes);
+            else
+                assert_memory_equal(first, y.block, y.bytes);
+        }
+        assert_int_equal(omp_get_max_threads(), 5);
+        free(first);
+        grid_free(&x);
+        grid_free(&w);
+        grid_free(&y);
+    }
+    omp_set_num_threads(usual);
+    free(workspace.data);
+}
+
 /* ------------------------------------------------------------------------------------- bench */
 
 struct bench {
@@ -235,6 +274,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_small_workspace_f32),
         cmocka_unit_test(test_small_workspace_bf16),
         cmocka_unit_test(test_identity_reads_weights_exactly),
+        cmocka_unit_test(test_threads_do_not_change_bits),
     };
     if (wants_bench(argc, argv)) return bench();
     return cmocka_run_group_tests_name("gemm", tests, NULL, NULL);

@@ -125,9 +125,46 @@ static void test_layer_norm_of_row_far_from_zero(void **state)
 
 /* --------------------------------------------------------------------------------- group norm */
 
+struct group_norm {
+    const float *weight, *bias;
+    int32_t      groups;
+    float        eps;
+    bool         silu;
+};
+
+/* The three steps over a map of `runs` runs, `strip` of them at a time. */
+static void group_norm_strips(struct matrix y, struct matrix x, const struct group_norm *norm,
+                              int64_t runs, int64_t strip)
+{
+    const int64_t run_rows = x.rows / runs;
+    struct grid   stats = grid_empty(DTYPE_F32, runs, 2 * x.cols, 2 * x.cols + 1, 0);
+    struct grid   table = grid_empty(DTYPE_F32, 2, x.cols, x.cols, 0);
+
+    for (int64_t first = 0; first < runs; first += strip) {
+        const int64_t count = first + strip < runs ? strip : runs - first;
+        struct matrix rows = x, part = stats.m;
+        rows.data = (char *)x.data + (size_t)(first * run_rows * x.ld) * dtype_bytes(x.dtype);
+        rows.rows = count * run_rows;
+        part.data = (float *)stats.m.data + first * stats.m.ld;
+        part.rows = count;
+        k_group_stats_cpu(part, rows);
+    }
+    k_group_merge_cpu(table.m, stats.m, norm->weight, run_rows, norm->groups, norm->eps);
+    k_group_apply_cpu(y, x, table.m, norm->bias, norm->silu);
+    grid_check_gaps(&stats);
+    grid_free(&stats);
+    grid_free(&table);
+}
+
+static void group_norm(struct matrix y, struct matrix x, const struct group_norm *norm,
+                       int64_t runs)
+{
+    group_norm_strips(y, x, norm, runs, runs);
+}
+
 struct group_case {
     enum dtype y, x;
-    int64_t    rows, cols;
+    int64_t    rows, cols, runs;
     int32_t    groups;
     bool       silu, in_place;
 };
@@ -140,12 +177,12 @@ static void check_group_norm(const struct group_case *c)
     double     *values = grid_values(&x);
     double     *group = malloc((size_t)count * sizeof *group);
     float      *weight = vector_drawn(c->cols, 2), *bias = vector_drawn(c->cols, 3);
-    struct workspace workspace = workspace_open(8 << 20);
     const double eps = 1e-6;
+    const struct group_norm norm = {weight, bias, c->groups, (float)eps, c->silu};
 
     assert_non_null(group);
     struct matrix got = c->in_place ? x.m : y.m;
-    k_group_norm_cpu(got, x.m, weight, bias, c->groups, (float)eps, c->silu, workspace);
+    group_norm(got, x.m, &norm, c->runs);
     for (int64_t g = 0; g < c->groups; g++) {
         for (int64_t i = 0; i < count; i++)
             group[i] = values[i / channels * c->cols + g * channels + i % channels];
@@ -166,7 +203,6 @@ static void check_group_norm(const struct group_case *c)
     free(group);
     free(weight);
     free(bias);
-    free(workspace.data);
     grid_free(&x);
     grid_free(&y);
 }
@@ -174,13 +210,15 @@ static void check_group_norm(const struct group_case *c)
 static void test_group_norm(void **state)
 {
     (void)state;
-    static const int64_t maps[][3] = {{1, 2, 1},   {2, 6, 3},    {17, 17, 1}, {65, 32, 32},
-                                      {300, 64, 8}, {1030, 32, 4}, {20000, 4, 2}};
+    /* rows, channels, groups, runs */
+    static const int64_t maps[][4] = {{1, 2, 1, 1},       {2, 6, 3, 2},        {17, 17, 1, 17},
+                                      {65, 32, 32, 5},    {300, 64, 8, 20},    {1030, 32, 4, 1},
+                                      {20000, 4, 2, 100}, {1024, 300, 150, 32}};
     for (size_t m = 0; m < sizeof maps / sizeof maps[0]; m++) {
         for (int turn = 0; turn < 8; turn++) {
             struct group_case c = {turn & 1 ? DTYPE_BF16 : DTYPE_F32,
                                    turn & 2 ? DTYPE_BF16 : DTYPE_F32,
-                                   maps[m][0], maps[m][1], (int32_t)maps[m][2],
+                                   maps[m][0], maps[m][1], maps[m][3], (int32_t)maps[m][2],
                                    turn & 4,   turn == 0 || turn == 7};
             check_group_norm(&c);
         }
@@ -192,15 +230,13 @@ static void test_group_norm_of_constant_map_is_bias(void **state)
     (void)state;
     struct grid x = grid_drawn(DTYPE_F32, 500, 32, 32, 0, 1);
     float *weight = vector_drawn(32, 2), *bias = vector_drawn(32, 3);
-    struct workspace workspace = workspace_open(1 << 20);
     for (int64_t i = 0; i < 500 * 32; i++)
         set(x.m, i / 32, i % 32, 1000.25);
-    k_group_norm_cpu(x.m, x.m, weight, bias, 8, 1e-6f, false, workspace);
+    group_norm(x.m, x.m, &(struct group_norm){weight, bias, 8, 1e-6f, false}, 25);
     for (int64_t i = 0; i < 500 * 32; i++)
         assert_true(get(x.m, i / 32, i % 32) == (double)bias[i % 32]);
     free(weight);
     free(bias);
-    free(workspace.data);
     grid_free(&x);
 }
 
@@ -211,42 +247,41 @@ static void test_group_norm_far_from_zero(void **state)
     enum { ROWS = 40000 };
     struct grid x = grid_empty(DTYPE_F32, ROWS, 4, 4, 0);
     const float weight[4] = {1, 1, 1, 1}, bias[4] = {0};
-    struct workspace workspace = workspace_open(1 << 20);
     for (int64_t i = 0; i < ROWS * 4; i++)
         set(x.m, i / 4, i % 4, 1024 + (i % 3 == 0 ? 1.0 : -0.5));
-    k_group_norm_cpu(x.m, x.m, weight, bias, 1, 0.0f, false, workspace);
+    group_norm(x.m, x.m, &(struct group_norm){weight, bias, 1, 0.0f, false}, ROWS / 200);
     const double deviation = sqrt(0.5); /* of 1, -1/2, -1/2 */
     for (int64_t i = 0; i < ROWS * 4; i++)
         CHECK_NEAR(get(x.m, i / 4, i % 4), (i % 3 == 0 ? 1.0 : -0.5) / deviation,
                    1024 * F32_EPS * 2); /* the mean rounds at 1024 */
-    free(workspace.data);
     grid_free(&x);
 }
 
-static void test_threads_do_not_change_bits(void **state)
+static void test_threads_and_strips_do_not_change_bits(void **state)
 {
     (void)state;
     struct grid x = grid_drawn(DTYPE_F32, 5000, 32, 32, 0, 1);
     struct grid y = grid_empty(DTYPE_F32, 5000, 32, 32, 0);
     float *weight = vector_drawn(32, 2), *bias = vector_drawn(32, 3);
-    struct workspace workspace = workspace_open(8 << 20);
+    const struct group_norm norm = {weight, bias, 8, 1e-6f, true};
     const int usual = omp_get_max_threads();
     char *first = malloc(y.bytes);
 
     assert_non_null(first);
+    group_norm(y.m, x.m, &norm, 50);
+    memcpy(first, y.block, y.bytes);
     for (int threads = 1; threads <= 5; threads++) {
         omp_set_num_threads(threads);
-        k_group_norm_cpu(y.m, x.m, weight, bias, 8, 1e-6f, true, workspace);
-        if (threads == 1)
-            memcpy(first, y.block, y.bytes);
-        else
+        for (int64_t strip = 1; strip <= 50; strip += 1 + strip / 2) {
+            memset(y.block, GAP_BYTE, y.bytes);
+            group_norm_strips(y.m, x.m, &norm, 50, strip);
             assert_memory_equal(first, y.block, y.bytes);
+        }
     }
     omp_set_num_threads(usual);
     free(first);
     free(weight);
     free(bias);
-    free(workspace.data);
     grid_free(&x);
     grid_free(&y);
 }
@@ -254,9 +289,8 @@ static void test_threads_do_not_change_bits(void **state)
 /* ------------------------------------------------------------------------------------- bench */
 
 struct bench {
-    struct matrix    y, x;
-    float           *scale, *shift;
-    struct workspace workspace;
+    struct matrix y, x;
+    float        *scale, *shift;
 };
 
 static void run_layer_norm(void *user)
@@ -268,22 +302,20 @@ static void run_layer_norm(void *user)
 static void run_group_norm(void *user)
 {
     const struct bench *b = user;
-    k_group_norm_cpu(b->y, b->x, b->scale, b->shift, 32, 1e-6f, true, b->workspace);
+    group_norm(b->y, b->x, &(struct group_norm){b->scale, b->shift, 32, 1e-6f, true}, 1024);
 }
 
 static void bench_norm(const char *name, void (*run)(void *), int64_t rows, int64_t cols)
 {
     struct grid  x = grid_drawn(DTYPE_F32, rows, cols, cols, 0, 1);
     struct grid  y = grid_empty(DTYPE_F32, rows, cols, cols, 0);
-    struct bench b = {y.m, x.m, vector_drawn(cols, 2), vector_drawn(cols, 3),
-                      workspace_open(8 << 20)};
+    struct bench b = {y.m, x.m, vector_drawn(cols, 2), vector_drawn(cols, 3)};
     double best = best_seconds(run, &b, 8);
 
     printf("%-10s %7lld x %-5lld f32: %8.3f ms %6.1f GB/s of x and y\n", name, (long long)rows,
            (long long)cols, best * 1e3, 8e-9 * (double)(rows * cols) / best);
     free(b.scale);
     free(b.shift);
-    free(b.workspace.data);
     grid_free(&x);
     grid_free(&y);
 }
@@ -306,7 +338,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_group_norm),
         cmocka_unit_test(test_group_norm_of_constant_map_is_bias),
         cmocka_unit_test(test_group_norm_far_from_zero),
-        cmocka_unit_test(test_threads_do_not_change_bits),
+        cmocka_unit_test(test_threads_and_strips_do_not_change_bits),
     };
     if (wants_bench(argc, argv)) return bench();
     return cmocka_run_group_tests_name("norm", tests, NULL, NULL);

@@ -141,30 +141,36 @@ struct group_case {
     bool       silu, in_place;
 };
 
-/* The device's result, twice: the second time must give the same bits. */
+/* Statistics of a few runs of equal length. */
+static int64_t runs_of(const struct group_case *c)
+{
+    return c->rows % 10 == 0 ? 10 : c->rows % 3 == 0 ? 3 : 1;
+}
+
+/* All three steps, twice: the second time must give the same bits. */
 static struct grid group_norm_on_device(const struct group_case *c, const struct grid *x,
                                         const struct grid *y, const float *weight,
                                         const float *bias)
 {
-    const uint64_t bytes = k_group_norm_cuda_bytes(c->rows, c->cols, c->groups);
-    float         *dweight = device_floats(weight, c->cols), *dbias = device_floats(bias, c->cols);
-    struct workspace workspace = {NULL, bytes};
-    struct grid      got[2];
+    const int64_t runs = runs_of(c);
+    float *dweight = device_floats(weight, c->cols), *dbias = device_floats(bias, c->cols);
+    struct matrix stats = device_matrix(DTYPE_F32, runs, 2 * c->cols);
+    struct matrix table = device_matrix(DTYPE_F32, 2, c->cols);
+    struct grid   got[2];
 
-    CUDA_OK(cudaMalloc(&workspace.data, bytes));
     for (int turn = 0; turn < 2; turn++) {
         struct device_grid dx = device_copy(x), dy = device_copy(y);
-        CUDA_OK(k_group_norm_cuda(c->in_place ? dx.m : dy.m, dx.m, dweight, dbias, c->groups, 1e-6f,
-                                  c->silu, workspace, NULL));
+        CUDA_OK(k_group_stats_cuda(stats, dx.m, NULL));
+        CUDA_OK(k_group_merge_cuda(table, stats, dweight, c->rows / runs, c->groups, 1e-6f, NULL));
+        CUDA_OK(k_group_apply_cuda(c->in_place ? dx.m : dy.m, dx.m, table, dbias, c->silu, NULL));
         struct grid first = device_take(&dx), second = device_take(&dy);
         got[turn] = c->in_place ? first : second;
         grid_free(c->in_place ? &second : &first);
     }
-    workspace.bytes -= 1;
-    assert_int_equal(
-        k_group_norm_cuda(x->m, x->m, dweight, dbias, c->groups, 1e-6f, c->silu, workspace, NULL),
-        cudaErrorInvalidValue);
-    CUDA_OK(cudaFree(workspace.data));
+    stats.rows = 0;
+    assert_int_equal(k_group_stats_cuda(stats, x->m, NULL), cudaErrorInvalidValue);
+    CUDA_OK(cudaFree(stats.data));
+    CUDA_OK(cudaFree(table.data));
     CUDA_OK(cudaFree(dweight));
     CUDA_OK(cudaFree(dbias));
     check_same_bytes(&got[1], &got[0]);
@@ -174,19 +180,23 @@ static struct grid group_norm_on_device(const struct group_case *c, const struct
 
 static void check_group_norm(const struct group_case *c)
 {
-    struct grid      x = grid_drawn(c->x, c->rows, c->cols, c->cols + c->gap, 0, 1);
-    struct grid      y = grid_empty(c->y, c->rows, c->cols, c->cols + c->gap, 0);
-    float           *weight = vector_drawn(c->cols, 2), *bias = vector_drawn(c->cols, 3);
-    struct workspace workspace = workspace_open(8 << 20);
-    struct grid      got = group_norm_on_device(c, &x, &y, weight, bias);
-    struct grid     *want = c->in_place ? &x : &y;
+    struct grid  x = grid_drawn(c->x, c->rows, c->cols, c->cols + c->gap, 0, 1);
+    struct grid  y = grid_empty(c->y, c->rows, c->cols, c->cols + c->gap, 0);
+    struct grid  stats = grid_empty(DTYPE_F32, runs_of(c), 2 * c->cols, 2 * c->cols, 0);
+    struct grid  table = grid_empty(DTYPE_F32, 2, c->cols, c->cols, 0);
+    float       *weight = vector_drawn(c->cols, 2), *bias = vector_drawn(c->cols, 3);
+    struct grid  got = group_norm_on_device(c, &x, &y, weight, bias);
+    struct grid *want = c->in_place ? &x : &y;
 
-    k_group_norm_cpu(want->m, x.m, weight, bias, c->groups, 1e-6f, c->silu, workspace);
+    k_group_stats_cpu(stats.m, x.m);
+    k_group_merge_cpu(table.m, stats.m, weight, c->rows / stats.m.rows, c->groups, 1e-6f);
+    k_group_apply_cpu(want->m, x.m, table.m, bias, c->silu);
     check_twins(&got, want, c->rows * c->cols / c->groups < 16 ? 1e-4 : 1e-5);
     assert_true(distance(&got, want) < (want->m.dtype == DTYPE_BF16 ? 1e-2 : 1e-5));
     free(weight);
     free(bias);
-    free(workspace.data);
+    grid_free(&stats);
+    grid_free(&table);
     grid_free(&got);
     grid_free(&x);
     grid_free(&y);
@@ -240,7 +250,7 @@ static void test_group_norm_far_from_zero(void **state)
 struct bench {
     struct matrix    out, x, y;
     float           *vector; /* serves as scale, shift, gate, weight and bias */
-    struct workspace workspace;
+    struct matrix    stats, table;
 };
 
 static struct bench bench_open(int64_t rows, int64_t cols, enum dtype x, enum dtype out)
@@ -249,9 +259,9 @@ static struct bench bench_open(int64_t rows, int64_t cols, enum dtype x, enum dt
                       device_matrix(x, rows, cols),
                       device_matrix(DTYPE_BF16, rows, cols),
                       NULL,
-                      {NULL, k_group_norm_cuda_bytes(rows, cols, 32)}};
+                      device_matrix(DTYPE_F32, 1024, 2 * cols),
+                      device_matrix(DTYPE_F32, 2, cols)};
     b.vector = device_matrix(DTYPE_F32, 1, cols).data;
-    CUDA_OK(cudaMalloc(&b.workspace.data, b.workspace.bytes));
     return b;
 }
 
@@ -261,7 +271,8 @@ static void bench_close(struct bench *b)
     CUDA_OK(cudaFree(b->x.data));
     CUDA_OK(cudaFree(b->y.data));
     CUDA_OK(cudaFree(b->vector));
-    CUDA_OK(cudaFree(b->workspace.data));
+    CUDA_OK(cudaFree(b->stats.data));
+    CUDA_OK(cudaFree(b->table.data));
 }
 
 static int run_layer_norm(void *user)
@@ -284,8 +295,9 @@ static int run_gated(void *user)
 static int run_group_norm(void *user)
 {
     const struct bench *b = user;
-    return k_group_norm_cuda(b->out, b->x, b->vector, b->vector, 32, 1e-6f, true, b->workspace,
-                             NULL);
+    int rc = k_group_stats_cuda(b->stats, b->x, NULL);
+    if (!rc) rc = k_group_merge_cuda(b->table, b->stats, b->vector, b->x.rows / 1024, 32, 1e-6f, NULL);
+    return rc ? rc : k_group_apply_cuda(b->out, b->x, b->table, b->vector, true, NULL);
 }
 
 static void bench_group_norm(const char *name, int64_t rows, int64_t cols)

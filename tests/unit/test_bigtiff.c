@@ -75,13 +75,15 @@ static int write_poster(const struct bigtiff_request *request, const struct pict
                         struct err *err)
 {
     struct bigtiff *tiff = NULL;
+    uint64_t        bytes = 0, hash = 0;
     const size_t    row = (size_t)picture->w * 3 * (size_t)picture->bits / 8;
     int             rc = bigtiff_open(&tiff, request, err);
 
     for (int32_t y = 0; rc == ERR_OK && y < picture->h; y += BIGTIFF_TILE_PX)
         rc = bigtiff_write_band(tiff, picture->samples + (size_t)y * row,
                                 (int32_t)min_i64(BIGTIFF_TILE_PX, picture->h - y), err);
-    if (rc == ERR_OK) rc = bigtiff_finish(tiff, err);
+    if (rc == ERR_OK) rc = bigtiff_complete(tiff, &bytes, &hash, err);
+    if (rc == ERR_OK) rc = bigtiff_publish(tiff, err);
     bigtiff_close(tiff);
     return rc;
 }
@@ -521,7 +523,7 @@ static void test_failed_sync_and_close(void **state)
     os = working;
     assert_int_equal(rc, ERR_IO);
     assert_int_equal(scratch_count(folder), 0);
-    fault_at = 2, calls_made = 0; /* the first closes the verifying reader */
+    fault_at = 3, calls_made = 0; /* before: the verifying reader, and that of the hash */
     os.close = faulty_close;
     rc = write_poster(&request, &picture, &err);
     os = working;

@@ -21,14 +21,17 @@ static const char *other_value(const struct setting *row)
 {
     static const struct {
         const char *key, *value;
-    } values[] = {
-        {"seed", "7"},         {"guidance", "2.25"},    {"size", "640x480"},  {"width", "1000"},
-        {"height", "1000"},    {"dpi", "150"},          {"draft_px", "256"},  {"draft_steps", "9"},
-        {"count", "4"},        {"steps", "20"},         {"sigma", "0.75"},    {"tile_px", "512"},
-        {"overlap_px", "64"},  {"fit", "exact"},        {"strength", "0.5"},  {"mu", "1.15"},
-        {"bits", "8"},         {"compression", "zstd"}, {"level", "3"},       {"metadata", "false"},
-        {"dtype", "f32"},      {"device", "cuda:1"},    {"threads", "2"},
-        {"precision", "f32"},  {"text_tokens", "64"},   {"shard_bytes", "2GB"}};
+    } values[] = {{"seed", "7"},         {"guidance", "2.25"},  {"size", "640x480"},
+                  {"width", "1000"},     {"height", "1000"},    {"dpi", "150"},
+                  {"draft_px", "256"},   {"draft_steps", "9"},  {"count", "4"},
+                  {"steps", "20"},       {"sigma", "0.75"},     {"tile_px", "512"},
+                  {"overlap_px", "64"},  {"fit", "exact"},      {"strength", "0.5"},
+                  {"mu", "1.15"},        {"bits", "8"},         {"compression", "zstd"},
+                  {"level", "3"},        {"metadata", "false"}, {"dtype", "f32"},
+                  {"device", "cuda:1"},  {"threads", "2"},      {"workers", "3"},      {"worker_timeout", "60"},
+                  {"precision", "f32"},  {"text_tokens", "64"}, {"shard_bytes", "2GB"},
+                  {"tile_retries", "7"}, {"on_fail", "draft"},  {"keep_tiles", "no"},
+                  {"tiles", "3,7-9"}};
 
     for (size_t i = 0; i < ARRAY_COUNT(values); i++)
         if (strcmp(values[i].key, row->key) == 0) return values[i].value;
@@ -654,7 +657,7 @@ static void sample_file_gives_the_defaults(void **state)
     source.bytes = strlen(text);
     ASSERT_OK(yaml_read(config, &source, &err));
     assert_true(same(config, before));
-    assert_int_equal(lines, count - 3); /* all but "size", "config" and "input" */
+    assert_int_equal(lines, count - 4); /* all but "size", "config", "input" and "tiles" */
     os_free(text);
     free(config);
     free(before);

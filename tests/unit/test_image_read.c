@@ -202,6 +202,7 @@ static void test_refused_tiff_layouts(void **state)
 static void test_our_own_poster_comes_back_to_the_bit(void **state)
 {
     static uint16_t        samples[600 * 20 * 3];
+    uint64_t bytes = 0, hash = 0;
     uint64_t               seed = 5;
     struct err             err = {0};
     struct image           image = {0};
@@ -219,7 +220,8 @@ static void test_our_own_poster_comes_back_to_the_bit(void **state)
         samples[i] = (uint16_t)random_u64(&seed);
     ASSERT_OK(bigtiff_open(&tiff, &request, &err));
     ASSERT_OK(bigtiff_write_band(tiff, samples, 20, &err));
-    ASSERT_OK(bigtiff_finish(tiff, &err));
+    ASSERT_OK(bigtiff_complete(tiff, &bytes, &hash, &err));
+    ASSERT_OK(bigtiff_publish(tiff, &err));
     bigtiff_close(tiff);
     ASSERT_OK(image_read(&image, path, &err));
     assert_memory_equal(image.rgb, samples, sizeof samples);

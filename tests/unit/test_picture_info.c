@@ -14,12 +14,14 @@ static void write_poster(const struct bigtiff_request *request)
 {
     static const uint16_t samples[600 * 5 * 3];
     struct bigtiff       *tiff = NULL;
+    uint64_t bytes = 0, hash = 0;
     struct err            err = {0};
 
     assert_true(request->w <= 600 && request->h <= 5);
     ASSERT_OK(bigtiff_open(&tiff, request, &err));
     ASSERT_OK(bigtiff_write_band(tiff, samples, request->h, &err));
-    ASSERT_OK(bigtiff_finish(tiff, &err));
+    ASSERT_OK(bigtiff_complete(tiff, &bytes, &hash, &err));
+    ASSERT_OK(bigtiff_publish(tiff, &err));
     bigtiff_close(tiff);
 }
 

@@ -4,171 +4,13 @@
  * The fake painter's latent holds all 192 samples of an 8 x 8 px cell, so a poster must come out as
  * the enlarged draft, to the bit: anything else is a mistake of tiles, blend, store or file.
  */
-#include "../test.h"
-
-#include "render/render_int.h"
+#include "fake_painter.h"
 
 #include <errno.h>
-#include <math.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <tiffio.h>
-
-enum { CHANNELS = 192 };
-
-struct fake {
-    int begun, ended, noises, predictions;
-    int fail_at; /* the n-th prediction fails; 0: none */
-};
-
-static int fake_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
-                      struct err *err)
-{
-    (void)err;
-    ((struct fake *)self)->begun++;
-    *steps_out = stage->steps;
-    return ERR_OK;
-}
-static void fake_end(void *self)
-{
-    ((struct fake *)self)->ended++;
-}
-/* Noise that is a picture, by its place on the canvas, so that drafts are smooth and known. */
-static void fake_noise(void *self, const struct painter_noise *request, float *out)
-{
-    const struct lat_rect *r = &request->rect;
-
-    ((struct fake *)self)->noises++;
-    for (int32_t y = 0; y < r->h; y++)
-        for (int32_t x = 0; x < r->w; x++)
-            for (int32_t k = 0; k < CHANNELS; k++) {
-                int32_t px = (r->x + x) * 8 + k % 24 / 3, py = (r->y + y) * 8 + k / 24;
-                out[((size_t)y * (size_t)r->w + (size_t)x) * CHANNELS + (size_t)k] =
-                    0.5f + 0.4f * sinf(0.05f * (float)px + 0.03f * (float)py * (float)(1 + k % 3) +
-                                       (float)request->seed);
-            }
-}
-static void to_latent(const float *rgb, int32_t w, int32_t h, float *latent, bool back)
-{
-    for (int32_t y = 0; y < h; y++)
-        for (int32_t x = 0; x < w; x++)
-            for (int32_t c = 0; c < 3; c++) {
-                size_t cell = (size_t)(y / 8) * (size_t)(w / 8) + (size_t)(x / 8);
-                size_t at = cell * CHANNELS + (size_t)(y % 8 * 24 + x % 8 * 3 + c);
-                size_t pixel = ((size_t)y * (size_t)w + (size_t)x) * 3 + (size_t)c;
-                if (back)
-                    ((float *)(uintptr_t)rgb)[pixel] = latent[at];
-                else
-                    latent[at] = rgb[pixel];
-            }
-}
-static int fake_encode(void *self, const float *rgb, int32_t w, int32_t h, float *latent,
-                       struct err *err)
-{
-    (void)self, (void)err;
-    to_latent(rgb, w, h, latent, false);
-    return ERR_OK;
-}
-static int fake_decode(void *self, const float *latent, int32_t w, int32_t h, float *rgb,
-                       struct err *err)
-{
-    (void)self, (void)err;
-    to_latent(rgb, w, h, (float *)(uintptr_t)latent, true);
-    return ERR_OK;
-}
-/* A draft starts from its noise; a tile keeps its picture. */
-static void fake_start(void *self, float *latent, const float *noise, int64_t count)
-{
-    if (((struct fake *)self)->begun == 1) memcpy(latent, noise, (size_t)count * sizeof *latent);
-}
-static int fake_predict(void *self, const struct painter_tile *tiles, uint32_t count, uint32_t step,
-                        struct err *err)
-{
-    struct fake *fake = self;
-    int          rc = ERR_OK;
-
-    (void)step;
-    assert_int_equal(count, 1);
-    if (++fake->predictions == fake->fail_at) RAISE(err, ERR_NUMERIC, 0, "3 values are NaN");
-    memset(tiles->velocity, 0,
-           (size_t)(tiles->w_px / 8) * (size_t)(tiles->h_px / 8) * CHANNELS * 4);
-out:
-    return rc;
-}
-static void fake_advance(void *self, uint32_t step, float *latent, const float *velocity,
-                         int64_t count)
-{
-    (void)self, (void)step;
-    for (int64_t i = 0; i < count; i++)
-        latent[i] += velocity[i];
-}
-
-static struct painter painter_of(struct fake *fake)
-{
-    return (struct painter){.self = fake,
-                            .channels = CHANNELS,
-                            .begin = fake_begin,
-                            .end = fake_end,
-                            .noise = fake_noise,
-                            .encode = fake_encode,
-                            .start = fake_start,
-                            .predict = fake_predict,
-                            .advance = fake_advance,
-                            .decode = fake_decode};
-}
-
-struct story {
-    char                  folder[200];
-    struct config         config;
-    struct render_plan    plan;
-    struct fake           fake;
-    struct painter        painter;
-    struct render_request request;
-};
-
-static int stop_after;
-static int count_down(const struct render_progress *progress, void *user)
-{
-    (void)user;
-    assert_true(progress->fraction >= 0 && progress->fraction <= 1);
-    return stop_after > 0 && --stop_after == 0;
-}
-
-static void story_open(struct story *story, const char *fit, int bits)
-{
-    struct err err = {0};
-
-    memset(story, 0, sizeof *story);
-    config_defaults(&story->config);
-    scratch_make(story->folder, sizeof story->folder);
-    (void)snprintf(story->config.output, sizeof story->config.output, "%s/poster.tif",
-                   story->folder);
-    (void)snprintf(story->config.prompt, sizeof story->config.prompt, "a test");
-    (void)snprintf(story->config.fit, sizeof story->config.fit, "%s", fit);
-    story->config.width_px = 713;
-    story->config.height_px = 1100;
-    story->config.tile_px = 256;
-    story->config.overlap_px = 48;
-    story->config.draft_px = 128;
-    story->config.draft_steps = 2;
-    story->config.steps = 3;
-    story->config.bits = bits;
-    ASSERT_OK(render_plan_make(&story->plan, &story->config, &err));
-    story->painter = painter_of(&story->fake);
-    story->request = (struct render_request){.config = &story->config,
-                                             .plan = &story->plan,
-                                             .painter = &story->painter,
-                                             .costs = {1, 1, 1, 1, 1, 1},
-                                             .used = &story->config,
-                                             .software = "mural test",
-                                             .progress = count_down};
-}
-
-static void story_close(struct story *story)
-{
-    scratch_remove(story->folder);
-}
 
 /* All samples of the poster, [h, w, 3], widened to 16 bits. */
 static uint16_t *read_poster(const char *path, int32_t w, int32_t h, int bits)
@@ -251,7 +93,7 @@ static void lossless_painter_gives_back_the_enlarged_draft(const char *fit)
              *got = read_poster(story.config.output, 713, 1100, 16);
     for (size_t i = 0; i < (size_t)713 * 1100 * 3; i++)
         if (want[i] != got[i]) fail_msg("sample %zu is %u, not %u", i, got[i], want[i]);
-    assert_int_equal(scratch_count(story.folder), 2); /* poster and draft, nothing else */
+    assert_int_equal(scratch_count(story.folder), 3); /* poster, draft and the folder of tiles */
     free(want);
     free(got);
     free(latent);
@@ -311,7 +153,6 @@ static void a_given_picture_is_enlarged_without_a_draft(void **state)
     (void)snprintf(story.config.input, sizeof story.config.input, "%s/in.png", story.folder);
     struct png_request png = {.path = story.config.input, .bits = 16};
     ASSERT_OK(png_write(&picture, &png, &err));
-    story.fake.begun = 1; /* so that the tiles' stage keeps its pictures */
     ASSERT_OK(render_poster(&story.request, &err));
     assert_int_equal(story.fake.predictions, 3 * (int)grid_count(&story.plan.grid));
     uint16_t *want = expected_poster(&picture, 713, 1100),
@@ -322,31 +163,35 @@ static void a_given_picture_is_enlarged_without_a_draft(void **state)
     story_close(&story);
 }
 
-static void stopping_or_failing_leaves_nothing_behind(void **state)
+/* What is finished stays, in the folder; nothing else does. */
+static void stopping_or_failing_leaves_no_half_file(void **state)
 {
     struct story story;
     struct err   err = {0};
 
     (void)state;
-    for (int n = 1; n < 12; n += 2) {
+    for (int n = 1; n < 16; n += 2) {
         story_open(&story, "even", 16);
         stop_after = n;
         ASSERT_REFUSED(ERR_CANCELLED, "stopped on request", render_poster(&story.request, &err));
-        assert_int_equal(scratch_count(story.folder), 0);
+        assert_false(os_is_file(story.config.output));
+        assert_in_range(scratch_count(story.folder), 0, 1);
         story_close(&story);
     }
     stop_after = 0;
-    for (int n = 1; n <= 7; n += 3) {
-        story_open(&story, "even", 16);
-        story.fake.fail_at = n;
-        ASSERT_REFUSED(ERR_NUMERIC,
-                       n <= 2   ? "draft: 3 values"
-                       : n <= 5 ? "tile 0,0: 3"
-                                : "tile 1,0: 3",
-                       render_poster(&story.request, &err));
-        assert_int_equal(scratch_count(story.folder), 0);
-        story_close(&story);
-    }
+    story_open(&story, "even", 16);
+    story.config.tile_retries = 0;
+    story.fake.fail_at = 2;
+    ASSERT_REFUSED(ERR_NUMERIC, "draft: 3 values", render_poster(&story.request, &err));
+    assert_int_equal(scratch_count(story.folder), 0);
+    story_close(&story);
+    story_open(&story, "even", 16);
+    story.config.tile_retries = 0;
+    story.fake.fail_at = 7;
+    ASSERT_REFUSED(ERR_PARTIAL, "tile 2 (column 2, row 1)", render_poster(&story.request, &err));
+    assert_non_null(strstr(err.text, "3 values are NaN"));
+    assert_int_equal(scratch_count(story.folder), 1);
+    story_close(&story);
 }
 
 static int calls_left;
@@ -360,7 +205,7 @@ static int64_t failing_pwrite(int fd, const void *buffer, size_t bytes, int64_t 
     return real_pwrite(fd, buffer, bytes, offset);
 }
 
-static void every_failing_write_is_told_and_leaves_nothing(void **state)
+static void every_failing_write_is_told_and_loses_nothing(void **state)
 {
     int failures = 0;
 
@@ -386,7 +231,9 @@ static void every_failing_write_is_told_and_leaves_nothing(void **state)
         failures++;
         assert_int_equal(rc, ERR_IO);
         assert_non_null(strstr(err.text, "No space left"));
-        assert_int_equal(scratch_count(story.folder), 0);
+        assert_false(os_is_file(story.config.output));
+        err = (struct err){0};
+        ASSERT_OK(render_poster(&story.request, &err)); /* with room again */
         story_close(&story);
     }
     assert_true(failures > 4); /* at least one write a tile */
@@ -394,22 +241,18 @@ static void every_failing_write_is_told_and_leaves_nothing(void **state)
 
 static void two_runs_never_share_an_output(void **state)
 {
-    struct story  story;
-    struct spool *spool = NULL;
-    struct err    err = {0};
-    char          stale[256];
+    struct story story;
+    struct lock *lock = NULL;
+    struct err   err = {0};
+    char         folder[256];
 
     (void)state;
     story_open(&story, "even", 16);
-    ASSERT_OK(spool_open(&spool, story.config.output, &story.plan.grid, &err));
-    ASSERT_REFUSED(ERR_USAGE, "another mural is writing", render_poster(&story.request, &err));
-    (void)snprintf(stale, sizeof stale, "%s.mural/tile-9-9.rgb16", story.config.output);
-    FILE *file = fopen(stale, "wb"); /* as if that run had been killed */
-    assert_non_null(file);
-    (void)fclose(file);
-    spool_close(spool);
+    (void)snprintf(folder, sizeof folder, "%s.mural", story.config.output);
+    ASSERT_OK(lock_take(&lock, folder, story.config.output, &err));
+    ASSERT_REFUSED(ERR_USAGE, "another mural (process", render_poster(&story.request, &err));
+    lock_release(lock, false);
     ASSERT_OK(render_poster(&story.request, &err));
-    assert_int_equal(scratch_count(story.folder), 1);
     story_close(&story);
 }
 
@@ -493,13 +336,13 @@ static void noise_files_must_fit(void **state)
 /* Peak memory in kB of a process of its own that assembles a canvas of constant tiles. */
 static long assemble_peak(int32_t w, int32_t h)
 {
-    struct story    story;
-    struct spool   *spool = NULL;
-    struct bigtiff *file = NULL;
-    struct err      err = {0};
-    struct rusage   usage;
-    struct meter    meter;
-    int             status = 0;
+    struct story     story;
+    struct store    *store = NULL;
+    struct assembly *assembly = NULL;
+    struct err       err = {0};
+    struct rusage    usage;
+    struct meter     meter;
+    int              status = 0;
 
     story_open(&story, "even", 16);
     story.config.width_px = w;
@@ -510,14 +353,16 @@ static long assemble_peak(int32_t w, int32_t h)
     if (child == 0) {
         const struct grid *grid = &story.plan.grid;
         uint16_t          *tile = calloc((size_t)grid->tile_w_px * (size_t)grid->tile_h_px * 3, 2);
-        int                rc = tile == NULL || spool_open(&spool, story.config.output, grid, &err);
+        int                rc = tile == NULL;
+        meter_open(&meter, &story.request);
+        if (rc == 0) rc = store_open(&store, &story.request, &meter, &err);
         for (uint32_t i = 0; rc == 0 && i < grid_count(grid); i++)
-            rc = spool_put(spool, i % grid->cols, i / grid->cols, tile, &err);
-        meter_init(&meter, &story.request, 0, 0, 0, 0);
-        if (rc == 0) rc = assemble_open_file(&file, &story.request, &err);
-        if (rc == 0) rc = assemble_poster(&story.request, spool, file, &meter, &err);
-        bigtiff_close(file);
-        spool_close(spool);
+            rc = spool_put(store->spool, i + 1, tile, &err);
+        if (rc == 0)
+            rc = assemble_open(&assembly, &story.request, journal_facts(store->journal), &err);
+        if (rc == 0) rc = assemble_poster(assembly, store, &meter, &err);
+        assemble_close(assembly);
+        store_close(store, true);
         _exit(rc);
     }
     assert_int_equal(wait4(child, &status, 0, &usage), child);
@@ -545,8 +390,8 @@ int main(void)
         cmocka_unit_test(exact_tiles_give_back_the_enlarged_draft),
         cmocka_unit_test(eight_bits_stay_within_the_dither),
         cmocka_unit_test(a_given_picture_is_enlarged_without_a_draft),
-        cmocka_unit_test(stopping_or_failing_leaves_nothing_behind),
-        cmocka_unit_test(every_failing_write_is_told_and_leaves_nothing),
+        cmocka_unit_test(stopping_or_failing_leaves_no_half_file),
+        cmocka_unit_test(every_failing_write_is_told_and_loses_nothing),
         cmocka_unit_test(two_runs_never_share_an_output),
         cmocka_unit_test(a_file_that_cannot_be_made_is_told_before_painting),
         cmocka_unit_test(numbered_drafts_are_not_replaced_unasked),

@@ -1,0 +1,46 @@
+/*
+ * identity.c - which model, and which arithmetic: what a picture that is gone on with must share.
+ *
+ * Owns the number of our own arithmetic.  It is raised with every change that moves a bit of any
+ * picture: an order of sums, a polynomial, a schedule, the noise.
+ */
+#include "engine/compute_int.h"
+
+#include <stdio.h>
+
+enum { ARITHMETIC_VERSION = 1 };
+
+const char *engine_numeric_version(char out[128], const struct engine_options *options)
+{
+    const char *compute =
+        engine_compute(options->machine, options->precision) == DTYPE_BF16 ? "bf16" : "f32";
+    struct backend_device device;
+    struct err            ignored = {.code = ERR_OK};
+    char                  library[96];
+
+    if (options->machine == ENGINE_CUDA) {
+        (void)backend_find_cuda(&device, options->gpu, &ignored);
+        (void)snprintf(out, 128, "%d %s cuda %.80s", ARITHMETIC_VERSION, compute, device.numeric);
+    } else {
+        (void)snprintf(out, 128, "%d %s cpu %s", ARITHMETIC_VERSION, compute,
+                       kernels_cpu_version(library, sizeof library));
+    }
+    return out;
+}
+
+int engine_identify(struct engine_identity *out, const struct engine_options *options,
+                    struct err *err)
+{
+    int                rc = ERR_OK;
+    struct model      *model = NULL;
+    struct model_paths paths = {
+        .folder = options->model_folder, .transformer = options->transformer, .vae = options->vae};
+
+    TRY(model_open(&model, &paths, err));
+    TRY(model_map(model, err));
+    out->model = model_identity(model);
+    (void)engine_numeric_version(out->numeric, options);
+out:
+    model_close(model);
+    return rc;
+}

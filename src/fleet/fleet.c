@@ -1,0 +1,300 @@
+/*
+ * fleet.c - painters whose work is done by worker processes.
+ *
+ * Owns the fleet: its seats, and what was asked for at open.  Turns a painter's primitives into
+ * questions to the worker in a seat; the numbers go through shared memory.  The cheap ones (noise,
+ * start, advance) are computed here, because they cannot fail.
+ *
+ * Read next: supervisor.c, for how a question gets its answer.
+ */
+#include "fleet/fleet_int.h"
+
+#include "kernels/kernels.h"
+
+#include <string.h>
+
+/* A worker that was hung up on has an engine to close. */
+static const double CLOSING_SECONDS = 5;
+
+/* ------------------------------------------------------------------------------ primitives */
+
+static int fleet_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
+                       struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct seat        *seat = self;
+    struct wire_message message = {.kind = WIRE_BEGIN, .as.begin = *stage};
+
+    if (strlen(stage->prompt) > WIRE_PROMPT_MAX)
+        RAISE(err, ERR_USAGE, 0, "the prompt has %zu bytes, but at most %d are possible",
+              strlen(stage->prompt), WIRE_PROMPT_MAX);
+    seat->schedule.steps = 0;
+    seat->begun = false;
+    seat->stage_count = wire_pack(seat->stage, &message);
+    TRY(supervisor_ready(seat, err));
+    seat->failures = 0;
+    *steps_out = seat->schedule.steps;
+out:
+    return rc;
+}
+
+/* The worker keeps its prompt until the next stage begins; there is room for one. */
+static void fleet_end(void *self)
+{
+    struct seat *seat = self;
+
+    seat->stage_count = 0;
+    seat->schedule.steps = 0;
+    seat->begun = false;
+}
+
+static void fleet_noise(void *self, const struct painter_noise *request, float *noise_out)
+{
+    const struct seat   *seat = self;
+    struct noise_request noise = {.seed = request->seed,
+                                  .purpose = request->purpose,
+                                  .x = request->rect.x,
+                                  .y = request->rect.y,
+                                  .w = request->rect.w,
+                                  .h = request->rect.h,
+                                  .channels = seat->fleet->request.channels};
+
+    k_noise_cpu(noise_out, &noise);
+}
+
+static void fleet_start(void *self, float *latent, const float *noise, int64_t count)
+{
+    const struct seat *seat = self;
+    engine_mix_noise(latent, noise, seat->schedule.sigma[0], count);
+}
+
+static void fleet_advance(void *self, uint32_t step, float *latent, const float *velocity,
+                          int64_t count)
+{
+    const struct seat *seat = self;
+    scheduler_step(&seat->schedule, step, latent, velocity, count);
+}
+
+/* Out of shared memory first, and looked at then: what lies there may yet change. */
+static int take_result(struct seat *seat, float *x_out, const float *x, int64_t count,
+                       const char *what, struct err *err)
+{
+    int     rc = ERR_OK;
+    int64_t bad;
+
+    memcpy(x_out, x, (size_t)count * sizeof *x);
+    bad = k_count_bad_cpu(x_out, count);
+    if (bad == 0) goto out;
+    /* A sound engine says so itself. */
+    supervisor_bury(seat);
+    RAISE(err, ERR_NUMERIC, 0,
+          "numeric: %lld of %lld values of the %s from worker %u are NaN or "
+          "infinite; another worker is started",
+          (long long)bad, (long long)count, what, seat->number);
+out:
+    return rc;
+}
+
+static int do_work(struct seat *seat, enum wire_kind kind, const struct wire_work *work,
+                   struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct wire_message message = {.kind = kind, .as.work = *work}, answer;
+
+    TRY(supervisor_ask(seat, seat->out, wire_pack(seat->out, &message), WIRE_DONE, &answer, err));
+    seat->failures = 0;
+out:
+    return rc;
+}
+
+static int fleet_encode(void *self, const float *rgb, int32_t w_px, int32_t h_px, float *latent_out,
+                        struct err *err)
+{
+    int              rc = ERR_OK;
+    struct seat     *seat = self;
+    struct wire_work work = {.count = 1, .rects = {{w_px, h_px}}};
+    int64_t          pixels = 3 * (int64_t)w_px * h_px;
+    int64_t          latents = shared_latent_values(work.rects[0], seat->fleet->request.channels);
+
+    must(pixels <= seat->shared.pixel_values && latents <= seat->shared.latent_values);
+    TRY(supervisor_ready(seat, err));
+    memcpy(seat->shared.pixels, rgb, (size_t)pixels * sizeof *rgb);
+    TRY(do_work(seat, WIRE_ENCODE, &work, err));
+    TRY(take_result(seat, latent_out, seat->shared.latents, latents, "latent", err));
+out:
+    return rc;
+}
+
+static int fleet_decode(void *self, const float *latent, int32_t w_px, int32_t h_px, float *rgb_out,
+                        struct err *err)
+{
+    int              rc = ERR_OK;
+    struct seat     *seat = self;
+    struct wire_work work = {.count = 1, .rects = {{w_px, h_px}}};
+    int64_t          pixels = 3 * (int64_t)w_px * h_px;
+    int64_t          latents = shared_latent_values(work.rects[0], seat->fleet->request.channels);
+
+    must(pixels <= seat->shared.pixel_values && latents <= seat->shared.latent_values);
+    TRY(supervisor_ready(seat, err));
+    memcpy(seat->shared.latents, latent, (size_t)latents * sizeof *latent);
+    TRY(do_work(seat, WIRE_DECODE, &work, err));
+    TRY(take_result(seat, rgb_out, seat->shared.pixels, pixels, "picture", err));
+out:
+    return rc;
+}
+
+static int fleet_predict(void *self, const struct painter_tile *tiles, uint32_t count,
+                         uint32_t step, struct err *err)
+{
+    int              rc = ERR_OK;
+    struct seat     *seat = self;
+    struct wire_work work = {.step = step, .count = count};
+    int64_t          values[WIRE_TILES_MAX], at = 0;
+
+    must(count > 0 && count <= WIRE_TILES_MAX && step < seat->schedule.steps);
+    TRY(supervisor_ready(seat, err));
+    for (uint32_t i = 0; i < count; i++) {
+        work.rects[i] = (struct wire_rect){tiles[i].w_px, tiles[i].h_px};
+        values[i] = shared_latent_values(work.rects[i], seat->fleet->request.channels);
+        must(values[i] <= seat->shared.latent_values - at);
+        memcpy(seat->shared.latents + at, tiles[i].latent, (size_t)values[i] * sizeof(float));
+        at += values[i];
+    }
+    TRY(do_work(seat, WIRE_PREDICT, &work, err));
+    at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        TRY(take_result(seat, tiles[i].velocity, seat->shared.velocities + at, values[i],
+                        "velocity", err));
+        at += values[i];
+    }
+out:
+    return rc;
+}
+
+static struct painter painter_of(struct seat *seat)
+{
+    return (struct painter){.self = seat,
+                            .channels = seat->fleet->request.channels,
+                            .begin = fleet_begin,
+                            .end = fleet_end,
+                            .noise = fleet_noise,
+                            .encode = fleet_encode,
+                            .start = fleet_start,
+                            .predict = fleet_predict,
+                            .advance = fleet_advance,
+                            .decode = fleet_decode};
+}
+
+/* ------------------------------------------------------------------------------ open, close */
+
+static int check_request(const struct fleet_request *request, struct err *err)
+{
+    int         rc = ERR_OK;
+    const char *paths[] = {request->options.model_folder, request->options.transformer,
+                           request->options.vae};
+
+    must(request->size_count > 0 && request->size_count <= WIRE_SIZES_MAX);
+    must(request->channels > 0 && request->timeout_seconds > 0 && request->backoff_seconds >= 0);
+    if (request->worker_count < 1 || request->worker_count > FLEET_WORKERS_MAX)
+        RAISE(err, ERR_USAGE, 0, "workers: %u were asked for; 1 to %d are possible",
+              request->worker_count, FLEET_WORKERS_MAX);
+    for (size_t i = 0; i < ARRAY_COUNT(paths); i++) {
+        size_t length = paths[i] == NULL ? 0 : strlen(paths[i]);
+        if (length > WIRE_PATH_MAX || text_utf8_valid_prefix(paths[i], length) != length)
+            RAISE(err, ERR_USAGE, 0,
+                  "the name '%.64s...' must be UTF-8 of at most %d bytes to be told to a worker",
+                  paths[i], WIRE_PATH_MAX);
+    }
+out:
+    return rc;
+}
+
+static void pack_open(struct fleet *fleet, const struct fleet_request *request)
+{
+    struct wire_message message = {
+        .kind = WIRE_OPEN,
+        .as.open = {.options = request->options,
+                    .channels = request->channels,
+                    .shared_bytes =
+                        shared_bytes(request->sizes, request->size_count, request->channels),
+                    .size_count = (uint32_t)request->size_count}};
+
+    memcpy(message.as.open.sizes, request->sizes, request->size_count * sizeof request->sizes[0]);
+    fleet->open_count = wire_pack(fleet->open, &message);
+}
+
+int fleet_open(struct fleet **out, const struct fleet_request *request, struct err *err)
+{
+    int           rc = ERR_OK;
+    struct fleet *fleet = NULL;
+
+    TRY(check_request(request, err));
+    TRY(os_alloc((void **)&fleet, 1, sizeof *fleet + request->worker_count * sizeof fleet->seats[0],
+                 "workers", err));
+    fleet->request = *request;
+    fleet->model_identity = request->model_identity;
+    fleet->has_identity = request->model_identity != 0;
+    fleet->request.sizes = NULL; /* and the texts of its options: packed, and then not ours */
+    fleet->request.options = (struct engine_options){.model_folder = NULL};
+    pack_open(fleet, request);
+    for (uint32_t i = 0; i < request->worker_count; i++) {
+        struct seat *seat = &fleet->seats[i];
+        seat->fleet = fleet;
+        seat->number = i + 1;
+        seat->child.channel = -1;
+        fleet->painters[i] = painter_of(seat);
+        fleet->painter_count++;
+        TRY(shared_open(&seat->shared, request->sizes, request->size_count, request->channels,
+                        err));
+    }
+    /* All at once; one that cannot be launched now is tried again in its turn. */
+    for (uint32_t i = 0; i < request->worker_count; i++) {
+        rc = supervisor_launch(&fleet->seats[i], err);
+        if (rc != ERR_OK && !err_is_retryable(err)) goto out;
+    }
+    for (uint32_t i = 0; i < request->worker_count; i++)
+        TRY(supervisor_start(&fleet->seats[i], err));
+    *out = fleet;
+    fleet = NULL;
+out:
+    fleet_close(fleet);
+    return rc;
+}
+
+void fleet_close(struct fleet *fleet)
+{
+    char fate[96];
+
+    if (fleet == NULL) return;
+    for (uint32_t i = 0; i < fleet->painter_count; i++) /* all at once, so that they end together */
+        child_hang_up(&fleet->seats[i].child);
+    for (uint32_t i = 0; i < fleet->painter_count; i++) {
+        struct seat *seat = &fleet->seats[i];
+        if (!child_end(&seat->child, CLOSING_SECONDS, fate, sizeof fate))
+            log_line(LOG_WARN, "worker %u (process %d) does not die and is left behind",
+                     seat->number, seat->child.pid);
+        shared_close(&seat->shared);
+    }
+    os_free(fleet);
+}
+
+const struct painter *fleet_painters(const struct fleet *fleet, uint32_t *count_out)
+{
+    *count_out = fleet->painter_count;
+    return fleet->painters;
+}
+
+uint64_t fleet_model_identity(const struct fleet *fleet)
+{
+    return fleet->model_identity;
+}
+
+uint64_t fleet_host_bytes(const struct engine_size *sizes, size_t size_count, int32_t channels,
+                          uint32_t worker_count)
+{
+    /* A worker's two buffers of messages are its side of ours. */
+    uint64_t each = shared_bytes(sizes, size_count, channels) + sizeof(struct seat) +
+                    2 * (uint64_t)WIRE_BYTES_MAX;
+
+    return worker_count * each + sizeof(struct fleet);
+}

@@ -1,0 +1,154 @@
+/*
+ * studio.c - a painter made of one engine in this process.
+ *
+ * Owns the engine, and the prompt and noise levels of the stage that has begun.  Turns the
+ * painter's primitives into the engine's; decides nothing.
+ */
+#include "fleet/fleet_int.h"
+
+enum { GROUP_MAX = WIRE_TILES_MAX }; /* tiles predicted together */
+
+struct studio {
+    struct engine  *engine;
+    struct prompt  *prompt;
+    struct schedule schedule;
+};
+
+int studio_open(struct studio **out, const struct engine_options *options,
+                const struct engine_size *sizes, size_t size_count, struct err *err)
+{
+    int            rc = ERR_OK;
+    struct studio *studio = NULL;
+
+    TRY(os_alloc((void **)&studio, 1, sizeof *studio, "a studio", err));
+    TRY(engine_open(&studio->engine, options, err));
+    log_line(LOG_INFO, "weights %016llx",
+             (unsigned long long)engine_model_identity(studio->engine));
+    TRY(engine_reserve(studio->engine, sizes, size_count, err));
+    *out = studio;
+    studio = NULL;
+out:
+    studio_close(studio);
+    return rc;
+}
+
+void studio_close(struct studio *studio)
+{
+    if (studio == NULL) return;
+    prompt_close(studio->prompt);
+    engine_close(studio->engine);
+    os_free(studio);
+}
+
+static int studio_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
+                        struct err *err)
+{
+    int                     rc = ERR_OK;
+    struct studio          *studio = self;
+    struct schedule_request schedule = {.steps = stage->steps,
+                                        .tokens = stage->tokens,
+                                        .sigma_start = stage->sigma_start,
+                                        .strength = stage->strength,
+                                        .mu = stage->mu,
+                                        .mu_max = stage->mu_max};
+    struct prompt_request   prompt = {
+          .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
+
+    must(studio->prompt == NULL);
+    TRY(schedule_make(&studio->schedule, studio->engine, &schedule, err));
+    TRY(prompt_open(&studio->prompt, studio->engine, &prompt, err));
+    *steps_out = studio->schedule.steps;
+out:
+    return rc;
+}
+
+static void studio_end(void *self)
+{
+    struct studio *studio = self;
+    prompt_close(studio->prompt);
+    studio->prompt = NULL;
+}
+
+static void studio_noise(void *self, const struct painter_noise *request, float *noise_out)
+{
+    const struct studio        *studio = self;
+    struct engine_noise_request noise = {.seed = request->seed,
+                                         .purpose = request->purpose,
+                                         .x_lat = request->rect.x,
+                                         .y_lat = request->rect.y,
+                                         .w_lat = request->rect.w,
+                                         .h_lat = request->rect.h};
+    engine_noise(studio->engine, &noise, noise_out);
+}
+
+static int studio_encode(void *self, const float *rgb, int32_t w_px, int32_t h_px,
+                         float *latent_out, struct err *err)
+{
+    const struct studio *studio = self;
+    return engine_encode(studio->engine, rgb, w_px, h_px, latent_out, err);
+}
+
+static void studio_start(void *self, float *latent, const float *noise, int64_t count)
+{
+    const struct studio *studio = self;
+    engine_mix_noise(latent, noise, studio->schedule.sigma[0], count);
+}
+
+static int studio_predict(void *self, const struct painter_tile *tiles, uint32_t count,
+                          uint32_t step, struct err *err)
+{
+    const struct studio *studio = self;
+    struct engine_tile   group[GROUP_MAX];
+
+    must(count > 0 && count <= GROUP_MAX);
+    for (uint32_t i = 0; i < count; i++)
+        group[i] = (struct engine_tile){.prompt = studio->prompt,
+                                        .w_px = tiles[i].w_px,
+                                        .h_px = tiles[i].h_px,
+                                        .latent = tiles[i].latent,
+                                        .velocity = tiles[i].velocity};
+    return engine_predict(studio->engine, group, count, step, err);
+}
+
+static void studio_advance(void *self, uint32_t step, float *latent, const float *velocity,
+                           int64_t count)
+{
+    const struct studio *studio = self;
+    scheduler_step(&studio->schedule, step, latent, velocity, count);
+}
+
+static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t h_px,
+                         float *rgb_out, struct err *err)
+{
+    const struct studio *studio = self;
+    return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
+}
+
+const struct schedule *studio_schedule(const struct studio *studio)
+{
+    return &studio->schedule;
+}
+
+uint64_t studio_model_identity(const struct studio *studio)
+{
+    return engine_model_identity(studio->engine);
+}
+
+struct engine_facts studio_facts(const struct studio *studio)
+{
+    return engine_facts(studio->engine);
+}
+
+struct painter studio_painter(struct studio *studio)
+{
+    return (struct painter){.self = studio,
+                            .channels = engine_facts(studio->engine).latent_channels,
+                            .begin = studio_begin,
+                            .end = studio_end,
+                            .noise = studio_noise,
+                            .encode = studio_encode,
+                            .start = studio_start,
+                            .predict = studio_predict,
+                            .advance = studio_advance,
+                            .decode = studio_decode};
+}

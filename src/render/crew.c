@@ -1,0 +1,382 @@
+/*
+ * crew.c - who paints which tile: one hand for each painter, one queue for all.
+ *
+ * Owns the queue and the threads.  A tile is painted by whoever is free, and what it becomes does
+ * not depend on who that is.  A painter that fails a tile for a reason of its own (its device, its
+ * memory, its process) hands it over to another, once; one that fails three tiles in a row so is
+ * not used any more.  Numbers that come out wrong are the tile's reason, not the painter's.
+ *
+ * Threads: with one painter, the render thread paints.  With several, each has a thread with a desk
+ * of its own, and the render thread only speaks with the caller.  `turn` guards the queue, `shelf`
+ * the store: tiles are stored and noted one at a time.  Threads never hold both.
+ *
+ * Read next: tile.c, for the life of one tile.
+ */
+#include "render/render_int.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+enum { FAULTS_MAX = 3, HANDS_MAX = 256 };
+
+struct task {
+    uint32_t number, attempts;
+    int32_t  failed_by; /* the hand that handed it over; -1: none did */
+    bool     taken;
+};
+
+struct hand {
+    struct crew      *crew;
+    struct tile_desk *desk;
+    pthread_t         thread;
+    int32_t           index;
+    uint32_t          faults; /* tiles failed in a row, for the painter's own reasons */
+    bool              usable;
+};
+
+struct crew {
+    const struct crew_work *work;
+    struct hand            *hands; /* [hand_count] */
+    uint32_t                hand_count;
+    pthread_mutex_t         turn, shelf;
+    pthread_cond_t          changed;
+    /* under turn */
+    struct task *tasks;            /* [2 * tiles]: each may be handed over once */
+    uint32_t     task_count, next; /* all before `next` are taken */
+    uint32_t     busy, leaving;    /* hands that paint; hands that are through */
+    bool         ended;            /* nobody takes a task any more */
+    struct err   fault;            /* what ends the run */
+    struct err   why;              /* why the last tile failed */
+};
+
+/* ------------------------------------------------------------------------------------ queue */
+
+static uint32_t usable_others(const struct crew *crew, int32_t index)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < crew->hand_count; i++)
+        if ((int32_t)i != index && crew->hands[i].usable) count++;
+    return count;
+}
+
+/* The first task that is left for this hand, or NULL. */
+static struct task *find_task(struct crew *crew, int32_t index, bool *left_out)
+{
+    while (crew->next < crew->task_count && crew->tasks[crew->next].taken)
+        crew->next++;
+    *left_out = crew->next < crew->task_count;
+    for (uint32_t i = crew->next; i < crew->task_count; i++)
+        if (!crew->tasks[i].taken && crew->tasks[i].failed_by != index) return &crew->tasks[i];
+    return NULL;
+}
+
+/* A task, or NULL when there is nothing more to do for this hand.  Waits while another may still
+ * hand one over.  Under turn. */
+static struct task *take_task(struct hand *hand)
+{
+    struct crew *crew = hand->crew;
+
+    while (!crew->ended && hand->usable) {
+        bool         left;
+        struct task *task = find_task(crew, hand->index, &left);
+        if (task != NULL) {
+            task->taken = true;
+            crew->busy++;
+            return task;
+        }
+        if (usable_others(crew, hand->index) == 0 || (!left && crew->busy == 0)) break;
+        (void)pthread_cond_wait(&crew->changed, &crew->turn);
+    }
+    return NULL;
+}
+
+static void end_with(struct crew *crew, const struct err *err)
+{
+    if (crew->fault.code == ERR_OK) crew->fault = *err;
+    crew->ended = true;
+}
+
+/* ------------------------------------------------------------------------------------ tiles */
+
+static struct tile_job job_of(const struct crew *crew, uint32_t number)
+{
+    const struct crew_work *work = crew->work;
+    const struct config    *config = work->store->request->config;
+    const struct tile_fact *fact = &journal_facts(work->store->journal)->tiles[number - 1];
+
+    return (struct tile_job){.guide = work->guide,
+                             .noise_map = work->noise_map,
+                             .number = number,
+                             .seed = fact->has_seed ? fact->seed : config->seed,
+                             .prompt = fact->prompt != NULL ? fact->prompt : config->prompt};
+}
+
+static int store_tile(struct crew *crew, const struct task *task, const struct tile_result *result,
+                      struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct store       *store = crew->work->store;
+    const struct grid  *grid = &store->request->plan->grid;
+    double              begun = os_seconds();
+    struct journal_tile record = {.number = task->number,
+                                  .attempts = task->attempts,
+                                  .encode_seconds = result->encode_seconds,
+                                  .step_seconds = result->step_seconds,
+                                  .decode_seconds = result->decode_seconds};
+
+    record.hash = hash64_pieces(result->samples, spool_tile_bytes(grid));
+    (void)pthread_mutex_lock(&crew->shelf);
+    rc = spool_put(store->spool, task->number, result->samples, err);
+    record.store_seconds = os_seconds() - begun;
+    if (rc == ERR_OK) rc = journal_add_tile(store->journal, &record, err);
+    (void)pthread_mutex_unlock(&crew->shelf);
+    if (rc == ERR_OK) meter_tile_done(crew->work->meter);
+    return rc;
+}
+
+/* For the painter's own reasons, while another may do better. */
+static bool hand_over(struct crew *crew, const struct hand *hand, const struct task *task,
+                      const struct err *err)
+{
+    if (err->code == ERR_NUMERIC || task->failed_by >= 0 || usable_others(crew, hand->index) == 0)
+        return false;
+    must(crew->task_count < 2 * journal_facts(crew->work->store->journal)->tile_count);
+    crew->tasks[crew->task_count++] =
+        (struct task){.number = task->number, .attempts = task->attempts, .failed_by = hand->index};
+    return true;
+}
+
+static int note_failure(struct crew *crew, const struct task *task, const struct err *why,
+                        struct err *err)
+{
+    int           rc;
+    char          name[TILE_NAME_BYTES];
+    struct store *store = crew->work->store;
+
+    log_line(LOG_WARN, "%s failed %u times: %s",
+             tile_name(name, &store->request->plan->grid, task->number), task->attempts, why->text);
+    (void)pthread_mutex_lock(&crew->shelf);
+    rc = journal_add_failed(store->journal, task->number, task->attempts, why->text, err);
+    (void)pthread_mutex_unlock(&crew->shelf);
+    return rc;
+}
+
+/* Blame the painter as well; under turn. */
+static void count_fault(struct hand *hand, const struct err *why)
+{
+    if (why->code == ERR_NUMERIC || ++hand->faults < FAULTS_MAX) return;
+    hand->usable = false;
+    log_line(LOG_WARN, "painter %d failed %d tiles in a row and is not used any more",
+             hand->index + 1, FAULTS_MAX);
+}
+
+/* Paint one tile and note what came of it. */
+static void work_on(struct hand *hand, struct task *task)
+{
+    struct crew       *crew = hand->crew;
+    struct tile_job    job = job_of(crew, task->number);
+    struct tile_result result;
+    struct err         why = {0}, err = {0};
+    int                rc = tile_paint(hand->desk, crew->work->meter, &job, &result, &why);
+    bool               handed = false;
+
+    task->attempts += result.attempts;
+    if (rc == ERR_OK) {
+        rc = store_tile(crew, task, &result, &err);
+        hand->faults = 0;
+    } else if (!result.may_pass) {
+        err = why;
+    } else {
+        (void)pthread_mutex_lock(&crew->turn);
+        count_fault(hand, &why);
+        handed = hand_over(crew, hand, task, &why);
+        crew->why = why;
+        (void)pthread_mutex_unlock(&crew->turn);
+        rc = handed ? ERR_OK : note_failure(crew, task, &why, &err);
+    }
+    (void)pthread_mutex_lock(&crew->turn);
+    if (rc != ERR_OK) end_with(crew, &err);
+    crew->busy--;
+    (void)pthread_cond_broadcast(&crew->changed);
+    (void)pthread_mutex_unlock(&crew->turn);
+}
+
+static void *hand_main(void *argument)
+{
+    struct hand *hand = argument;
+    struct crew *crew = hand->crew;
+
+    for (;;) {
+        struct task *task;
+        bool         ends = meter_ends(crew->work->meter);
+        (void)pthread_mutex_lock(&crew->turn);
+        crew->ended |= ends;
+        task = take_task(hand);
+        if (task == NULL) crew->leaving++;
+        (void)pthread_cond_broadcast(&crew->changed);
+        (void)pthread_mutex_unlock(&crew->turn);
+        if (task == NULL) break;
+        work_on(hand, task);
+    }
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------ crew */
+
+/* Speak with the caller until all hands are through. */
+static void attend(struct crew *crew, uint32_t started)
+{
+    const long interval = 100 * 1000 * 1000; /* ns: a progress line moves smoothly enough */
+
+    (void)pthread_mutex_lock(&crew->turn);
+    while (crew->leaving < started) {
+        struct timespec until;
+        (void)clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += interval;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        (void)pthread_cond_timedwait(&crew->changed, &crew->turn, &until);
+        (void)pthread_mutex_unlock(&crew->turn);
+        meter_tell(crew->work->meter);
+        (void)pthread_mutex_lock(&crew->turn);
+        if (meter_ends(crew->work->meter)) {
+            crew->ended = true;
+            (void)pthread_cond_broadcast(&crew->changed);
+        }
+    }
+    (void)pthread_mutex_unlock(&crew->turn);
+}
+
+static void run_hands(struct crew *crew)
+{
+    uint32_t started = 0;
+
+    crew->work->meter->crowd = crew->hand_count > 1;
+    if (crew->hand_count == 1) {
+        (void)hand_main(&crew->hands[0]);
+        return;
+    }
+    for (; started < crew->hand_count; started++) {
+        struct err err = {0};
+        int        failed =
+            os.thread_create(&crew->hands[started].thread, hand_main, &crew->hands[started]);
+        if (failed == 0) continue;
+        (void)err_set(&err, ERR_HOST_MEM, failed, ERR_WHERE, "cannot start a thread: %s",
+                      strerror(failed));
+        (void)pthread_mutex_lock(&crew->turn);
+        end_with(crew, &err);
+        (void)pthread_cond_broadcast(&crew->changed);
+        (void)pthread_mutex_unlock(&crew->turn);
+        break;
+    }
+    attend(crew, started);
+    for (uint32_t i = 0; i < started; i++)
+        (void)pthread_join(crew->hands[i].thread, NULL);
+    crew->work->meter->crowd = false;
+}
+
+/* What is to be painted: tiles with the poster's own prompt first, so that prompts change seldom.
+ */
+static void list_tasks(struct crew *crew)
+{
+    const struct journal_facts *facts = journal_facts(crew->work->store->journal);
+    bool                        retry = crew->work->store->request->mode == RENDER_RETRY;
+
+    for (int own = 0; own < 2; own++)
+        for (uint32_t i = 0; i < facts->tile_count; i++) {
+            const struct tile_fact *fact = &facts->tiles[i];
+            if (fact->status == TILE_DONE || (fact->status == TILE_FILLED && retry)) continue;
+            if ((fact->prompt != NULL) != (own == 1)) continue;
+            crew->tasks[crew->task_count++] = (struct task){.number = i + 1, .failed_by = -1};
+        }
+}
+
+static int open_hands(struct crew *crew, struct err *err)
+{
+    int                          rc = ERR_OK;
+    const struct render_request *request = crew->work->store->request;
+    uint32_t                     most = request->painter_count;
+
+    must(request->painter_count >= 1 && request->painter_count <= HANDS_MAX);
+    if (most > crew->task_count) most = crew->task_count;
+    TRY(os_alloc((void **)&crew->hands, most, sizeof *crew->hands, "the painters", err));
+    for (; crew->hand_count < most; crew->hand_count++) {
+        struct hand *hand = &crew->hands[crew->hand_count];
+        *hand = (struct hand){.crew = crew, .index = (int32_t)crew->hand_count, .usable = true};
+        TRY(tile_desk_open(&hand->desk, request, &request->painters[crew->hand_count], err));
+    }
+out:
+    return rc;
+}
+
+static int fill_failed(struct crew *crew, struct err *err)
+{
+    int                         rc = ERR_OK;
+    struct store               *store = crew->work->store;
+    const struct journal_facts *facts = journal_facts(store->journal);
+    uint64_t                    bytes = spool_tile_bytes(&store->request->plan->grid);
+
+    for (uint32_t i = 0; i < facts->tile_count; i++) {
+        struct tile_job job = job_of(crew, i + 1);
+        const uint16_t *samples;
+        if (facts->tiles[i].status != TILE_FAILED) continue;
+        samples = tile_copy_guide(crew->hands[0].desk, &job);
+        TRY(spool_put(store->spool, i + 1, samples, err));
+        TRY(journal_add_filled(store->journal, i + 1, hash64_pieces(samples, bytes), err));
+    }
+out:
+    return rc;
+}
+
+static void crew_init(struct crew *crew)
+{
+    pthread_condattr_t monotonic;
+
+    must(pthread_mutex_init(&crew->turn, NULL) == 0 && pthread_mutex_init(&crew->shelf, NULL) == 0);
+    must(pthread_condattr_init(&monotonic) == 0);
+    must(pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC) == 0);
+    must(pthread_cond_init(&crew->changed, &monotonic) == 0);
+    (void)pthread_condattr_destroy(&monotonic);
+}
+
+static void crew_fini(struct crew *crew)
+{
+    for (uint32_t i = 0; i < crew->hand_count; i++)
+        tile_desk_close(crew->hands[i].desk);
+    os_free(crew->hands);
+    os_free(crew->tasks);
+    (void)pthread_cond_destroy(&crew->changed);
+    (void)pthread_mutex_destroy(&crew->shelf);
+    (void)pthread_mutex_destroy(&crew->turn);
+}
+
+int crew_paint(const struct crew_work *work, struct err *why_out, struct err *err)
+{
+    int                  rc = ERR_OK;
+    const struct config *config = work->store->request->config;
+    struct crew          crew = {.work = work};
+    uint64_t             tiles = journal_facts(work->store->journal)->tile_count;
+    bool                 left;
+
+    crew_init(&crew);
+    TRY(os_alloc((void **)&crew.tasks, 2 * tiles, sizeof *crew.tasks, "the list of tiles", err));
+    list_tasks(&crew);
+    if (crew.task_count == 0) goto out;
+    TRY(open_hands(&crew, err));
+    run_hands(&crew);
+    *why_out = crew.why;
+    if (crew.fault.code != ERR_OK) {
+        *err = crew.fault;
+        rc = (int)err->code;
+        goto out;
+    }
+    (void)find_task(&crew, -1, &left);
+    if (left && crew.ended) RAISE(err, ERR_CANCELLED, 0, "stopped on request");
+    if (strcmp(config->on_fail, "draft") == 0) TRY(fill_failed(&crew, err));
+out:
+    crew_fini(&crew);
+    return rc;
+}

@@ -1,0 +1,70 @@
+/*
+ * provenance.c - the settings as they go into the poster, together with what is not as they say.
+ *
+ *     "tiles_from_draft": [7, 9]                 kept failing; cut from the enlarged draft
+ *     "tiles_painted_again": [{"tile": 3, "seed": 5, "prompt": ".."}]      by `mural retry`
+ *
+ * A poster without either has exactly the settings that config_to_json writes.
+ */
+#include "render/render_int.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Both lists, empty or not; NULL when memory is short. */
+static json_t *lists_of(const struct journal_facts *facts)
+{
+    json_t *filled = json_array(), *again = json_array();
+    bool    good = filled != NULL && again != NULL;
+
+    for (uint32_t i = 0; i < facts->tile_count && good; i++) {
+        const struct tile_fact *tile = &facts->tiles[i];
+        json_t                 *entry;
+        if (tile->status == TILE_FILLED)
+            good = json_array_append_new(filled, json_integer((json_int_t)i + 1)) == 0;
+        if ((!tile->has_seed && tile->prompt == NULL) || tile->status == TILE_FILLED) continue;
+        entry = json_pack("{s:I}", "tile", (json_int_t)i + 1);
+        good &= json_array_append(again, entry) == 0;
+        if (tile->has_seed)
+            good &= json_object_set_new(entry, "seed", json_integer((json_int_t)tile->seed)) == 0;
+        if (tile->prompt != NULL)
+            good &= json_object_set_new(entry, "prompt", json_string(tile->prompt)) == 0;
+        json_decref(entry);
+    }
+    if (good)
+        return json_pack("{s:o, s:o}", "tiles_from_draft", filled, "tiles_painted_again", again);
+    json_decref(filled);
+    json_decref(again);
+    return NULL;
+}
+
+int provenance_json(char **text_out, const struct config *used, const struct journal_facts *facts,
+                    struct err *err)
+{
+    int         rc = ERR_OK;
+    char       *settings = NULL, *dumped = NULL;
+    void       *copy = NULL;
+    json_t     *object = NULL, *lists = NULL, *list;
+    const char *name;
+
+    TRY(config_to_json(&settings, used, err));
+    object = json_loads(settings, 0, NULL);
+    lists = lists_of(facts);
+    if (object == NULL || lists == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory for metadata");
+    json_object_foreach(lists, name, list)
+    {
+        if (json_array_size(list) > 0 && json_object_set(object, name, list) != 0)
+            RAISE(err, ERR_HOST_MEM, 0, "no memory for metadata");
+    }
+    dumped = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    if (dumped == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory for metadata");
+    TRY(os_alloc(&copy, strlen(dumped) + 1, 1, "metadata", err));
+    memcpy(copy, dumped, strlen(dumped) + 1);
+    *text_out = copy;
+out:
+    json_decref(object);
+    json_decref(lists);
+    free(dumped);
+    os_free(settings);
+    return rc;
+}

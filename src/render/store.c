@@ -1,0 +1,360 @@
+/*
+ * store.c - the folder beside an output: begun, gone on with, or started over.
+ *
+ * Owns the folder `<output>.mural` and who may use it, and what of it may be trusted:
+ *
+ *     journal        what is finished (journal.c)
+ *     lock           which run has the folder (lock.c)
+ *     guide.rgb16    the draft, or the given picture (spool.c)
+ *     tile-<n>.rgb16 finished tiles
+ *
+ * A run goes on only with what it would have painted itself: the same settings, model, arithmetic
+ * and grid; otherwise each difference is named.  Tiles of the journal are hashed again before they
+ * are trusted; a damaged one is painted again.
+ *
+ * Read next: journal.c for the format, crew.c for who paints what is missing.
+ */
+#include "render/render_int.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void path_in(char *out, size_t capacity, const char *output, const char *name)
+{
+    int wrote = snprintf(out, capacity, "%s.mural%s%s", output, name[0] != '\0' ? "/" : "", name);
+    must(wrote > 0 && (size_t)wrote < capacity);
+}
+
+/* ------------------------------------------------------------------------------------ plan */
+
+static void hex(char out[17], uint64_t hash)
+{
+    (void)snprintf(out, 17, "%016llx", (unsigned long long)hash);
+}
+
+static json_t *grid_json(const struct grid *grid)
+{
+    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:i}", "columns", (int)grid->cols, "rows",
+                     (int)grid->rows, "tile_width", grid->tile_w_px, "tile_height", grid->tile_h_px,
+                     "width", grid->canvas_w_px, "height", grid->canvas_h_px);
+}
+
+/* What this run would write as the first record. */
+static int make_plan(json_t **out, const struct render_request *request, struct err *err)
+{
+    int     rc = ERR_OK;
+    char    model[17], noise[17];
+    json_t *settings = NULL, *plan = NULL;
+
+    TRY(config_kept_json(&settings, request->used, err));
+    hex(model, request->model_identity);
+    plan = json_pack("{s:s, s:O, s:b, s:s, s:s, s:o}", "program", request->software, "settings",
+                     settings, "overwrite", request->config->overwrite, "model", model, "numeric",
+                     request->numeric, "grid", grid_json(&request->plan->grid));
+    if (plan == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory for the journal");
+    if (request->config->noise_file[0] != '\0') {
+        uint64_t hash, bytes;
+        TRY(hash64_file(&hash, &bytes, request->config->noise_file, err));
+        hex(noise, hash);
+        if (json_object_set_new(plan, "noise", json_string(noise)) != 0)
+            RAISE(err, ERR_HOST_MEM, 0, "no memory for the journal");
+    }
+    *out = plan;
+    plan = NULL;
+out:
+    json_decref(settings);
+    json_decref(plan);
+    return rc;
+}
+
+struct differences {
+    char   text[384];
+    size_t used;
+};
+
+static void add_difference(struct differences *all, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void add_difference(struct differences *all, const char *format, ...)
+{
+    va_list args;
+    char    one[sizeof all->text];
+
+    va_start(args, format);
+    (void)vsnprintf(one, sizeof one, format, args);
+    va_end(args);
+    (void)snprintf(all->text + all->used, sizeof all->text - all->used, "%s%s",
+                   all->used > 0 ? ", " : "", one);
+    all->used = strlen(all->text);
+}
+
+static const char *word_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text != NULL ? text : "none";
+}
+
+/* What keeps the tiles of `there` from being tiles of `here`; empty: nothing. */
+static void compare(struct differences *out, const json_t *there, const json_t *here)
+{
+    static const struct {
+        const char *key, *name;
+    } words[] = {{"model", "the content of the model"},
+                 {"numeric", "the arithmetic"},
+                 {"noise", "the content of the noise file"}};
+    char settings[sizeof out->text];
+
+    *out = (struct differences){.used = 0};
+    if (config_kept_differences(settings, sizeof settings, json_object_get(there, "settings"),
+                                json_object_get(here, "settings")) > 0)
+        add_difference(out, "%s", settings);
+    for (size_t i = 0; i < ARRAY_COUNT(words); i++) {
+        const char *one = word_of(there, words[i].key), *other = word_of(here, words[i].key);
+        if (strcmp(one, other) != 0)
+            add_difference(out, "%s is %s there and %s here", words[i].name, one, other);
+    }
+    if (out->used == 0 &&
+        !json_equal(json_object_get(there, "grid"), json_object_get(here, "grid")))
+        add_difference(out, "the canvas is cut into other tiles");
+}
+
+/* ----------------------------------------------------------------------------------- recall */
+
+int render_recall(struct config_words *out, const char *output, struct err *err)
+{
+    int     rc = ERR_OK;
+    char    path[1200];
+    json_t *plan = NULL;
+
+    path_in(path, sizeof path, output, "journal");
+    TRY(journal_peek(&plan, path, err));
+    if (plan == NULL)
+        RAISE(
+            err, ERR_USAGE, 0,
+            "nothing is known of '%s': '%s' does not exist or was never begun; use 'mural render'",
+            output, path);
+    TRY(config_kept_words(out, json_object_get(plan, "settings"), path, err));
+    if (json_is_true(json_object_get(plan, "overwrite")))
+        TRY(config_words_add(out, "overwrite=true", err));
+out:
+    json_decref(plan);
+    return rc;
+}
+
+/* --------------------------------------------------------------------------------- opening */
+
+/* Is the output what the journal's last record says? */
+static bool output_is_ours(const struct store *store)
+{
+    const struct journal_facts *facts = journal_facts(store->journal);
+    struct err                  ignored = {0};
+    uint64_t                    hash, bytes;
+
+    return facts->finished && os_is_file(store->request->config->output) &&
+           hash64_file(&hash, &bytes, store->request->config->output, &ignored) == ERR_OK &&
+           hash == facts->output_hash && bytes == facts->output_bytes;
+}
+
+static int start_over(struct store *store, json_t *plan, struct err *err)
+{
+    int      rc = ERR_OK;
+    uint32_t tiles = (uint32_t)grid_count(&store->request->plan->grid);
+
+    journal_close(store->journal);
+    store->journal = NULL;
+    TRY(os_remove(store->journal_path, err)); /* before the files that it vouches for */
+    spool_clear(store->spool);
+    store->fresh = true;
+    TRY(journal_create(&store->journal, store->journal_path, tiles, plan, err));
+out:
+    return rc;
+}
+
+/* Hash again what the journal vouches for, so that a disk's mistake is repaired and not printed. */
+static int verify_tiles(struct store *store, struct meter *meter, struct err *err)
+{
+    int                   rc = ERR_OK;
+    struct journal_facts *facts = journal_facts(store->journal);
+
+    meter->now.phase = "checking";
+    for (uint32_t i = 0; i < facts->tile_count; i++) {
+        struct tile_fact *tile = &facts->tiles[i];
+        char              name[TILE_NAME_BYTES];
+        TRY(meter_advance(meter, 0, err));
+        if (tile->status != TILE_DONE && tile->status != TILE_FILLED) continue;
+        if (spool_holds(store->spool, i + 1, tile->hash)) continue;
+        log_line(LOG_WARN, "%s is not on the disk as it was painted and is painted again",
+                 tile_name(name, &store->request->plan->grid, i + 1));
+        tile->status = TILE_MISSING;
+    }
+out:
+    return rc;
+}
+
+static int go_on(struct store *store, const json_t *there, json_t *here, struct err *err)
+{
+    int                  rc = ERR_OK;
+    const struct config *config = store->request->config;
+    bool                 may_start_over = store->request->mode == RENDER_BEGIN && config->overwrite;
+    uint32_t             tiles = (uint32_t)grid_count(&store->request->plan->grid);
+    struct differences   found;
+
+    compare(&found, there, here);
+    if (found.used > 0 && may_start_over) return start_over(store, here, err);
+    if (found.used > 0)
+        RAISE(err, ERR_USAGE, 0,
+              "'%s' holds tiles of another poster: %s; use what was used there, "
+              "or %s",
+              store->folder, found.text,
+              store->request->mode == RENDER_BEGIN ? "start over with --overwrite"
+                                                   : "remove it and render anew");
+    TRY(journal_open(&store->journal, store->journal_path, tiles, err));
+    store->complete = output_is_ours(store);
+    if (store->complete && may_start_over) {
+        store->complete = false;
+        return start_over(store, here, err);
+    }
+    if (store->request->mode == RENDER_RETRY) {
+        if (!store->complete && journal_facts(store->journal)->finished)
+            log_line(LOG_WARN, "'%s' is not the file that '%s' speaks of; it will be replaced",
+                     config->output, store->folder);
+        store->complete = false;
+    } else if (!store->complete && !config->overwrite && os_is_file(config->output)) {
+        RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite to replace it", config->output);
+    }
+out:
+    return rc;
+}
+
+static int open_parts(struct store *store, struct err *err)
+{
+    int     rc = ERR_OK;
+    json_t *there = NULL, *here = NULL;
+
+    TRY(spool_open(&store->spool, store->folder, &store->request->plan->grid, err));
+    TRY(make_plan(&here, store->request, err));
+    TRY(journal_peek(&there, store->journal_path, err));
+    if (there != NULL)
+        TRY(go_on(store, there, here, err));
+    else
+        TRY(start_over(store, here, err));
+out:
+    json_decref(there);
+    json_decref(here);
+    return rc;
+}
+
+int store_open(struct store **out, const struct render_request *request, struct meter *meter,
+               struct err *err)
+{
+    int           rc = ERR_OK;
+    const char   *output = request->config->output;
+    struct store *store = NULL;
+
+    TRY(os_alloc((void **)&store, 1, sizeof *store, "the tile store", err));
+    store->request = request;
+    path_in(store->folder, sizeof store->folder, output, "");
+    path_in(store->journal_path, sizeof store->journal_path, output, "journal");
+    TRY(lock_take(&store->lock, store->folder, output, err));
+    TRY(open_parts(store, err));
+    if (!store->fresh && !store->complete) TRY(verify_tiles(store, meter, err));
+    *out = store;
+    store = NULL;
+out:
+    store_close(store, false);
+    return rc;
+}
+
+/* --------------------------------------------------------------------------------- closing */
+
+static void remove_all(struct store *store)
+{
+    struct err ignored = {0};
+
+    (void)os_remove(store->journal_path, &ignored); /* before the files that it vouches for */
+    spool_clear(store->spool);
+    lock_release(store->lock, true);
+    store->lock = NULL;
+    if (os.rmdir(store->folder) != 0)
+        log_line(LOG_WARN, "the folder '%s' stays: something else is in it", store->folder);
+}
+
+void store_close(struct store *store, bool remove)
+{
+    if (store == NULL) return;
+    /* A run that ended before anything was finished leaves nothing to go on with. */
+    if (remove ||
+        (store->fresh && (store->journal == NULL || !journal_facts(store->journal)->has_guide)))
+        remove_all(store);
+    journal_close(store->journal);
+    spool_close(store->spool);
+    lock_release(store->lock, false);
+    os_free(store);
+}
+
+/* --------------------------------------------------------------------------------- questions */
+
+uint32_t store_count(const struct store *store, enum tile_status status)
+{
+    const struct journal_facts *facts = journal_facts(store->journal);
+    uint32_t                    count = 0;
+
+    for (uint32_t i = 0; i < facts->tile_count; i++)
+        if (facts->tiles[i].status == status) count++;
+    return count;
+}
+
+/* ----------------------------------------------------------------------------------- retry */
+
+/* A number of up to nine digits at *at, which moves behind it; 0 when there is none. */
+static uint32_t take_number(const char **at)
+{
+    size_t   digits = strspn(*at, "0123456789");
+    uint32_t value = 0;
+
+    for (size_t i = 0; i < digits && digits < 10; i++)
+        value = value * 10 + (uint32_t)((*at)[i] - '0');
+    *at += digits;
+    return value;
+}
+
+/* "3,7-9" */
+static int choose_tiles(bool *chosen, uint32_t count, const char *list, struct err *err)
+{
+    int         rc = ERR_OK;
+    const char *at = list;
+
+    do {
+        uint32_t first = take_number(&at), last = first;
+        if (*at == '-') {
+            at++;
+            last = take_number(&at);
+        }
+        if ((*at != '\0' && *at != ',') || first < 1 || last < first || last > count)
+            RAISE(err, ERR_USAGE, 0,
+                  "tiles is '%.64s' but must be a list such as 3,7-9 of numbers 1..%u", list,
+                  count);
+        memset(chosen + first - 1, true, (last - first + 1) * sizeof *chosen);
+    } while (*at++ == ',');
+out:
+    return rc;
+}
+
+int store_forget(struct store *store, struct err *err)
+{
+    int                        rc = ERR_OK;
+    const struct render_again *again = &store->request->again;
+    uint32_t                   count = journal_facts(store->journal)->tile_count;
+    bool                      *chosen = NULL;
+    struct journal_again       record = {.has_seed = again->seed != NULL,
+                                         .seed = again->seed != NULL ? *again->seed : 0,
+                                         .prompt = again->prompt};
+
+    TRY(os_alloc((void **)&chosen, count, sizeof *chosen, "a list of tiles", err));
+    TRY(choose_tiles(chosen, count, again->tiles, err));
+    for (uint32_t i = 0; i < count; i++)
+        if (chosen[i]) TRY(journal_add_again(store->journal, i + 1, &record, err));
+out:
+    os_free(chosen);
+    return rc;
+}

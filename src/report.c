@@ -1,0 +1,205 @@
+/*
+ * report.c - results in words or JSON, on a stream that main.c gives.
+ *
+ * Owns how a plan and a picture's facts look to people and to programs.  Decides nothing, and opens
+ * nothing but the question whether tiles were kept beside a poster.
+ *
+ * Read next: main.c, which asks for it.
+ */
+#include "report.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Text that somebody else put into a file must not steer the terminal: line ends become blanks, and
+ * other control characters, also those of two bytes (U+0080..U+009F), question marks. */
+static void put_foreign(FILE *out, const char *text)
+{
+    for (const unsigned char *at = (const unsigned char *)text; *at != '\0'; at++) {
+        bool long_control = at[0] == 0xC2 && at[1] >= 0x80 && at[1] <= 0x9F;
+        if (long_control) at++;
+        if (*at == '\n')
+            (void)fputc(' ', out);
+        else
+            (void)fputc(long_control || *at < 0x20 || *at == 0x7F ? '?' : *at, out);
+    }
+}
+
+/* JSON is UTF-8; a name or text that is not ends where it stops to be. */
+json_t *report_text(const char *text)
+{
+    return json_stringn(text, text_utf8_valid_prefix(text, strlen(text)));
+}
+
+int report_json(FILE *out, json_t *object, struct err *err)
+{
+    int   rc = ERR_OK;
+    char *text =
+        object != NULL ? json_dumps(object, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
+
+    if (text == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory to print the result as JSON");
+    (void)fprintf(out, "%s\n", text);
+out:
+    free(text);
+    json_decref(object);
+    return rc;
+}
+
+int report_plan_json(FILE *out, const struct mural_plan_info *plan, const struct config *config,
+                     struct err *err)
+{
+    return report_json(
+        out,
+        json_pack(
+            "{s:i, s:{s:i, s:i, s:f}, s:{s:i, s:i, s:i, s:i, s:i, s:i}, s:{s:i, s:i},"
+            " s:{s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, s:{s:s, s:s, s:i}, s:f, s:f}",
+            "schema", 1, "picture", "width", plan->width_px, "height", plan->height_px, "dpi",
+            config->dpi, "tiles", "columns", plan->tile_cols, "rows", plan->tile_rows, "width",
+            plan->tile_w_px, "height", plan->tile_h_px, "overlap_x", plan->overlap_x_px,
+            "overlap_y", plan->overlap_y_px, "draft", "width", plan->draft_w_px, "height",
+            plan->draft_h_px, "memory", "needed_bytes", (json_int_t)plan->host_bytes_peak,
+            "free_bytes", (json_int_t)plan->host_bytes_free, "weight_bytes",
+            (json_int_t)plan->weight_bytes, "scratch_bytes", (json_int_t)plan->scratch_bytes,
+            "disk", "output_bytes_worst", (json_int_t)plan->output_bytes_worst, "spool_bytes",
+            (json_int_t)plan->spool_bytes, "free_bytes", (json_int_t)plan->disk_bytes_free, "model",
+            "name", plan->model, "precision", plan->precision, "text_tokens",
+            (int)plan->text_tokens, "flop", plan->flop_total, "seconds", plan->seconds_estimate),
+        err);
+}
+
+/* "about 40 s", "about 12 min", "about 3 h 20 min", "about 5 days" */
+static const char *duration_text(char out[40], double seconds)
+{
+    if (!(seconds > 0))
+        (void)snprintf(out, 40, "not known for this machine");
+    else if (seconds < 90)
+        (void)snprintf(out, 40, "about %.0f s", ceil(seconds));
+    else if (seconds < 90 * 60)
+        (void)snprintf(out, 40, "about %.0f min", seconds / 60);
+    else if (seconds < 48 * 3600)
+        (void)snprintf(out, 40, "about %.0f h %.0f min", floor(seconds / 3600),
+                       floor(fmod(seconds, 3600) / 60));
+    else
+        (void)snprintf(out, 40, "about %.0f days", seconds / 86400);
+    return out;
+}
+
+static void put_need(FILE *out, const char *title, uint64_t needed, uint64_t available)
+{
+    char need[32], have[32];
+
+    (void)fprintf(out, "%-9s %s needed, %s free%s\n", title, text_bytes(need, sizeof need, needed),
+                  text_bytes(have, sizeof have, available),
+                  needed > available ? ": not enough" : "");
+}
+
+void report_plan(FILE *out, const struct mural_plan_info *plan, const struct config *config)
+{
+    char one[40], two[40], three[40];
+
+    (void)fprintf(out, "poster    %d x %d px, %.1f x %.1f cm at %g dpi\n", plan->width_px,
+                  plan->height_px, plan->width_px / config->dpi * 2.54,
+                  plan->height_px / config->dpi * 2.54, config->dpi);
+    (void)fprintf(out, "draft     %d x %d px\n", plan->draft_w_px, plan->draft_h_px);
+    (void)fprintf(out, "tiles     %u (%u x %u) of %d x %d px, overlapping by %d and %d px\n",
+                  plan->tile_cols * plan->tile_rows, plan->tile_cols, plan->tile_rows,
+                  plan->tile_w_px, plan->tile_h_px, plan->overlap_x_px, plan->overlap_y_px);
+    (void)fprintf(out, "model     ");
+    put_foreign(out, plan->model);
+    (void)fprintf(out, ", %s of weights, %s, %u text tokens\n",
+                  text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
+                  plan->text_tokens);
+    if (plan->gpu_bytes_peak > 0)
+        (void)fprintf(out, "gpu       %s needed\n",
+                      text_bytes(one, sizeof one, plan->gpu_bytes_peak));
+    put_need(out, "memory", plan->host_bytes_peak, plan->host_bytes_free);
+    if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
+        (void)fprintf(out,
+                      "          the weights do not fit beside it and are read from disk again and "
+                      "again\n");
+    put_need(out, "disk", plan->output_bytes_worst + plan->spool_bytes, plan->disk_bytes_free);
+    (void)fprintf(out, "          of it the file at most %s, tiles in waiting %s\n",
+                  text_bytes(two, sizeof two, plan->output_bytes_worst),
+                  text_bytes(three, sizeof three, plan->spool_bytes));
+    (void)fprintf(out, "time      %s, %.3g floating-point operations\n",
+                  duration_text(one, plan->seconds_estimate), plan->flop_total);
+}
+
+static bool has_kept_tiles(const char *path)
+{
+    char journal[4200];
+    int  wrote = snprintf(journal, sizeof journal, "%s.mural/journal", path);
+
+    return wrote > 0 && (size_t)wrote < sizeof journal && os_is_file(journal);
+}
+
+int report_info_json(FILE *out, const char *path, const struct picture_info *info, double seconds,
+                     struct err *err)
+{
+    json_t *object =
+        json_pack("{s:i, s:o, s:s, s:s, s:i, s:i, s:i, s:f, s:b, s:i}", "schema", 1, "file",
+                  report_text(path), "format", info->format, "codec", info->codec, "width", info->w,
+                  "height", info->h, "bits", info->bits, "dpi", info->dpi, "profile",
+                  (int)info->has_icc, "levels", (int)info->levels);
+
+    if (object != NULL && info->prompt != NULL)
+        (void)json_object_set_new(object, "prompt", report_text(info->prompt));
+    if (object != NULL && info->settings_json != NULL)
+        (void)json_object_set_new(object, "settings", json_loads(info->settings_json, 0, NULL));
+    if (object != NULL)
+        (void)json_object_set_new(object, "tiles_kept", json_boolean(has_kept_tiles(path)));
+    if (object != NULL && seconds >= 0)
+        (void)json_object_set_new(object, "seconds", json_real(seconds));
+    return report_json(out, object, err);
+}
+
+static void put_settings(FILE *out, const char *settings_json)
+{
+    json_t     *settings = json_loads(settings_json, 0, NULL);
+    const char *key;
+    json_t     *value;
+
+    if (!json_is_object(settings)) {
+        (void)fprintf(out, "settings  ");
+        put_foreign(out, settings_json);
+        (void)fprintf(out, "\n");
+    } else {
+        (void)fprintf(out, "settings\n");
+        json_object_foreach(settings, key, value)
+        {
+            char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
+            if (strcmp(key, "prompt") != 0 && text != NULL) {
+                (void)fprintf(out, "  ");
+                put_foreign(out, key);
+                (void)fprintf(out, ": ");
+                put_foreign(out, text);
+                (void)fprintf(out, "\n");
+            }
+            free(text);
+        }
+    }
+    json_decref(settings);
+}
+
+void report_info(FILE *out, const char *path, const struct picture_info *info)
+{
+    (void)fprintf(out, "file      ");
+    put_foreign(out, path);
+    (void)fprintf(out, "\npicture   %d x %d px, %d bits per colour\n", info->w, info->h,
+                  info->bits);
+    (void)fprintf(out, "format    %s, %s%s\n", info->format, info->codec,
+                  info->has_icc ? ", colour profile inside" : ", no colour profile");
+    if (info->dpi > 0)
+        (void)fprintf(out, "print     %.1f x %.1f cm at %g dpi\n", info->w / info->dpi * 2.54,
+                      info->h / info->dpi * 2.54, info->dpi);
+    (void)fprintf(out, "levels    %u\n", info->levels);
+    if (has_kept_tiles(path))
+        (void)fprintf(out, "tiles     kept: 'mural retry' can paint some of them again\n");
+    if (info->prompt != NULL) {
+        (void)fprintf(out, "prompt    ");
+        put_foreign(out, info->prompt);
+        (void)fprintf(out, "\n");
+    }
+    if (info->settings_json != NULL) put_settings(out, info->settings_json);
+}
