@@ -8,11 +8,12 @@
  *   patches      everything else, and everything where cuDNN is not: bands of patches, then a
  *                product
  *
- * A map that is enlarged first is enlarged into scratch, as it stands, and then convolved: nine taps
- * where four sums of weights would do, for a kernel that the library has.
+ * A map that is enlarged first is enlarged into scratch, as it stands, and then convolved: nine
+ * taps where four sums of weights would do, for a kernel that the library has.
  *
- * Scratch: the enlarged map, the weights tap by tap, then cuDNN's workspace, or a band of patches and what the
- * product needs.  A dry run cannot know which way will be taken, so it counts the longer.
+ * Scratch: the enlarged map, the weights tap by tap, then cuDNN's workspace, or a band of patches
+ * and what the product needs.  A dry run cannot know which way will be taken, so it counts the
+ * longer.
  */
 #include "backend/cuda_int.h"
 #include "kernels/kernels_cuda.h"

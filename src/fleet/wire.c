@@ -16,7 +16,8 @@
  * number 12     4  bytes of the whole message, at most 65,536 16        the fields of its kind, in
  * this order and nothing after them:
  *
- *     OPEN     u32 precision, machine, GPU, threads, text tokens; i32 channels; u64 bytes of shared memory;
+ *     OPEN     u32 precision, machine, GPU, threads, text tokens; i32 channels;
+ *              u64 bytes of shared memory;
  *              u32 count of sizes, each: i32 w, h, u32 tiles, steps;
  *              texts: model folder, transformer, VAE (the last two may be empty)
  *     BEGIN    u32 steps; i64 tokens; f64 guidance, sigma start, strength, mu, mu max; text prompt

@@ -296,7 +296,8 @@ static int run_group_norm(void *user)
 {
     const struct bench *b = user;
     int rc = k_group_stats_cuda(b->stats, b->x, NULL);
-    if (!rc) rc = k_group_merge_cuda(b->table, b->stats, b->vector, b->x.rows / 1024, 32, 1e-6f, NULL);
+    if (!rc)
+        rc = k_group_merge_cuda(b->table, b->stats, b->vector, b->x.rows / 1024, 32, 1e-6f, NULL);
     return rc ? rc : k_group_apply_cuda(b->out, b->x, b->table, b->vector, true, NULL);
 }
 
