@@ -190,17 +190,6 @@ static inline struct spread spread_over(int64_t rows, int64_t cols, int vector)
 
 /* ---------------------------------------------------------------------------------- numbers */
 
-/* x / (1 + e^-x): within 1e-6 of exact, 0 far below zero; NaN stays. */
-DEVICE float silu_f32(float x)
-{
-    return __fdividef(x, 1.0f + exp2f(-x * LOG2_E));
-}
-DEVICE float gelu_tanh_f32(float x)
-{
-    /* 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
-    const float twice_u = 1.59576912161f * (x + 0.044715f * x * x * x);
-    return __fdividef(x, 1.0f + exp2f(-twice_u * LOG2_E));
-}
 /* 2^x within 2 spacings; results below 2^-126 are 0. */
 DEVICE float exp2_quick(float x)
 {
@@ -208,7 +197,17 @@ DEVICE float exp2_quick(float x)
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-
+/* x / (1 + e^-x): within 1e-6 of exact, 0 far below zero; NaN stays. */
+DEVICE float silu_f32(float x)
+{
+    return __fdividef(x, 1.0f + exp2_quick(-x * LOG2_E));
+}
+DEVICE float gelu_tanh_f32(float x)
+{
+    /* 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+    const float twice_u = 1.59576912161f * (x + 0.044715f * x * x * x);
+    return __fdividef(x, 1.0f + exp2_quick(-twice_u * LOG2_E));
+}
 /* Sum over aligned groups of `width` lanes, the same bits in each of them. */
 DEVICE float sum_lanes(float value, int width)
 {

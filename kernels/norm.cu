@@ -36,22 +36,18 @@ DEVICE float sum_row(float value, float *of_warps)
     return sum_lanes(threadIdx.x % 32 < blockDim.x / 32 ? of_warps[threadIdx.x % 32] : 0.0f, 32);
 }
 
-/* The V values at `col` that the norm is taken of; the first reading of GATED makes them. */
-template <int KIND, typename X, typename B, int V>
-DEVICE void row_values(float (&value)[V], const struct row_norm &n, int64_t row, int col)
+/* What the norm is taken of, V values at `col`; GATED makes it, and stores it. */
+template <int V>
+DEVICE void add_gated(float (&value)[V], const float (&branch)[V], const struct row_norm &n,
+                      int64_t row, int col)
 {
-    X *const x = row_at<X>(n.x, row) + col;
+    float gate[V];
 
-    load_some<V>(value, x, V);
-    if (KIND == GATED) {
-        float branch[V], gate[V];
-        load_some<V>(branch, row_at<B>(n.branch, row) + col, V);
-        load_some<V>(gate, n.gate + col, V);
+    load_some<V>(gate, n.gate + col, V);
 #pragma unroll
-        for (int i = 0; i < V; i++)
-            value[i] += gate[i] * branch[i];
-        store_some<V>(x, value, V);
-    }
+    for (int i = 0; i < V; i++)
+        value[i] += gate[i] * branch[i];
+    store_some<V>(row_at<float>(n.x, row) + col, value, V);
 }
 
 /* The pieces of a row that this thread has: `piece` counts them, `col` is where one starts. */
@@ -70,12 +66,22 @@ static __global__ void __launch_bounds__(ACROSS_MAX) row_norm_kernel(const struc
 
     for (int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; row < n.x.rows;
          row += (int64_t)gridDim.x * blockDim.y) {
-        float kept[UNROLL][V], sum = 0.0f, squares = 0.0f, mean = 0.0f;
+        float kept[UNROLL][V], branch[UNROLL][V], sum = 0.0f, squares = 0.0f, mean = 0.0f;
 
+        /* All loads before the first store, which they may not pass. */
+        if (KEPT) {
+#pragma unroll UNROLL
+            EACH_PIECE (piece, col) {
+                load_some<V>(kept[piece], row_at<X>(n.x, row) + col, V);
+                if (KIND == GATED) load_some<V>(branch[piece], row_at<B>(n.branch, row) + col, V);
+            }
+        }
 #pragma unroll UNROLL
         EACH_PIECE (piece, col) {
-            float(&value)[V] = kept[KEPT ? piece : 0];
-            row_values<KIND, X, B, V>(value, n, row, col);
+            float(&value)[V] = kept[KEPT ? piece : 0], (&added)[V] = branch[KEPT ? piece : 0];
+            if (!KEPT) load_some<V>(value, row_at<X>(n.x, row) + col, V);
+            if (!KEPT && KIND == GATED) load_some<V>(added, row_at<B>(n.branch, row) + col, V);
+            if (KIND == GATED) add_gated<V>(value, added, n, row, col);
 #pragma unroll
             for (int i = 0; i < V; i++)
                 sum += KIND == RMS ? value[i] * value[i] : value[i];
