@@ -33,7 +33,7 @@ struct mural_job {
     struct mural_plan_info info;
     struct engine_cost     cost;
     uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
-    const char            *worker_program; /* NULL: this process paints */
+    const char            *worker_program;            /* NULL: this process paints */
     uint32_t               worker_count;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
@@ -339,11 +339,17 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
  * again as it must, so they slow a short machine down but never stop it. */
 static int check_memory(const struct mural_job *job, struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
-    char     need_words[32], have_words[32];
+    int                rc = ERR_OK;
+    uint64_t           need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
+    char               need_words[32], have_words[32];
+    struct engine_cost all = job->cost; /* every worker keeps weights of its own */
 
-    TRY(engine_check_device(&job->options, &job->cost, err));
+    if (job->worker_count > 1) {
+        all.kept_bytes *= job->worker_count;
+        all.scratch_bytes *= job->worker_count;
+        all.fixed_bytes *= job->worker_count;
+    }
+    TRY(engine_check_device(&job->options, &all, err));
     if (need > have)
         RAISE(err, ERR_HOST_MEM, 0,
               "plan: tiles of %d x %d px need %s of memory besides the weights and %s is free; "

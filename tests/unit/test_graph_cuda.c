@@ -131,6 +131,22 @@ static struct graph_shape conv(int32_t side, int64_t in, int64_t out, int32_t st
     return graph_conv_shape(&request, side / stride, side / stride);
 }
 
+/* A strip of rows in the middle of a map: zeros at the sides alone; and the first one. */
+static void strips_are_accepted(void **state)
+{
+    struct graph_shape middle = conv(2048, 128, 128, 1), first = conv(2048, 256, 128, 1);
+
+    (void)state;
+    middle.dims[0] = 514;
+    middle.dims[4] = 512;
+    middle.strides[1] = middle.strides[3] = 0;
+    expect("a strip in the middle", &middle, true);
+    first.dims[0] = 257;
+    first.dims[4] = 256;
+    first.strides[3] = 0;
+    expect("the first strip", &first, true);
+}
+
 static void convolutions_are_accepted(void **state)
 {
     static const struct {
@@ -165,6 +181,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(attention_is_accepted),
                                        cmocka_unit_test(convolutions_are_accepted),
+                                       cmocka_unit_test(strips_are_accepted),
                                        cmocka_unit_test(nonsense_is_refused)};
     return cmocka_run_group_tests_name("graph_cuda", tests, NULL, NULL);
 }
