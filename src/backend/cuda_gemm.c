@@ -249,6 +249,10 @@ static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_r
     for (int i = 1; i < count && !status; i++) {
         if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
         status = try_one(gemm, plan, request, &results[i].algo, stream, &now);
+        if (status >= STATUS_CUBLAS) { /* refused after all; the card is well */
+            status = 0;
+            continue;
+        }
         if (status || now.sum != first.sum) continue;
         same++;
         if (now.seconds >= best.seconds) continue;
