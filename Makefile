@@ -134,7 +134,7 @@ $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
 CUDA_ARCH ?= 80 86 89 90 100 120
-NVCCFLAGS := -O3 -std=c++17 -I. -Isrc -Xcompiler -Wall,-fno-exceptions,-fno-threadsafe-statics \
+NVCCFLAGS := -O3 -std=c++17 --compress-mode=size -I. -Isrc -Xcompiler -Wall,-fno-exceptions,-fno-threadsafe-statics \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
 $(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h kernels/*.cuh)
 	@mkdir -p $(@D)
