@@ -21,7 +21,9 @@ LIBS     := -ltiff -lpng -lz -ldnnl -ljansson -lyaml -ldeflate -lzstd -llcms2 -l
 
 CFLAGS  := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
            -Wstrict-prototypes $(if $(CI),-Werror) -O2 -g -fno-math-errno -fopenmp -Isrc -I. -MMD -MP
-LDFLAGS := -fopenmp
+# Libraries are looked for beside the program, as `make bundle` lays them out, and then as usual; in
+# the old way, which also holds for libraries of libraries and for those found later.
+LDFLAGS := -fopenmp -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 ifeq ($(SAN),address)
 CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 LDFLAGS += -fsanitize=address,undefined
@@ -32,7 +34,24 @@ else ifneq ($(SAN),)
 $(error SAN is '$(SAN)'; it must be address or thread)
 endif
 
-SOURCES := $(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c)
+# With the CUDA toolkit a GPU backend is built in.  Nothing of the toolkit is needed to start the
+# program: the runtime is linked statically, cuBLASLt and cuDNN are found when a GPU is asked for.
+CUDA_HOME := $(if $(NVCC),$(abspath $(dir $(NVCC))/..))
+CUDNN     := $(if $(NVCC),$(firstword $(wildcard $(CUDA_HOME)/include/cudnn_graph.h \
+                 /usr/include/cudnn_graph.h /usr/include/x86_64-linux-gnu/cudnn_graph.h)))
+CUDA_C    := $(wildcard src/*/cuda_*.c src/*/*_cuda.c)
+ifneq ($(NVCC),)
+NOT_BUILT := src/backend/cuda_absent.c \
+             $(if $(CUDNN),src/backend/cuda_nograph.c,src/backend/cuda_graph.c src/backend/cuda_graph_build.c)
+CUDA_OBJECTS := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/*.cu))
+# The host's compiler links, so that a sanitized variant gets its run-time library.
+LIBS      += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+CFLAGS    += -isystem $(CUDA_HOME)/include
+else
+NOT_BUILT := $(filter-out src/backend/cuda_absent.c,$(CUDA_C))
+endif
+
+SOURCES := $(filter-out $(NOT_BUILT),$(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
 PARTS   := $(filter-out $(B)/src/main.o $(B)/src/report.o,$(OBJECTS))
 LIBRARY := $(B)/libmural.a
@@ -40,25 +59,27 @@ PROGRAM := $(B)/mural
 
 UNIT    := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/test_*.c))
 KERNEL  := $(patsubst %.c,$(B)/%,$(filter-out %_cuda.c,$(wildcard tests/kernels/test_*.c)))
+UNIT    := $(filter-out %_cuda,$(UNIT))
 PARITY  := $(patsubst %.c,$(B)/%,$(wildcard tests/parity/parity_*.c))
 FAULT   := $(patsubst %.c,$(B)/%,$(wildcard tests/fault/fault_*.c))
 FUZZ    := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
-CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT)
 ifneq ($(NVCC),)
-CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(wildcard tests/kernels/test_*_cuda.c))
+CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cuda.c), \
+                   $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
+CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS)
 
 # Goals that promise to do everything themselves install what is missing first.
 ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
 SETUP := setup
 endif
 
-.PHONY: all help setup demo test quick unit checks lint soak fuzz clean
+.PHONY: all help setup demo test quick unit checks lint soak fuzz clean bundle kit test-gpu bench-gpu
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 all: $(PROGRAM) ## build the program for this machine (build/release/mural)
-	@echo "built $(PROGRAM): CPU$(if $(NVCC),; CUDA compiler found at $(NVCC))"
+	@echo "built $(PROGRAM): CPU$(if $(NVCC), and CUDA ($(NVCC)$(if $(CUDNN),, without cuDNN)))"
 
 help: ## this list
 	@echo "mural: posters of any size with FLUX.1, tile by tile"; echo
@@ -90,7 +111,7 @@ $(B)/%.o: %.c
 	@echo "  CC    $<"
 	@$(CC) $(CFLAGS) -c $< -o $@
 
-$(LIBRARY): $(PARTS)
+$(LIBRARY): $(PARTS) $(CUDA_OBJECTS)
 	@echo "  AR    $@"
 	@rm -f $@ && ar rcs $@ $^
 
@@ -112,22 +133,13 @@ $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-# The host's compiler links, so that a sanitized variant gets its run-time library.
-CUDA_HOME := $(abspath $(dir $(NVCC))/..)
-CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
-
-# GPU code compiles wherever the toolkit is; nothing of it is needed to run.
 CUDA_ARCH ?= 80 86 89 90 100 120
-NVCCFLAGS := -O3 -std=c++17 -I. -Isrc -Xcompiler -Wall \
+NVCCFLAGS := -O3 -std=c++17 --compress-mode=size -I. -Isrc -Xcompiler -Wall,-fno-exceptions,-fno-threadsafe-statics \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-$(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h)
+$(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h kernels/*.cuh)
 	@mkdir -p $(@D)
 	@echo "  NVCC  $<"
 	@$(NVCC) $(NVCCFLAGS) -c $< -o $@
-$(B)/tests/kernels/test_%_cuda: $(B)/tests/kernels/test_%_cuda.o $(B)/kernels/%.cu.o $(LIBRARY)
-	@echo "  LINK  $@"
-	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) $(CUDA_LIBS) -o $@
-
 # ------------------------------------------------------------------------------------- pictures
 
 DEMO_PROMPT := A majestic mountain landscape at sunset, 8k
@@ -150,9 +162,51 @@ test: $(SETUP) ## everything: lint, unit, kernel, parity, command line, sanitize
 quick: $(SETUP) ## lint, unit and kernel checks only
 	@tests/run.sh "$(MAKE)" quick
 
+# ---------------------------------------------------------------------------------- to other machines
+
+# Shared libraries that every Linux has in its own version, or that only a driver's package may give.
+KEPT_OUT := linux-vdso|ld-linux|/libc\.so|/libm\.so|libpthread|libdl\.|librt\.|libcuda
+carried = ldd $(1) | awk '$$2 == "=>" {print $$3}' | grep -vE '$(KEPT_OUT)'
+BUNDLE  := build/bundle
+KIT     := build/kit
+KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu
+
+bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle (and what it weighs)
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
+	@cp $(PROGRAM) $(BUNDLE)/mural && strip $(BUNDLE)/mural
+	@$(call carried,$(PROGRAM)) | xargs -I{} cp -L {} $(BUNDLE)/lib/
+	@cp LICENSE README.md $(BUNDLE)/
+	@if [ -d samples/model ]; then cp -r samples/model $(BUNDLE)/model; fi
+	@$(BUNDLE)/mural help >/dev/null && du -sm $(BUNDLE) | awk '{print "built $(BUNDLE): " $$1 " MB"}'
+
+# The mains of many programs get names of their own, and one more main calls them.
+$(B)/kit/%.o: | $(SETUP)
+	@mkdir -p $(@D)
+	@objcopy --redefine-sym main=$*_main $< $@
+$(foreach p,$(KIT_OF),$(eval $(B)/kit/$(notdir $(p)).o: $(p).o))
+$(B)/kit/mural.o: $(B)/src/main.o
+$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(B)/src/report.o $(LIBRARY)
+	@echo "  LINK  $@"
+	@$(CC) $(CFLAGS) '-DKIT_PROGRAMS=X(mural) $(foreach p,$(KIT_OF),X($(notdir $(p))))' $(LDFLAGS) \
+	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(B)/src/report.o $(LIBRARY) -lcmocka $(LIBS) -o $@
+
+kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
+	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden
+	@cp $< $(KIT)/kit && strip $(KIT)/kit && cp tests/gpu/run.sh $(KIT)/
+	@$(call carried,$<) | xargs -I{} cp -L {} $(KIT)/lib/
+	@cp -r tests/golden/engine tests/golden/models $(KIT)/golden/
+	@tar -C build -cf - kit | xz -T0 -3 >build/kit.tar.xz
+	@du -m build/kit.tar.xz | awk '{print "built build/kit.tar.xz: " $$1 " MB; there: tar xf kit.tar.xz && kit/run.sh"}'
+
+test-gpu: kit ## what only a GPU can show: kernels, parity, the same bytes twice, compute-sanitizer
+	@$(KIT)/run.sh
+
+bench-gpu: kit ## FLUX.1-dev's parts at their real shapes on the GPU, as CSV
+	@$(KIT)/kit bench_gpu
+
 unit: $(UNIT) $(KERNEL)
 
-checks: unit $(PARITY) $(FAULT) $(PROGRAM) $(CUDA_CHECKS)
+checks: $(CHECKS) $(PROGRAM)
 
 lint: ## layers, file and function lengths, names
 	@tests/lint/layers.sh
@@ -167,4 +221,4 @@ clean: ## remove build/
 	rm -rf build
 
 -include $(OBJECTS:.o=.d)
--include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/fault/worker.d
+-include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/fault/worker.d $(B)/tests/bench/bench_gpu.d

@@ -74,11 +74,26 @@ struct qk_rope_request {
 };
 void k_qk_norm_rope_cpu(const struct qk_rope_request *request);
 
+/* The rotations of a grid of tokens, row-major, put together from those of its axes: y [h * w, a0 +
+ * a1 + a2] f32 gets row `token column` of axes[0] and axes[2], and row `token row` of axes[1]. */
+void k_rope_grid_cpu(struct matrix y, const struct matrix axes[3], int32_t h, int32_t w);
+
 /* -------------------------------------------------------------------- norms (norm.c) */
 /* y = LN(x) * (scale_plus_one ? 1 + scale : scale) + shift; shift and scale f32 [cols]. */
 void k_layer_norm_cpu(struct matrix y, struct matrix x, const float *scale, const float *shift,
                       bool scale_plus_one, float eps);
 void k_rms_norm_cpu(struct matrix y, struct matrix x, const float *weight, float eps);
+/* What lies between two branches of a transformer block, in one pass over memory:
+ * x += gate[col] * y; out = LN(x) * (1 + scale) + shift.  The bits of k_gate_add_cpu followed by
+ * k_layer_norm_cpu. */
+struct gate_norm_request {
+    struct matrix out;                  /* [S, cols] f32 or bf16, not x        */
+    struct matrix x;                    /* [S, cols] f32, the residual stream */
+    struct matrix y;                    /* [S, cols] f32 or bf16; may be out   */
+    const float  *gate, *scale, *shift; /* [cols] */
+    float         eps;
+};
+void k_gate_add_layer_norm_cpu(const struct gate_norm_request *request);
 /* Group norm of a feature map [h * w, C] in three steps, so that the map may come in strips:
  *
  *   stats   x is stats.rows runs of equally many rows.  Of each run and channel: the mean and the
@@ -151,6 +166,11 @@ struct noise_request {
     int32_t  channels;     /* multiple of 4 */
 };
 void k_noise_cpu(float *out, const struct noise_request *request);
+
+/* -------------------------------------------------------------------- trial.c */
+/* Made-up numbers in [-1/8, 1/8), a function of (seed, row, col) only: for trials of speed.  y f32
+ * or bf16; the same bits on the CPU and on a GPU. */
+void k_fill_cpu(struct matrix y, uint64_t seed);
 
 /* -------------------------------------------------------------------- the machine */
 /* True when this CPU multiplies bf16 in hardware (AVX512_BF16 or AMX): bf16 compute pays. */

@@ -111,6 +111,11 @@ static inline void *row_of(struct matrix m, int64_t row)
 void cast_elements(void *target, enum dtype target_dtype, const void *source,
                    enum dtype source_dtype, int64_t count);
 
+/* x += gate * y in a row (pointwise.c): k_gate_add_cpu for callers that are already in a parallel
+ * loop. */
+void pointwise_gate_add(enum dtype x_dtype, enum dtype y_dtype, void *x, const void *y,
+                        const float *gate, int64_t cols);
+
 #define LOG2_E 1.44269504089f
 
 /* 2^x, relative error below 1.1e-7, exactly 1 at 0; clamped to 2^-126 and 2^127, so that 0 and

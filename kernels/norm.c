@@ -60,6 +60,22 @@ void k_layer_norm_cpu(struct matrix y, struct matrix x, const float *scale, cons
         layer_norm_row(y.dtype, x.dtype, row_of(y, row), row_of(x, row), x.cols, &norm);
 }
 
+/* The row that was just added to is still in the first cache. */
+void k_gate_add_layer_norm_cpu(const struct gate_norm_request *request)
+{
+    const struct gate_norm_request *r = request;
+    const struct row_norm           norm = {r->scale, r->shift, 1.0f, r->eps};
+
+    must(same_shape(r->out, r->x) && same_shape(r->y, r->x) && r->x.cols > 0);
+    must(is_act(r->out) && is_act(r->y) && r->x.dtype == DTYPE_F32 && r->out.data != r->x.data);
+#pragma omp parallel for schedule(static) if (r->x.rows * r->x.cols > 16384)
+    for (int64_t row = 0; row < r->x.rows; row++) {
+        void *x = row_of(r->x, row), *out = row_of(r->out, row);
+        pointwise_gate_add(DTYPE_F32, r->y.dtype, x, row_of(r->y, row), r->gate, r->x.cols);
+        layer_norm_row(r->out.dtype, DTYPE_F32, out, x, r->x.cols, &norm);
+    }
+}
+
 KERNEL_INLINE void rms_norm_body(enum dtype y_dtype, enum dtype x_dtype, void *y, const void *x,
                                  int64_t cols, const float *weight, float eps)
 {

@@ -47,8 +47,8 @@ KERNEL_INLINE void gate_add_body(enum dtype x_dtype, enum dtype y_dtype, void *x
         act_store(x, x_dtype, i, act_load(x, x_dtype, i) + gate[i] * act_load(y, y_dtype, i));
 }
 
-KERNEL_CLONES static void gate_add_row(enum dtype x_dtype, enum dtype y_dtype, void *x,
-                                       const void *y, const float *gate, int64_t cols)
+KERNEL_CLONES void pointwise_gate_add(enum dtype x_dtype, enum dtype y_dtype, void *x,
+                                      const void *y, const float *gate, int64_t cols)
 {
     BY_ACT_DTYPES(gate_add_body, x_dtype, y_dtype, x, y, gate, cols);
 }
@@ -58,7 +58,7 @@ void k_gate_add_cpu(struct matrix x, struct matrix y, const float *gate)
     must(same_shape(x, y) && is_act(x) && is_act(y));
 #pragma omp parallel for schedule(static) if (x.rows * x.cols > PARALLEL_MIN)
     for (int64_t row = 0; row < x.rows; row++)
-        gate_add_row(x.dtype, y.dtype, row_of(x, row), row_of(y, row), gate, x.cols);
+        pointwise_gate_add(x.dtype, y.dtype, row_of(x, row), row_of(y, row), gate, x.cols);
 }
 
 KERNEL_INLINE void affine_body(enum dtype y_dtype, enum dtype x_dtype, void *y, const void *x,

@@ -31,8 +31,9 @@ struct mural_job {
     struct engine_facts    facts;
     struct render_costs    costs;
     struct mural_plan_info info;
-    uint64_t               scratch_bytes, host_bytes;
-    const char            *worker_program; /* NULL: this process paints */
+    struct engine_cost     cost;
+    uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
+    const char            *worker_program;            /* NULL: this process paints */
     uint32_t               worker_count;
     double                 begin_seconds;
     mural_progress_fn      on_progress;
@@ -70,10 +71,10 @@ static int tell(struct mural_error *error, const struct err *err, int rc)
 static const char SAMPLE_MODEL[] = "samples/model"; /* the default of the setting "model" */
 
 /* The model that comes with the program, wherever the program was started from: beside the build
- * folder of a source tree, or installed. */
+ * folder of a source tree, installed, or carried with it. */
 static bool find_sample_model(char *out, size_t capacity)
 {
-    static const char *const places[] = {"../../samples/model", "../share/mural/model"};
+    static const char *const places[] = {"../../samples/model", "../share/mural/model", "model"};
     char                     program[2048], beside[2100];
     ssize_t                  length = readlink("/proc/self/exe", program, sizeof program - 1);
 
@@ -163,15 +164,25 @@ static enum precision precision_of(const struct config *config)
     return PRECISION_AUTO;
 }
 
+/* "cuda:2" -> 2 */
+static int32_t gpu_of(const struct config *config)
+{
+    const char *colon = strchr(config->device, ':');
+
+    return colon == NULL ? 0 : (int32_t)strtol(colon + 1, NULL, 10);
+}
+
 static struct engine_options options_of(const struct config *config)
 {
-    return (struct engine_options){.model_folder = config->model,
-                                   .transformer =
-                                       config->transformer[0] != '\0' ? config->transformer : NULL,
-                                   .vae = config->vae[0] != '\0' ? config->vae : NULL,
-                                   .precision = precision_of(config),
-                                   .threads = (uint32_t)config->threads,
-                                   .text_tokens = (uint32_t)config->text_tokens};
+    return (struct engine_options){
+        .model_folder = config->model,
+        .machine = strncmp(config->device, "cuda", 4) == 0 ? ENGINE_CUDA : ENGINE_CPU,
+        .gpu = gpu_of(config),
+        .transformer = config->transformer[0] != '\0' ? config->transformer : NULL,
+        .vae = config->vae[0] != '\0' ? config->vae : NULL,
+        .precision = precision_of(config),
+        .threads = (uint32_t)config->threads,
+        .text_tokens = (uint32_t)config->text_tokens};
 }
 
 /* ------------------------------------------------------------------------------------ plan */
@@ -225,6 +236,28 @@ out:
     return rc;
 }
 
+static bool on_gpu(const struct mural_job *job)
+{
+    return job->options.machine == ENGINE_CUDA;
+}
+
+/* "auto" becomes what is there.  Whoever names a GPU gets it or a sentence, never the CPU. */
+static int choose_device(struct mural_job *job, struct err *err)
+{
+    int        rc = ERR_OK;
+    struct err why = {.code = ERR_OK};
+
+    if (strcmp(job->config.device, "auto") == 0) {
+        job->options.machine = ENGINE_CUDA;
+        if (engine_check_device(&job->options, NULL, &why) == ERR_OK) goto out;
+        log_line(LOG_INFO, "painting on the CPU (%s)", why.text);
+        job->options.machine = ENGINE_CPU;
+    }
+    TRY(engine_check_device(&job->options, NULL, err));
+out:
+    return rc;
+}
+
 static int measure(struct mural_job *job, struct err *err)
 {
     int                rc = ERR_OK;
@@ -238,7 +271,8 @@ static int measure(struct mural_job *job, struct err *err)
         TRY(engine_estimate(&draft_cost, &job->facts, &job->options, &draft, 1, err));
     if (paints_tiles(job))
         TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
-    job->scratch_bytes = both.scratch_bytes + both.fixed_bytes;
+    job->cost = both;
+    job->scratch_bytes = on_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
     job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
                                         paints_tiles(job) ? 1 : 0);
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
@@ -283,6 +317,10 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
                                      .draft_h_px = job->plan.draft_h_px,
                                      .weight_bytes = job->facts.weight_bytes,
                                      .scratch_bytes = job->scratch_bytes,
+                                     .gpu_bytes_peak = on_gpu(job) ? job->cost.kept_bytes +
+                                                                         job->cost.scratch_bytes +
+                                                                         job->cost.fixed_bytes
+                                                                   : 0,
                                      .host_bytes_peak = job->scratch_bytes + job->host_bytes,
                                      .host_bytes_free = os_host_bytes_free(),
                                      .spool_bytes = job->plan.spool_bytes,
@@ -301,10 +339,17 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
  * again as it must, so they slow a short machine down but never stop it. */
 static int check_memory(const struct mural_job *job, struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
-    char     need_words[32], have_words[32];
+    int                rc = ERR_OK;
+    uint64_t           need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
+    char               need_words[32], have_words[32];
+    struct engine_cost all = job->cost; /* every worker keeps weights of its own */
 
+    if (job->worker_count > 1) {
+        all.kept_bytes *= job->worker_count;
+        all.scratch_bytes *= job->worker_count;
+        all.fixed_bytes *= job->worker_count;
+    }
+    TRY(engine_check_device(&job->options, &all, err));
     if (need > have)
         RAISE(err, ERR_HOST_MEM, 0,
               "plan: tiles of %d x %d px need %s of memory besides the weights and %s is free; "
@@ -324,6 +369,7 @@ static int make_plan(struct mural_job *job, struct err *err)
 
     TRY(render_plan_make(&job->plan, &job->config, err));
     job->options = options_of(&job->config);
+    TRY(choose_device(job, err));
     TRY(measure(job, err));
     if (job->task == MURAL_PLAN) TRY(engine_speed(&speed, &job->options, err));
     TRY(render_disk_free(&disk_free, job->config.output, err));

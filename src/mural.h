@@ -76,6 +76,7 @@ struct mural_plan_info {
     uint64_t host_bytes_peak; /* scratch and bands; weights are mapped files     */
     uint64_t host_bytes_free;
     uint64_t weight_bytes, scratch_bytes;
+    uint64_t gpu_bytes_peak;     /* 0: the CPU paints                               */
     uint64_t spool_bytes;        /* tiles that wait on disk for their neighbours    */
     uint64_t output_bytes_worst; /* the file, if nothing in it could be compressed  */
     uint64_t disk_bytes_free;    /* where the output goes                           */

@@ -110,6 +110,9 @@ void report_plan(FILE *out, const struct mural_plan_info *plan, const struct con
     (void)fprintf(out, ", %s of weights, %s, %u text tokens\n",
                   text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
                   plan->text_tokens);
+    if (plan->gpu_bytes_peak > 0)
+        (void)fprintf(out, "gpu       %s needed\n",
+                      text_bytes(one, sizeof one, plan->gpu_bytes_peak));
     put_need(out, "memory", plan->host_bytes_peak, plan->host_bytes_free);
     if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
         (void)fprintf(out,

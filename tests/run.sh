@@ -88,6 +88,9 @@ stage "unit, kernels, parity, faults"
 build "" checks
 for program in $(programs release); do run_cases "$program"; done
 
+stage "stages and pictures behind a wall"
+for program in $(programs release | grep /parity_); do run_cases "$program" MURAL_TEST_DEVICE=walled; done
+
 stage "command line"
 run_script cli env MURAL="$PWD/build/release/mural" tests/cli/run.sh
 

@@ -25,6 +25,13 @@
 #define MURAL_SANITIZED 0
 #endif
 
+/* The folder `tests` of the sources, or its copy where the programs were carried to. */
+static inline const char *test_data(void)
+{
+    const char *elsewhere = getenv("MURAL_TEST_DATA");
+    return elsewhere != NULL ? elsewhere : MURAL_TEST_DATA;
+}
+
 /* Both expect a local `struct err err`.  The call must succeed; its sentence is shown otherwise. */
 #define ASSERT_OK(call)                                                                            \
     do {                                                                                           \

@@ -2,27 +2,50 @@
  * backend.c - the one place where an operation is counted, performed and its failure kept.
  *
  * Owns nothing but the bookkeeping of struct backend; the arithmetic is behind its ops table.  The
- * dry backend lives here too: it is the absence of an ops table.
+ * dry backend lives here too: it is the absence of an ops table.  Scratch that a machine needs
+ * beside the operands is taken here, so that a dry run takes the same.
  *
  * Read next: backend_cpu.c.
  */
 #include "backend/backend_int.h"
 
+static const struct backend_needs *needs_of(enum machine machine)
+{
+    switch (machine) {
+    case MACHINE_CUDA: return &cuda_needs;
+    case MACHINE_WALLED: return &walled_needs;
+    case MACHINE_CPU: break;
+    }
+    return &cpu_needs;
+}
+
 int backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err)
 {
     int             rc = ERR_OK;
     struct backend *backend = NULL;
-    uint32_t        threads = options->threads == 0 ? os_cpu_count() : options->threads;
 
     TRY(os_alloc((void **)&backend, 1, sizeof *backend, "a backend", err));
-    TRY(arena_open_dry(&backend->arena, err));
+    backend->needs = needs_of(options->machine);
     backend->compute = options->compute;
-    backend->fixed_bytes = kernels_workspace_bytes(threads, options->conv_weight_elements_max);
+    backend->fixed_bytes = backend->needs->fixed(options);
+    TRY(arena_open_dry(&backend->arena, err));
+    if (backend->needs->distant) TRY(arena_open_dry(&backend->kept_matrices, err));
+    if (backend->needs->distant) TRY(arena_open_dry(&backend->kept_vectors, err));
     *out = backend;
     backend = NULL;
 out:
-    os_free(backend);
+    backend_close(backend);
     return rc;
+}
+
+int backend_open(struct backend **out, const struct backend_options *options, struct err *err)
+{
+    switch (options->machine) {
+    case MACHINE_CUDA: return cuda_open(out, options, err);
+    case MACHINE_WALLED: return walled_open(out, options, err);
+    case MACHINE_CPU: break;
+    }
+    return cpu_open(out, options, err);
 }
 
 void backend_close(struct backend *backend)
@@ -30,6 +53,8 @@ void backend_close(struct backend *backend)
     if (backend == NULL) return;
     if (backend->ops != NULL) backend->ops->close(backend);
     arena_close(backend->arena);
+    arena_close(backend->kept_matrices);
+    arena_close(backend->kept_vectors);
     os_free(backend);
 }
 
@@ -55,31 +80,22 @@ uint64_t backend_fixed_bytes(const struct backend *backend)
 
 int backend_wait(struct backend *backend, struct err *err)
 {
-    int  rc = ERR_OK, status = backend->status;
-    char words[128] = "";
+    int         rc = ERR_OK, status = backend->status;
+    const char *op = backend->failed_op;
+    char        words[160] = "";
 
     backend->status = 0;
+    if (status == 0 && backend->ops != NULL && backend->ops->wait != NULL) {
+        status = backend->ops->wait(backend);
+        op = "an operation";
+    }
     if (status == 0) goto out;
-    if (backend->ops->describe != NULL) backend->ops->describe(status, words, sizeof words);
-    RAISE(err, ERR_DEVICE, status, "%s failed with status %d%s%s", backend->failed_op, status,
+    if (backend->ops->describe != NULL)
+        backend->ops->describe(backend, status, words, sizeof words);
+    RAISE(err, ERR_DEVICE, status, "device: %s failed with status %d%s%s", op, status,
           words[0] != '\0' ? ": " : "", words);
 out:
     return rc;
-}
-
-struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t rows, int64_t cols,
-                           const char *label)
-{
-    uint64_t bytes = 0;
-
-    must(rows >= 0 && cols >= 0);
-    must(mul_u64((uint64_t)rows, (uint64_t)cols, &bytes) &&
-         mul_u64(bytes, dtype_bytes(dtype), &bytes));
-    return (struct matrix){.data = arena_take(backend->arena, bytes, label),
-                           .dtype = dtype,
-                           .rows = rows,
-                           .cols = cols,
-                           .ld = cols};
 }
 
 /* One writer, so the order against other memory does not matter. */
@@ -88,18 +104,124 @@ static void beat(struct backend *backend)
     if (backend->pulse != NULL) (void)__atomic_fetch_add(backend->pulse, 1, __ATOMIC_RELAXED);
 }
 
+static void note(struct backend *backend, const char *op, int status)
+{
+    beat(backend);
+    if (backend->status != 0 || status == 0) return;
+    backend->status = status;
+    backend->failed_op = op;
+}
+
 /* Runs one operation unless this backend is dry or an earlier operation failed. */
+#define PREPARE_OR_PERFORM(op, ...)                                                                \
+    do {                                                                                           \
+        if (backend->ops != NULL && backend->status == 0)                                          \
+            note(backend, #op, backend->ops->op(backend, __VA_ARGS__));                            \
+    } while (0)
 #define PERFORM(op, ...)                                                                           \
     do {                                                                                           \
-        if (backend->ops == NULL || backend->status != 0) break;                                   \
-        backend->status = backend->ops->op(backend, __VA_ARGS__);                                  \
-        if (backend->status != 0) backend->failed_op = #op;                                        \
-        beat(backend);                                                                             \
+        if (!backend->rehearsing) PREPARE_OR_PERFORM(op, __VA_ARGS__);                             \
     } while (0)
+/* The same with scratch on top of the arena. */
+#define PERFORM_WITH(needed, macro, ...)                                                           \
+    do {                                                                                           \
+        struct arena_mark mark_ = arena_mark(backend->arena);                                      \
+        backend->scratch.bytes = (needed);                                                         \
+        backend->scratch.data =                                                                    \
+            arena_take(backend->arena, backend->scratch.bytes, "scratch of an operation");         \
+        macro(__VA_ARGS__);                                                                        \
+        arena_rewind(backend->arena, mark_);                                                       \
+    } while (0)
+#define BYTES_OF(op, ...)                                                                          \
+    (backend->needs->op == NULL ? 0 : backend->needs->op(backend, __VA_ARGS__))
 
 static bool same_shape(struct matrix a, struct matrix b)
 {
     return a.rows == b.rows && a.cols == b.cols;
+}
+
+void backend_rehearse(struct backend *backend, bool on)
+{
+    backend->rehearsing = on;
+}
+
+/* ------------------------------------------------------------------------- memory of its own */
+
+bool backend_is_distant(const struct backend *backend)
+{
+    return backend->needs->distant;
+}
+
+uint64_t backend_kept_matrix_bytes(const struct backend *backend)
+{
+    return backend->needs->distant ? arena_bytes_peak(backend->kept_matrices) : 0;
+}
+
+uint64_t backend_kept_vector_bytes(const struct backend *backend)
+{
+    return backend->needs->distant ? arena_bytes_peak(backend->kept_vectors) : 0;
+}
+
+static struct matrix take_from(struct arena *arena, enum dtype dtype, int64_t rows, int64_t cols,
+                               const char *label)
+{
+    uint64_t bytes = 0;
+
+    must(rows >= 0 && cols >= 0);
+    must(mul_u64((uint64_t)rows, (uint64_t)cols, &bytes) &&
+         mul_u64(bytes, dtype_bytes(dtype), &bytes));
+    return (struct matrix){.data = arena_take(arena, bytes, label),
+                           .dtype = dtype,
+                           .rows = rows,
+                           .cols = cols,
+                           .ld = cols};
+}
+
+/* bf16 is exact in fp32 and half as long; other types become what products are formed in. */
+static enum dtype kept_dtype(const struct backend *backend, enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? DTYPE_BF16 : backend->compute;
+}
+
+static struct matrix copy_into(struct backend *backend, struct arena *arena, struct matrix source,
+                               enum dtype dtype)
+{
+    struct matrix target = take_from(arena, dtype, source.rows, source.cols, "weights");
+
+    PERFORM(upload, target, source);
+    return target;
+}
+
+struct matrix backend_keep(struct backend *backend, struct matrix weight)
+{
+    if (!backend->needs->distant) return weight;
+    return copy_into(backend, backend->kept_matrices, weight, kept_dtype(backend, weight.dtype));
+}
+
+const float *backend_keep_vector(struct backend *backend, struct matrix values)
+{
+    must(backend->needs->distant && values.rows == 1);
+    return copy_into(backend, backend->kept_vectors, values, DTYPE_F32).data;
+}
+
+struct matrix backend_fetch(struct backend *backend, struct matrix weight)
+{
+    if (!backend->needs->distant) return weight;
+    return copy_into(backend, backend->arena, weight, kept_dtype(backend, weight.dtype));
+}
+
+const float *backend_fetch_vector(struct backend *backend, const float *values, int64_t count)
+{
+    struct matrix source = {(void *)(uintptr_t)values, DTYPE_F32, 1, count, count};
+
+    if (!backend->needs->distant || values == NULL) return values;
+    return copy_into(backend, backend->arena, source, DTYPE_F32).data;
+}
+
+struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t rows, int64_t cols,
+                           const char *label)
+{
+    return take_from(backend->arena, dtype, rows, cols, label);
 }
 
 void backend_upload(struct backend *backend, struct matrix target, const float *source)
@@ -109,7 +231,7 @@ void backend_upload(struct backend *backend, struct matrix target, const float *
                           .rows = target.rows,
                           .cols = target.cols,
                           .ld = target.cols};
-    PERFORM(copy, target, from);
+    PERFORM(upload, target, from);
 }
 
 void backend_download(struct backend *backend, float *target, struct matrix source)
@@ -119,15 +241,18 @@ void backend_download(struct backend *backend, float *target, struct matrix sour
                         .rows = source.rows,
                         .cols = source.cols,
                         .ld = source.cols};
-    PERFORM(copy, to, source);
+    PERFORM(download, to, source);
 }
+
+/* -------------------------------------------------------------------------------- operations */
 
 void backend_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
                     const float *bias, enum activation act)
 {
     must(y.rows == x.rows && y.cols == w.rows && x.cols == w.cols);
     backend->flops += 2.0 * (double)y.rows * (double)y.cols * (double)x.cols;
-    PERFORM(linear, y, x, w, bias, act);
+    PERFORM_WITH(BYTES_OF(linear, y, x, w, bias, act), PREPARE_OR_PERFORM, linear, y, x, w, bias,
+                 act);
 }
 
 void backend_attention(struct backend *backend, const struct attention_request *request)
@@ -137,7 +262,7 @@ void backend_attention(struct backend *backend, const struct attention_request *
     must(request->k.cols == request->q.cols);
     backend->flops +=
         4.0 * (double)request->q.rows * (double)request->k.rows * (double)request->q.cols;
-    PERFORM(attention, request);
+    PERFORM_WITH(BYTES_OF(attention, request), PREPARE_OR_PERFORM, attention, request);
 }
 
 void backend_qk_norm_rope(struct backend *backend, const struct qk_rope_request *request)
@@ -193,6 +318,12 @@ void backend_gate_add(struct backend *backend, struct matrix x, struct matrix y,
     PERFORM(gate_add, x, y, gate);
 }
 
+void backend_gate_add_layer_norm(struct backend *backend, const struct gate_norm_request *request)
+{
+    must(same_shape(request->x, request->y) && same_shape(request->out, request->x));
+    PERFORM(gate_add_layer_norm, request);
+}
+
 void backend_gelu_mul(struct backend *backend, struct matrix y, struct matrix a, struct matrix b)
 {
     must(same_shape(y, a) && same_shape(a, b));
@@ -210,6 +341,20 @@ void backend_gather_rows(struct backend *backend, struct matrix y, struct matrix
 {
     must(y.cols == table.cols);
     PERFORM(gather_rows, y, table, ids);
+}
+
+void backend_rope_grid(struct backend *backend, struct matrix y, const struct matrix axes[3],
+                       int32_t h, int32_t w)
+{
+    must(h > 0 && w > 0 && y.rows == (int64_t)h * w && y.dtype == DTYPE_F32);
+    must(axes[0].rows >= w && axes[1].rows >= h && axes[2].rows >= w);
+    must(y.cols == axes[0].cols + axes[1].cols + axes[2].cols);
+    PERFORM(rope_grid, y, axes, h, w);
+}
+
+void backend_fill(struct backend *backend, struct matrix y, uint64_t seed)
+{
+    PERFORM(fill, y, seed);
 }
 
 void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul, float add)
@@ -232,7 +377,7 @@ void backend_conv2d(struct backend *backend, const struct conv_request *request)
     double taps = request->enlarge ? 4 : request->size * request->size;
     backend->flops +=
         2.0 * (double)request->y.rows * (double)request->y.cols * (double)request->x.cols * taps;
-    PERFORM(conv2d, request);
+    PERFORM_WITH(BYTES_OF(conv2d, request), PREPARE_OR_PERFORM, conv2d, request);
 }
 
 void backend_pack_latent(struct backend *backend, struct matrix tokens, const float *latent,

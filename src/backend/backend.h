@@ -1,9 +1,13 @@
 /*
  * backend.h - one interface, several machines.
  *
- * Rank 2.  The engine is written once against these operations.  `cpu` runs them through
- * the CPU files of kernels; `dry` runs nothing and only measures: bytes through its dry arena,
- * FLOPs through its counters; a GPU backend runs them asynchronously on a stream.
+ * Rank 2.  The engine is written once against these operations.  The CPU runs them through the CPU
+ * files of kernels; a GPU runs them asynchronously on a stream; a dry backend runs nothing and only
+ * measures what a machine would take: bytes through its dry arenas, FLOPs through its counters.
+ *
+ * A machine is distant when it cannot read the host's memory.  Then every operand of an operation
+ * must be its own: taken from its arena, kept (for as long as the backend) or fetched (scratch). On
+ * the CPU keeping and fetching cost nothing and give back what they were given.
  *
  * An operation never reports on its own.  The first failure is kept, later operations do nothing,
  * and backend_wait tells it: so the engine reads like the model's equations.
@@ -17,18 +21,37 @@
 
 struct backend;
 
+/* WALLED is the CPU behind a wall, for tests: distant, and it checks whose memory each operand is.
+ */
+enum machine { MACHINE_CPU = 0, MACHINE_CUDA, MACHINE_WALLED };
+
 struct backend_options {
-    enum dtype compute; /* DTYPE_F32 or DTYPE_BF16: products and activations      */
-    uint32_t   threads; /* 0: all CPUs this process may use                       */
-    uint64_t   conv_weight_elements_max; /* largest convolution weight of the model               */
-    uint64_t   arena_limit_bytes; /* scratch may never exceed this                          */
-    uint64_t  *pulse; /* counted up, atomically, with every operation; another process may watch it
-                         to see that this one lives; NULL: nobody does                          */
+    enum machine machine;
+    int32_t      device;  /* number of the GPU                                            */
+    enum dtype   compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
+    uint32_t     threads; /* 0: all CPUs this process may use                             */
+    uint64_t     conv_weight_elements_max; /* largest convolution weight of the model     */
+    uint64_t     arena_limit_bytes;        /* scratch may never exceed this               */
+    uint64_t     kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    uint64_t *pulse; /* counted up, atomically, with every operation; another process may watch it
+                        to see that this one lives; NULL: nobody does                          */
 };
 
-int  backend_open_cpu(struct backend **out, const struct backend_options *options, struct err *err);
+/* ERR_DEVICE or ERR_DEVICE_MEM when there is no such GPU, or it cannot be used. */
+int backend_open(struct backend **out, const struct backend_options *options, struct err *err);
+/* Measures for options->machine; needs no such machine. */
 int  backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend);
+
+/* The GPU `device`, in words and numbers.  ERR_DEVICE when this build has no CUDA, there is no
+ * driver, it is too old, there is no such device, or it is too old for us. */
+struct backend_device {
+    char     name[128];
+    uint64_t bytes_total, bytes_free;
+    int32_t  major, minor; /* compute capability */
+    char     numeric[96];  /* card and versions: what decides the bits of its results */
+};
+int backend_find_cuda(struct backend_device *out, int32_t device, struct err *err);
 
 /* Scratch memory of this machine; data pointers of activations come from here. */
 struct arena *backend_arena(struct backend *backend);
@@ -36,11 +59,32 @@ struct arena *backend_arena(struct backend *backend);
 enum dtype backend_act(const struct backend *backend);
 /* FLOPs asked for since open (2 per multiply-add); counted by every backend. */
 double backend_flops(const struct backend *backend);
-/* Bytes that the backend holds outside its arena (workspace). */
+/* Bytes that the backend holds outside its arenas (workspace, libraries). */
 uint64_t backend_fixed_bytes(const struct backend *backend);
 
 /* Finish everything asked for; the first failure since the last wait as one sentence. */
 int backend_wait(struct backend *backend, struct err *err);
+
+/* While on, operations only prepare what they will need (plans and choices of the libraries of a
+ * GPU), and perform nothing: what is in the arena afterwards is undefined.  Nothing is prepared
+ * later that was rehearsed with the same shapes and strides. */
+void backend_rehearse(struct backend *backend, bool on);
+
+/* ------------------------------------------------------------------------- memory of its own */
+
+bool backend_is_distant(const struct backend *backend);
+/* What was kept, dry or not. */
+uint64_t backend_kept_matrix_bytes(const struct backend *backend);
+uint64_t
+backend_kept_vector_bytes(const struct backend *backend); /* a GPU takes half as much again */
+/* Weights of the host, of any type and alignment, as this machine can read them.  Kept matrices of
+ * one size lie one after the other in the order in which they were kept; so do kept vectors, which
+ * are f32.  Types of kept matrices: what products are formed in, or bf16. */
+struct matrix backend_keep(struct backend *backend, struct matrix weight);
+const float  *backend_keep_vector(struct backend *backend, struct matrix values); /* [1, count] */
+/* The same until the arena is rewound. */
+struct matrix backend_fetch(struct backend *backend, struct matrix weight);
+const float  *backend_fetch_vector(struct backend *backend, const float *values, int64_t count);
 
 /* A matrix of rows x cols in the arena, contiguous. */
 struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t rows, int64_t cols,
@@ -60,7 +104,8 @@ static inline struct matrix matrix_cols(struct matrix m, int64_t first, int64_t 
     return m;
 }
 
-/* Host <-> machine; contiguous f32 on the host side, any dtype on the other. */
+/* Host <-> machine; contiguous f32 on the host side, any dtype on the other.  The source of an
+ * upload may be reused when it returns; the target of a download may be read then. */
 void backend_upload(struct backend *backend, struct matrix target, const float *source);
 void backend_download(struct backend *backend, float *target, struct matrix source);
 
@@ -83,8 +128,15 @@ void backend_add(struct backend *backend, struct matrix x, struct matrix y);
 void backend_gate_add(struct backend *backend, struct matrix x, struct matrix y, const float *gate);
 void backend_gelu_mul(struct backend *backend, struct matrix y, struct matrix a, struct matrix b);
 void backend_silu(struct backend *backend, struct matrix y, struct matrix x);
+void backend_gate_add_layer_norm(struct backend *backend, const struct gate_norm_request *request);
+/* `table` and `ids` are the host's. */
 void backend_gather_rows(struct backend *backend, struct matrix y, struct matrix table,
                          const int32_t *ids);
+/* The rotations of a grid of tokens, from those of its axes. */
+void backend_rope_grid(struct backend *backend, struct matrix y, const struct matrix axes[3],
+                       int32_t h, int32_t w);
+/* Made-up numbers in [-1/8, 1/8), a function of (seed, row, col): for trials of speed. */
+void backend_fill(struct backend *backend, struct matrix y, uint64_t seed);
 void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul,
                     float add);
 void backend_copy(struct backend *backend, struct matrix y, struct matrix x); /* casts */

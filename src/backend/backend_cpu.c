@@ -80,6 +80,13 @@ static int cpu_gate_add(struct backend *backend, struct matrix x, struct matrix 
     return 0;
 }
 
+static int cpu_gate_add_layer_norm(struct backend *backend, const struct gate_norm_request *request)
+{
+    (void)backend;
+    k_gate_add_layer_norm_cpu(request);
+    return 0;
+}
+
 static int cpu_gelu_mul(struct backend *backend, struct matrix y, struct matrix a, struct matrix b)
 {
     (void)backend;
@@ -114,6 +121,21 @@ static int cpu_copy(struct backend *backend, struct matrix y, struct matrix x)
 {
     (void)backend;
     k_cast_cpu(y, x);
+    return 0;
+}
+
+static int cpu_rope_grid(struct backend *backend, struct matrix y, const struct matrix axes[3],
+                         int32_t h, int32_t w)
+{
+    (void)backend;
+    k_rope_grid_cpu(y, axes, h, w);
+    return 0;
+}
+
+static int cpu_fill(struct backend *backend, struct matrix y, uint64_t seed)
+{
+    (void)backend;
+    k_fill_cpu(y, seed);
     return 0;
 }
 
@@ -154,26 +176,41 @@ static const struct backend_ops cpu_ops = {
     .group_apply = cpu_group_apply,
     .add = cpu_add,
     .gate_add = cpu_gate_add,
+    .gate_add_layer_norm = cpu_gate_add_layer_norm,
     .gelu_mul = cpu_gelu_mul,
     .silu = cpu_silu,
     .gather_rows = cpu_gather_rows,
     .affine = cpu_affine,
     .copy = cpu_copy,
+    .rope_grid = cpu_rope_grid,
+    .fill = cpu_fill,
+    .upload = cpu_copy,
+    .download = cpu_copy,
     .conv2d = cpu_conv2d,
     .pack_latent = cpu_pack_latent,
     .unpack_latent = cpu_unpack_latent,
     .close = cpu_close,
 };
 
-int backend_open_cpu(struct backend **out, const struct backend_options *options, struct err *err)
+static uint64_t cpu_fixed(const struct backend_options *options)
+{
+    uint32_t threads = options->threads == 0 ? os_cpu_count() : options->threads;
+
+    return kernels_workspace_bytes(threads, options->conv_weight_elements_max);
+}
+
+const struct backend_needs cpu_needs = {.fixed = cpu_fixed};
+
+int cpu_open(struct backend **out, const struct backend_options *options, struct err *err)
 {
     int             rc = ERR_OK;
     struct backend *backend = NULL;
     uint32_t        threads = options->threads == 0 ? os_cpu_count() : options->threads;
-    uint64_t        bytes = kernels_workspace_bytes(threads, options->conv_weight_elements_max);
+    uint64_t        bytes = cpu_fixed(options);
 
     TRY(os_alloc((void **)&backend, 1, sizeof *backend, "a backend", err));
     backend->ops = &cpu_ops;
+    backend->needs = &cpu_needs;
     backend->compute = options->compute;
     backend->fixed_bytes = bytes;
     backend->pulse = options->pulse;
@@ -187,6 +224,6 @@ int backend_open_cpu(struct backend **out, const struct backend_options *options
     *out = backend;
     backend = NULL;
 out:
-    if (backend != NULL) backend_close(backend);
+    backend_close(backend);
     return rc;
 }

@@ -159,6 +159,10 @@ static const struct setting rows[] = {
      .marks = MARK_FREE | MARK_FLAG_ONLY,
      .sentence = "tiles to paint again, such as 3,7-9; they count in reading order"},
     /* ---- the machine */
+    {.key = "device", .flag = "device", .type = SETTING_CHOICE, FIELD(device),
+     .choices = "auto|cpu|cuda|cuda:N", .absent = "cpu", .value = "NAME", .group = GROUP_MACHINE,
+     .commands = PAINT | PLANNED,
+     .sentence = "who paints; auto: a GPU if any"},
     {.key = "threads", .flag = "threads", .type = SETTING_INT, FIELD(threads), RANGE(0, 1024),
      .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
      .marks = MARK_FREE, .sentence = "CPU threads, 0 for all"},

@@ -52,6 +52,7 @@ struct config {
     int32_t text_tokens;      /* 0: the model's */
     char    noise_file[1024]; /* raw f32 noise [h/8, w/8, 16] instead of the seed's */
     /* machine */
+    char    device[16]; /* auto | cpu | cuda | cuda:N */
     int32_t threads;
     char    precision[16]; /* auto | f32 | bf16 */
     bool    persistent_workers; /* paint in processes of their own */

@@ -52,7 +52,7 @@ struct setting {
     size_t             offset, capacity; /* of the field in struct config */
     double             least, most;
     int32_t            multiple; /* 0: any */
-    const char        *choices;  /* "a|b|c", or NULL */
+    const char        *choices;  /* "a|b|c:N", N any number; or NULL */
     const char        *unit;     /* " px", or "" */
     const char        *absent;   /* default, as one would write it */
     unsigned           commands; /* enum config_command */

@@ -96,13 +96,23 @@ static int refuse(const struct setting *row, const char *spoken, const char *tex
                    values_quote(shown, text), kind, rule);
 }
 
+/* A choice that ends in ":N" stands for any number there. */
+static bool is_choice(const char *choice, size_t length, const char *text)
+{
+    size_t fixed = length - 1, digits;
+
+    if (length < 2 || strncmp(choice + length - 2, ":N", 2) != 0)
+        return strlen(text) == length && strncmp(choice, text, length) == 0;
+    if (strncmp(choice, text, fixed) != 0) return false;
+    digits = strspn(text + fixed, "0123456789");
+    return digits > 0 && digits <= 3 && text[fixed + digits] == '\0';
+}
+
 static bool has_choice(const struct setting *row, const char *text)
 {
-    size_t length = strlen(text);
-
     for (const char *at = row->choices; at != NULL; at = strchr(at, '|')) {
         if (*at == '|') at++;
-        if (strcspn(at, "|") == length && strncmp(at, text, length) == 0) return true;
+        if (is_choice(at, strcspn(at, "|"), text)) return true;
     }
     return false;
 }

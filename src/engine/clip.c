@@ -87,6 +87,17 @@ struct clip_scratch {
     struct matrix normed, qkv, wide; /* [S, hidden], [S, 3 * hidden], [S, hidden + mlp] */
 };
 
+static void normalise(struct backend *backend, struct matrix y, struct matrix x, const float *w,
+                      const float *b, float eps)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    const float      *scale = backend_fetch_vector(backend, w, x.cols);
+    const float      *shift = backend_fetch_vector(backend, b, x.cols);
+
+    backend_layer_norm(backend, y, x, scale, shift, false, eps);
+    arena_rewind(backend_arena(backend), mark);
+}
+
 static void run_layer(const struct clip *clip, const struct clip_layer *layer,
                       struct backend *backend, const struct clip_scratch *s)
 {
@@ -108,17 +119,17 @@ static void run_layer(const struct clip *clip, const struct clip_layer *layer,
                                            .scale = (float)(1.0 / sqrt((double)dim)),
                                            .causal = true};
 
-    backend_layer_norm(backend, s->normed, s->stream, layer->norm1_w, layer->norm1_b, false, eps);
-    backend_linear(backend, q, s->normed, layer->q.w, layer->q.bias, ACT_NONE);
-    backend_linear(backend, k, s->normed, layer->k.w, layer->k.bias, ACT_NONE);
-    backend_linear(backend, v, s->normed, layer->v.w, layer->v.bias, ACT_NONE);
+    normalise(backend, s->normed, s->stream, layer->norm1_w, layer->norm1_b, eps);
+    layer_run(backend, q, s->normed, &layer->q, ACT_NONE);
+    layer_run(backend, k, s->normed, &layer->k, ACT_NONE);
+    layer_run(backend, v, s->normed, &layer->v, ACT_NONE);
     backend_attention(backend, &attention);
-    backend_linear(backend, s->normed, attended, layer->out.w, layer->out.bias, ACT_NONE);
+    layer_run(backend, s->normed, attended, &layer->out, ACT_NONE);
     backend_add(backend, s->stream, s->normed);
 
-    backend_layer_norm(backend, s->normed, s->stream, layer->norm2_w, layer->norm2_b, false, eps);
-    backend_linear(backend, inner, s->normed, layer->fc1.w, layer->fc1.bias, ACT_QUICK_GELU);
-    backend_linear(backend, s->normed, inner, layer->fc2.w, layer->fc2.bias, ACT_NONE);
+    normalise(backend, s->normed, s->stream, layer->norm2_w, layer->norm2_b, eps);
+    layer_run(backend, inner, s->normed, &layer->fc1, ACT_QUICK_GELU);
+    layer_run(backend, s->normed, inner, &layer->fc2, ACT_NONE);
     backend_add(backend, s->stream, s->normed);
 }
 
@@ -130,7 +141,7 @@ void clip_forward(const struct clip *clip, struct backend *backend, const int32_
     enum dtype                act = backend_act(backend);
     int64_t                   h = config->hidden;
     struct clip_scratch       s;
-    struct matrix             positions;
+    struct matrix             positions, table;
 
     must(count > 0 && (int64_t)count <= config->positions);
     must(pooled_out.rows == 1 && pooled_out.cols == h);
@@ -140,12 +151,13 @@ void clip_forward(const struct clip *clip, struct backend *backend, const int32_
     s.wide = backend_take(backend, act, count, h + config->mlp, "CLIP attended and inner");
 
     positions = s.normed; /* free until the first layer */
+    table = backend_fetch(backend, matrix_rows(clip->positions, 0, count));
     backend_gather_rows(backend, s.stream, clip->tokens, ids);
-    backend_copy(backend, positions, matrix_rows(clip->positions, 0, count));
+    backend_copy(backend, positions, table);
     backend_add(backend, s.stream, positions);
     for (int64_t i = 0; i < config->layers; i++)
         run_layer(clip, &clip->layers[i], backend, &s);
-    backend_layer_norm(backend, pooled_out, matrix_rows(s.stream, (int64_t)count - 1, 1),
-                       clip->final_w, clip->final_b, false, (float)config->eps);
+    normalise(backend, pooled_out, matrix_rows(s.stream, (int64_t)count - 1, 1), clip->final_w,
+              clip->final_b, (float)config->eps);
     arena_rewind(backend_arena(backend), mark);
 }

@@ -7,34 +7,38 @@
  *
  * Read next: transformer.c, vae.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
-void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
-                    int32_t w_px, int32_t h_px, float *latent_out)
+void compute_encode(const struct compute *compute, const float *rgb, int32_t w_px, int32_t h_px,
+                    float *latent_out)
 {
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
-    struct matrix     latent =
+    const struct engine *engine = compute->engine;
+    struct backend      *backend = compute->backend;
+    struct arena_mark    mark = arena_mark(backend_arena(backend));
+    int64_t       factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
+    struct matrix latent =
         backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
     struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
 
     backend_upload(backend, pixels, rgb);
-    vae_encode(engine->networks.vae, backend, pixels, w_px, h_px, latent);
+    vae_encode(compute->painters->vae, backend, pixels, w_px, h_px, latent);
     backend_download(backend, latent_out, latent);
     arena_rewind(backend_arena(backend), mark);
 }
 
-void compute_decode(const struct engine *engine, struct backend *backend, const float *latent,
-                    int32_t w_px, int32_t h_px, float *rgb_out)
+void compute_decode(const struct compute *compute, const float *latent, int32_t w_px, int32_t h_px,
+                    float *rgb_out)
 {
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
-    struct matrix     source =
+    const struct engine *engine = compute->engine;
+    struct backend      *backend = compute->backend;
+    struct arena_mark    mark = arena_mark(backend_arena(backend));
+    int64_t       factor = engine->facts.px_per_lat, cells = (h_px / factor) * (w_px / factor);
+    struct matrix source =
         backend_take(backend, DTYPE_F32, cells, engine->facts.latent_channels, "latent");
     struct matrix pixels = backend_take(backend, DTYPE_F32, (int64_t)h_px * w_px, 3, "pixels");
 
     backend_upload(backend, source, latent);
-    vae_decode(engine->networks.vae, backend, source, w_px, h_px, pixels);
+    vae_decode(compute->painters->vae, backend, source, w_px, h_px, pixels);
     backend_download(backend, rgb_out, pixels);
     arena_rewind(backend_arena(backend), mark);
 }
@@ -66,12 +70,13 @@ static void unpack(const struct engine *engine, struct backend *backend,
     arena_rewind(backend_arena(backend), mark);
 }
 
-void compute_predict(const struct engine *engine, struct backend *backend,
-                     struct transformer_tile *work, const struct engine_tile *tiles, uint32_t count,
-                     uint32_t step)
+void compute_predict(const struct compute *compute, struct transformer_tile *work,
+                     const struct engine_tile *tiles, uint32_t count, uint32_t step)
 {
-    struct arena_mark mark = arena_mark(backend_arena(backend));
-    int64_t           channels = 4 * (int64_t)engine->facts.latent_channels;
+    const struct engine *engine = compute->engine;
+    struct backend      *backend = compute->backend;
+    struct arena_mark    mark = arena_mark(backend_arena(backend));
+    int64_t              channels = 4 * (int64_t)engine->facts.latent_channels;
 
     for (uint32_t t = 0; t < count; t++) {
         int32_t h = tiles[t].h_px / engine->facts.px_per_token;
@@ -83,7 +88,7 @@ void compute_predict(const struct engine *engine, struct backend *backend,
         work[t].velocity = backend_take(backend, DTYPE_F32, rows, channels, "velocity tokens");
         pack(engine, backend, &work[t], tiles[t].latent);
     }
-    transformer_forward(engine->networks.transformer, backend, work, count, step);
+    transformer_forward(compute->painters->transformer, backend, work, count, step);
     for (uint32_t t = 0; t < count; t++)
         unpack(engine, backend, &work[t], tiles[t].velocity);
     arena_rewind(backend_arena(backend), mark);

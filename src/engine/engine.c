@@ -1,12 +1,13 @@
 /*
  * engine.c - the four networks as one machine: opened, reserved, then used.
  *
- * Owns the model's files, the networks' views, and the backend with all scratch.  What is computed
- * is in compute.c; here sizes are decided, results waited for and looked at.
+ * Owns the model's files, the networks' views, and the backend with all scratch and, on a distant
+ * machine, the weights it keeps.  What is computed is in compute.c; here sizes are decided, results
+ * waited for and looked at.
  *
- * Read next: compute.c, measure.c, prompt.c.
+ * Read next: reserve.c, compute.c, measure.c, prompt.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <stdio.h>
 
@@ -70,6 +71,16 @@ out:
     return rc;
 }
 
+static enum machine machine_of(enum engine_machine machine)
+{
+    switch (machine) {
+    case ENGINE_CUDA: return MACHINE_CUDA;
+    case ENGINE_WALLED: return MACHINE_WALLED;
+    case ENGINE_CPU: break;
+    }
+    return MACHINE_CPU;
+}
+
 static void gather_facts(struct engine *engine, const struct engine_options *options)
 {
     const struct model      *model = engine->model;
@@ -90,14 +101,15 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
 
     for (int64_t i = 0; i < vae->block_count; i++)
         width = max_i64(width, vae->widths[i]);
-    engine->machine.compute = engine_compute(options->precision);
+    engine->machine.machine = machine_of(options->machine);
+    engine->machine.device = options->gpu;
+    engine->machine.compute = engine_compute(options->machine, options->precision);
     engine->machine.threads = options->threads;
     engine->machine.pulse = options->pulse;
     engine->machine.conv_weight_elements_max =
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
+    engine->text_machine = engine->machine;
     engine->text_machine.compute = DTYPE_F32;
-    engine->text_machine.threads = options->threads;
-    engine->text_machine.pulse = options->pulse;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
 }
 
@@ -125,7 +137,7 @@ out:
 }
 
 /* Everything but weights. */
-static int open_dry(struct engine **out, const struct engine_options *options, struct err *err)
+int engine_open_dry(struct engine **out, const struct engine_options *options, struct err *err)
 {
     int                rc = ERR_OK;
     struct engine     *engine = NULL;
@@ -152,7 +164,7 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
     struct engine *engine = NULL;
     uint64_t       vector_bytes;
 
-    TRY(open_dry(&engine, options, err));
+    TRY(engine_open_dry(&engine, options, err));
     vector_bytes = arena_bytes_peak(engine->vectors);
     free_networks(&engine->networks);
     arena_close(engine->vectors);
@@ -172,6 +184,7 @@ out:
 void engine_close(struct engine *engine)
 {
     if (engine == NULL) return;
+    engine_release(&engine->painters, engine);
     backend_close(engine->backend);
     os_free(engine->tiles);
     free_networks(&engine->networks);
@@ -192,47 +205,6 @@ uint64_t engine_model_identity(const struct engine *engine)
     return model_identity(engine->model);
 }
 
-/* ------------------------------------------------------------------------------------ reserve */
-
-int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
-                    const struct engine_options *options, const struct engine_size *sizes,
-                    size_t size_count, struct err *err)
-{
-    int             rc = ERR_OK;
-    struct engine  *engine = NULL;
-    struct measured measured;
-
-    TRY(open_dry(&engine, options, err));
-    TRY(measure_sizes(&measured, engine, sizes, size_count, err));
-    *cost_out = measured.cost;
-    *facts_out = engine->facts;
-out:
-    engine_close(engine);
-    return rc;
-}
-
-int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
-                   struct err *err)
-{
-    int             rc = ERR_OK;
-    struct measured measured;
-
-    must(engine->backend == NULL && size_count > 0);
-    TRY(measure_sizes(&measured, engine, sizes, size_count, err));
-    for (size_t i = 0; i < size_count; i++) {
-        if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
-        if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;
-    }
-    TRY(os_alloc((void **)&engine->tiles, engine->tiles_max, sizeof *engine->tiles,
-                 "a list of tiles", err));
-    engine->machine.arena_limit_bytes = measured.tile_bytes;
-    engine->text_machine.arena_limit_bytes = measured.text_bytes;
-    TRY(backend_open_cpu(&engine->backend, &engine->machine, err));
-    TRY(arena_seal(backend_arena(engine->backend), measured.tile_bytes, err));
-out:
-    return rc;
-}
-
 /* --------------------------------------------------------------------------------- primitives */
 
 static void must_fit(const struct engine *engine, int32_t w_px, int32_t h_px)
@@ -240,6 +212,12 @@ static void must_fit(const struct engine *engine, int32_t w_px, int32_t h_px)
     must(engine->backend != NULL);
     must(w_px > 0 && w_px % engine->facts.px_per_token == 0);
     must(h_px > 0 && h_px % engine->facts.px_per_token == 0);
+}
+
+static struct compute own(const struct engine *engine)
+{
+    return (struct compute){
+        .engine = engine, .painters = &engine->painters, .backend = engine->backend};
 }
 
 static int64_t latent_values(const struct engine *engine, int32_t w_px, int32_t h_px)
@@ -252,11 +230,12 @@ static int64_t latent_values(const struct engine *engine, int32_t w_px, int32_t 
 int engine_encode(struct engine *engine, const float *rgb, int32_t w_px, int32_t h_px,
                   float *latent_out, struct err *err)
 {
-    int     rc = ERR_OK;
-    int64_t count = latent_values(engine, w_px, h_px), bad;
+    int            rc = ERR_OK;
+    int64_t        count = latent_values(engine, w_px, h_px), bad;
+    struct compute compute = own(engine);
 
     must_fit(engine, w_px, h_px);
-    compute_encode(engine, engine->backend, rgb, w_px, h_px, latent_out);
+    compute_encode(&compute, rgb, w_px, h_px, latent_out);
     TRY(backend_wait(engine->backend, err));
     bad = k_count_bad_cpu(latent_out, count);
     if (bad > 0)
@@ -270,11 +249,12 @@ out:
 int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int32_t h_px,
                   float *rgb_out, struct err *err)
 {
-    int     rc = ERR_OK;
-    int64_t count = 3 * (int64_t)w_px * h_px, bad;
+    int            rc = ERR_OK;
+    int64_t        count = 3 * (int64_t)w_px * h_px, bad;
+    struct compute compute = own(engine);
 
     must_fit(engine, w_px, h_px);
-    compute_decode(engine, engine->backend, latent, w_px, h_px, rgb_out);
+    compute_decode(&compute, latent, w_px, h_px, rgb_out);
     TRY(backend_wait(engine->backend, err));
     bad = k_count_bad_cpu(rgb_out, count);
     if (bad > 0)
@@ -290,12 +270,13 @@ out:
 int engine_predict(struct engine *engine, const struct engine_tile *tiles, uint32_t count,
                    uint32_t step, struct err *err)
 {
-    int rc = ERR_OK;
+    int            rc = ERR_OK;
+    struct compute compute = own(engine);
 
     must(count > 0 && count <= engine->tiles_max);
     for (uint32_t t = 0; t < count; t++)
         must_fit(engine, tiles[t].w_px, tiles[t].h_px);
-    compute_predict(engine, engine->backend, engine->tiles, tiles, count, step);
+    compute_predict(&compute, engine->tiles, tiles, count, step);
     TRY(backend_wait(engine->backend, err));
     for (uint32_t t = 0; t < count; t++) {
         int64_t values = latent_values(engine, tiles[t].w_px, tiles[t].h_px);

@@ -18,46 +18,59 @@ struct prompt;
 
 enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 
+/* Who computes.  WALLED is the CPU behind a wall, for tests: it has memory of its own, as a GPU. */
+enum engine_machine { ENGINE_CPU = 0, ENGINE_CUDA, ENGINE_WALLED };
+
 struct engine_options {
-    const char    *model_folder;
-    const char    *transformer; /* overriding file or folder, or NULL */
-    const char    *vae;
-    enum precision precision;   /* AUTO: bf16 where the CPU multiplies bf16 in hardware */
-    uint32_t       threads;     /* 0: all */
-    uint32_t       text_tokens; /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
-    uint64_t      *pulse;       /* as in struct backend_options; NULL: nobody watches         */
+    const char         *model_folder;
+    const char         *transformer; /* overriding file or folder, or NULL */
+    const char         *vae;
+    enum engine_machine machine;
+    int32_t             gpu;       /* number of the GPU, with ENGINE_CUDA */
+    enum precision      precision; /* AUTO: bf16 where the machine multiplies bf16 in hardware */
+    uint32_t            threads;   /* 0: all */
+    uint32_t text_tokens;          /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+    uint64_t *pulse; /* as in struct backend_options; NULL: nobody watches */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
 struct engine_facts {
-    uint64_t weight_bytes;      /* on disk, all four parts */
+    uint64_t weight_bytes; /* on disk, all four parts */
     int64_t  hidden, heads, doubles, singles;
-    int32_t  latent_channels;   /* 16 */
-    int32_t  px_per_lat;        /* 8: 2^(VAE levels - 1) */
-    int32_t  px_per_token;      /* 16: sides must be multiples of it */
+    int32_t  latent_channels; /* 16 */
+    int32_t  px_per_lat;      /* 8: 2^(VAE levels - 1) */
+    int32_t  px_per_token;    /* 16: sides must be multiples of it */
     uint32_t text_tokens;
-    bool     guidance;          /* false: the guidance value is ignored (schnell) */
+    bool     guidance; /* false: the guidance value is ignored (schnell) */
     bool     bf16;
 };
 
 /* What a rectangle costs, measured by a dry run of the very code that paints it. */
 struct engine_cost {
-    uint64_t scratch_bytes;  /* of encode, predict and decode, and of a prompt while it is made */
-    uint64_t fixed_bytes;    /* workspace, vectors, and the tables of one prompt                */
+    uint64_t scratch_bytes; /* of encode, predict and decode, and of a prompt while it is made */
+    uint64_t fixed_bytes;   /* workspace; on the CPU also vectors and tables of one prompt     */
+    uint64_t kept_bytes;    /* of a GPU: weights that stay there                               */
+    uint64_t host_bytes;    /* beside a GPU: vectors, tables of one prompt, buffers            */
     double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
 struct engine_size {
     int32_t  w_px, h_px;
-    uint32_t tiles;      /* rectangles predicted together */
-    uint32_t steps;      /* length of the sigma list      */
+    uint32_t tiles; /* rectangles predicted together */
+    uint32_t steps; /* length of the sigma list      */
 };
 
-/* Reads configurations only: no weights.  Of several sizes, each number is the largest; the bytes
- * are then what engine_reserve takes for them, and prompt_open for one prompt. */
+/* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes,
+ * each number is the largest; the bytes are then what engine_reserve takes for them, and
+ * prompt_open for one prompt. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
+
+/* Is the GPU of the options there and usable, and has it room for `cost` (NULL: not asked)?  One
+ * sentence otherwise.  Always well on the CPU. */
+int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
+                        struct err *err);
 
 /* FLOPs per second of this machine in a short trial at the model's widths; reads no weights. */
 int engine_speed(double *flops_per_second_out, const struct engine_options *options,
@@ -75,13 +88,14 @@ struct engine_identity {
     uint64_t model;        /* engine_model_identity */
     char     numeric[128]; /* version and precision of the arithmetic, library, machine */
 };
-/* Maps the weights for a moment; opens no device. */
+/* Maps the weights for a moment. */
 int engine_identify(struct engine_identity *out, const struct engine_options *options,
                     struct err *err);
-/* The `numeric` of it alone; reads no files.  Returns out. */
+/* The `numeric` of it alone; reads no files, but asks a GPU for its name.  Returns out. */
 const char *engine_numeric_version(char out[128], const struct engine_options *options);
 
-/* Commit scratch for the largest of these sizes.  Afterwards nothing allocates. */
+/* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay,
+ * and try the ways to multiply these shapes.  Afterwards nothing allocates. */
 int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
                    struct err *err);
 
@@ -102,8 +116,8 @@ struct schedule_request {
     double   strength;    /* (0, 1]: image-to-image by the reference pipeline's rule instead:
                              the first int(max(steps - min(steps * strength, steps), 0)) of
                              the steps are dropped; 0: not used                                */
-    double   mu;          /* > 0: fixed shift exponent; 0: by the model's rule from `tokens`   */
-    double   mu_max;      /* > 0: upper bound on the rule's exponent                           */
+    double mu;            /* > 0: fixed shift exponent; 0: by the model's rule from `tokens`   */
+    double mu_max;        /* > 0: upper bound on the rule's exponent                           */
 };
 int schedule_make(struct schedule *out, const struct engine *engine,
                   const struct schedule_request *request, struct err *err);

@@ -1,8 +1,10 @@
 /*
  * engine_int.h - what the files of engine/ share: layer views, tokenizers, the four networks.
  *
- * The only private header of this folder.  All matrices of weights are views of mapped files; all
- * vectors (biases, norm weights) are fp32 copies made once at open.
+ * Weights exist in two forms.  On the host, matrices are
+ * views of mapped files and vectors (biases, norm weights) are fp32 copies made once at open.  A
+ * distant machine keeps copies of what is read at every step, and fetches what is read once a
+ * prompt.
  */
 #ifndef MURAL_ENGINE_INT_H
 #define MURAL_ENGINE_INT_H
@@ -33,10 +35,9 @@ int  t5_tokenizer_open(struct t5_tokenizer **out, const char *folder, struct err
 void t5_tokenizer_close(struct t5_tokenizer *tokenizer);
 /* Ids of `text` cut to `length` with the end token, padded to exactly `length`.
  * *used_out (may be NULL): ids before the padding. */
-int      t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text,
-                             uint32_t length, int32_t *ids_out, uint32_t *used_out,
-                             struct err *err);
-uint32_t t5_tokenizer_max(const struct t5_tokenizer *tokenizer);       /* model_max_length */
+int t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text, uint32_t length,
+                        int32_t *ids_out, uint32_t *used_out, struct err *err);
+uint32_t t5_tokenizer_max(const struct t5_tokenizer *tokenizer); /* model_max_length */
 int32_t  t5_tokenizer_id_limit(const struct t5_tokenizer *tokenizer);
 
 /* ----------------------------------------------------------------------------------- layers */
@@ -52,8 +53,9 @@ struct linear {
 struct layer_loader {
     const struct model *model;
     enum model_part     part;
-    struct arena       *vectors;    /* where fp32 copies of vectors go                          */
+    struct arena       *vectors; /* where fp32 copies of vectors go                          */
     bool                dry;
+    struct backend     *keeper;     /* distant: views are of what it keeps; NULL: of the host   */
     char                scope[128]; /* put before every name asked for; empty at first          */
 };
 /* All names that follow are relative to this one, for example "encoder.block.%lld.". */
@@ -73,10 +75,22 @@ int layer_vector(const float **out, struct layer_loader *loader, const char *nam
 int layer_matrix(struct matrix *out, struct layer_loader *loader, const char *name, int64_t rows,
                  int64_t cols, struct err *err);
 
+/* A table [rows, cols] of the engine's own making, where the loader keeps vectors. */
+int layer_table(struct matrix *out, struct layer_loader *loader, struct matrix source,
+                struct err *err);
+/* One layer of `count` neighbours of the same width, when they lie one after the other: they are
+ * then one product.  False: `parts` stay as they are. */
+bool layer_merge(struct linear *out, const struct linear *parts, size_t count);
+/* y = act(x w^T + bias) with weights of the host, fetched for this once. */
+void layer_run(struct backend *backend, struct matrix y, struct matrix x,
+               const struct linear *linear, enum activation act);
+
 /* --------------------------------------------------------------------------------- networks */
 
 /* Each network: *_load gathers views once; the forward functions run on a backend with scratch from
- * its arena, and rewind it before they return. */
+ * its arena, and rewind it before they return.  CLIP, T5, transformer_embed_text and
+ * modulation_make read weights of the host; vae_* and transformer_forward read what their backend
+ * can. */
 
 struct clip;
 int  clip_load(struct clip **out, struct layer_loader *loader, struct err *err);
@@ -106,6 +120,7 @@ void vae_decode(const struct vae *vae, struct backend *backend, struct matrix la
                 int32_t h_px, struct matrix rgb_out);
 
 struct transformer;
+/* With a keeper: without the layers that only a prompt reads. */
 int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
 void transformer_free(struct transformer *transformer);
 
@@ -117,8 +132,8 @@ struct conditioning {
     uint32_t     steps;
 };
 /* text_out = context_embedder(states) */
-void transformer_embed_text(const struct transformer *transformer, struct backend *backend,
-                            struct matrix states, struct matrix text_out);
+void    transformer_embed_text(const struct transformer *transformer, struct backend *backend,
+                               struct matrix states, struct matrix text_out);
 int64_t modulation_count(const struct transformer *transformer);
 struct modulation_request {
     const float  *sigmas; /* [steps]; read also in a dry run */
@@ -140,6 +155,7 @@ struct transformer_tile {
     struct matrix              velocity; /* [h * w, out_channels] f32 */
     /* set by transformer_forward, dead after it */
     struct matrix stream;     /* [text + h * w, hidden] f32 */
+    struct matrix normed;     /* [text + h * w, hidden]     */
     struct matrix cos, sin;   /* [h * w, head_dim / 2] f32  */
     struct matrix modulation; /* [1, modulation_count] f32  */
 };
@@ -151,71 +167,5 @@ void transformer_forward(const struct transformer *transformer, struct backend *
 /* See scheduler.c. */
 int scheduler_make(struct schedule *out, const struct scheduler_config *config,
                    const struct schedule_request *request, struct err *err);
-
-/* ----------------------------------------------------------------------------------- engine */
-
-struct networks {
-    struct clip        *clip;
-    struct t5          *t5;
-    struct vae         *vae;
-    struct transformer *transformer;
-};
-
-/* What products are formed in on this machine. */
-enum dtype engine_compute(enum precision precision);
-
-/* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
-struct engine {
-    struct model            *model;
-    struct networks          networks;
-    struct arena            *vectors;      /* fp32 copies of biases and norm weights            */
-    struct clip_tokenizer   *clip_tokenizer;
-    struct t5_tokenizer     *t5_tokenizer;
-    struct engine_facts      facts;
-    struct backend_options   machine;      /* for tiles; its arena limit is what they take      */
-    struct backend_options   text_machine; /* for prompts: always fp32                          */
-    struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
-    struct transformer_tile *tiles;        /* [tiles_max]                                       */
-    uint32_t                 tiles_max, steps_max;
-};
-
-/* The primitives of engine.h without their checks, on any backend.  In a dry run the host pointers
- * are never read. */
-void compute_encode(const struct engine *engine, struct backend *backend, const float *rgb,
-                    int32_t w_px, int32_t h_px, float *latent_out);
-void compute_decode(const struct engine *engine, struct backend *backend, const float *latent,
-                    int32_t w_px, int32_t h_px, float *rgb_out);
-/* work: [count], uninitialised. */
-void compute_predict(const struct engine *engine, struct backend *backend,
-                     struct transformer_tile *work, const struct engine_tile *tiles,
-                     uint32_t count, uint32_t step);
-
-/* What some sizes take: of each number the largest. */
-struct measured {
-    uint64_t           tile_bytes, tile_workspace_bytes; /* arena and more of engine.machine  */
-    uint64_t           text_bytes, text_workspace_bytes; /* the same of engine.text_machine   */
-    uint64_t           table_bytes;                      /* of one prompt                     */
-    struct engine_cost cost;
-};
-int measure_sizes(struct measured *out, const struct engine *engine,
-                  const struct engine_size *sizes, size_t size_count, struct err *err);
-
-struct prompt {
-    float              *text, *modulation; /* owned; see struct conditioning */
-    struct conditioning conditioning;
-};
-
-/* Ids to conditioning, on any backend: what prompt_open does and engine_estimate measures. */
-struct prompt_input {
-    const int32_t *clip_ids, *t5_ids; /* [clip_count], [text_tokens] */
-    uint32_t       clip_count;
-    const float   *sigmas;            /* [steps] */
-    uint32_t       steps;
-    double         guidance;
-};
-void prompt_compute(const struct engine *engine, struct backend *backend,
-                    const struct prompt_input *input, float *text_out, float *modulation_out);
-/* Bytes of a prompt's own tables. */
-uint64_t prompt_bytes(const struct engine *engine, uint32_t steps);
 
 #endif

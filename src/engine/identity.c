@@ -4,7 +4,7 @@
  * Owns the number of our own arithmetic.  It is raised with every change that moves a bit of any
  * picture: an order of sums, a polynomial, a schedule, the noise.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <stdio.h>
 
@@ -12,11 +12,19 @@ enum { ARITHMETIC_VERSION = 1 };
 
 const char *engine_numeric_version(char out[128], const struct engine_options *options)
 {
-    char library[96];
+    const char *compute =
+        engine_compute(options->machine, options->precision) == DTYPE_BF16 ? "bf16" : "f32";
+    struct backend_device device;
+    struct err            ignored = {.code = ERR_OK};
+    char                  library[96];
 
-    (void)snprintf(out, 128, "%d %s cpu %s", ARITHMETIC_VERSION,
-                   engine_compute(options->precision) == DTYPE_BF16 ? "bf16" : "f32",
-                   kernels_cpu_version(library, sizeof library));
+    if (options->machine == ENGINE_CUDA) {
+        (void)backend_find_cuda(&device, options->gpu, &ignored);
+        (void)snprintf(out, 128, "%d %s cuda %.80s", ARITHMETIC_VERSION, compute, device.numeric);
+    } else {
+        (void)snprintf(out, 128, "%d %s cpu %s", ARITHMETIC_VERSION, compute,
+                       kernels_cpu_version(library, sizeof library));
+    }
     return out;
 }
 

@@ -1,12 +1,14 @@
 /*
  * layers.c - from a weight's name to a view that an operation can use.
  *
- * Owns nothing: matrices are views of mapped files, vectors are fp32 copies in the loader's arena.
- * Knows no network and no layout of files; model_weight knows both layouts.
+ * Owns nothing: matrices are views of mapped files, vectors are fp32 copies in the loader's arena;
+ * or both are copies that a distant backend keeps.  Knows no network and no layout of files;
+ * model_weight knows both layouts.
  */
 #include "engine/engine_int.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum { NAME_BYTES = 256 };
 
@@ -51,6 +53,10 @@ static int copy_vector(const float **out, struct layer_loader *loader,
     must(source.cols == 1 && source.ld == 1);
     /* One row instead of one column: casts are fast along rows. */
     source = (struct matrix){source.data, source.dtype, 1, request->rows, request->rows};
+    if (loader->keeper != NULL) {
+        *out = backend_keep_vector(loader->keeper, source);
+        goto out;
+    }
     target = source;
     target.dtype = DTYPE_F32;
     target.data = arena_take(loader->vectors, (uint64_t)request->rows * sizeof(float), "a vector");
@@ -88,6 +94,7 @@ int layer_linear_slice(struct linear *out, struct layer_loader *loader, const ch
 
     must((size_t)snprintf(name, sizeof name, "%s.weight", prefix) < sizeof name);
     TRY(find(&out->w, loader, request, err));
+    if (loader->keeper != NULL) out->w = backend_keep(loader->keeper, out->w);
     must((size_t)snprintf(name, sizeof name, "%s.bias", prefix) < sizeof name);
     request.cols = 1;
     TRY(copy_vector(&out->bias, loader, &request, err));
@@ -106,7 +113,62 @@ int layer_vector(const float **out, struct layer_loader *loader, const char *nam
 int layer_matrix(struct matrix *out, struct layer_loader *loader, const char *name, int64_t rows,
                  int64_t cols, struct err *err)
 {
+    int                   rc = ERR_OK;
     struct weight_request request = {.name = name, .rows_all = rows, .cols = cols, .rows = rows};
 
-    return find(out, loader, request, err);
+    TRY(find(out, loader, request, err));
+    if (loader->keeper != NULL) *out = backend_keep(loader->keeper, *out);
+out:
+    return rc;
+}
+
+int layer_table(struct matrix *out, struct layer_loader *loader, struct matrix source,
+                struct err *err)
+{
+    int           rc = ERR_OK;
+    uint64_t      bytes = (uint64_t)(source.rows * source.cols) * sizeof(float);
+    struct matrix line = {source.data, source.dtype, 1, source.rows * source.cols,
+                          source.rows * source.cols};
+
+    must(source.dtype == DTYPE_F32 && source.ld == source.cols);
+    *out = source;
+    if (loader->keeper != NULL) {
+        out->data = (void *)(uintptr_t)backend_keep_vector(loader->keeper, line);
+        TRY(backend_wait(loader->keeper, err));
+        goto out;
+    }
+    out->data = arena_take(loader->vectors, bytes, "a table");
+    if (!loader->dry) memcpy(out->data, source.data, (size_t)bytes);
+out:
+    return rc;
+}
+
+bool layer_merge(struct linear *out, const struct linear *parts, size_t count)
+{
+    struct linear merged = parts[0];
+
+    for (size_t i = 1; i < count; i++) {
+        const struct linear *part = &parts[i];
+        uint64_t bytes = (uint64_t)(merged.w.rows * merged.w.ld) * dtype_bytes(merged.w.dtype);
+
+        if (part->w.dtype != merged.w.dtype || part->w.cols != merged.w.cols ||
+            part->w.ld != merged.w.ld || (part->bias == NULL) != (merged.bias == NULL) ||
+            (const char *)part->w.data != (const char *)merged.w.data + bytes ||
+            (part->bias != NULL && part->bias != merged.bias + merged.w.rows))
+            return false;
+        merged.w.rows += part->w.rows;
+    }
+    *out = merged;
+    return true;
+}
+
+void layer_run(struct backend *backend, struct matrix y, struct matrix x,
+               const struct linear *linear, enum activation act)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    struct matrix     w = backend_fetch(backend, linear->w);
+    const float      *bias = backend_fetch_vector(backend, linear->bias, linear->w.rows);
+
+    backend_linear(backend, y, x, w, bias, act);
+    arena_rewind(backend_arena(backend), mark);
 }

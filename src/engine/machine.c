@@ -4,15 +4,14 @@
  * The trial runs one linear layer and one attention of the model's own widths on made-up numbers.
  * An estimate from it is right within a factor: convolutions and memory have rates of their own.
  */
-#include "engine/engine_int.h"
-
-#include <string.h>
+#include "engine/compute_int.h"
 
 /* Enough arithmetic to be measured, little enough not to be noticed. */
 static const double TRIAL_FLOP = 2e9;
 
-enum dtype engine_compute(enum precision precision)
+enum dtype engine_compute(enum engine_machine machine, enum precision precision)
 {
+    if (precision == PRECISION_AUTO && machine == ENGINE_CUDA) return DTYPE_BF16;
     if (precision == PRECISION_AUTO) return kernels_cpu_has_bf16() ? DTYPE_BF16 : DTYPE_F32;
     return precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
 }
@@ -20,7 +19,7 @@ enum dtype engine_compute(enum precision precision)
 static struct matrix filled(struct backend *backend, int64_t rows, int64_t cols)
 {
     struct matrix m = backend_take(backend, backend_act(backend), rows, cols, "trial");
-    memset(m.data, 0x3C, (size_t)rows * (size_t)cols * dtype_bytes(m.dtype)); /* about 0.01 */
+    backend_fill(backend, m, (uint64_t)rows);
     return m;
 }
 
@@ -29,9 +28,11 @@ static double rate(double flop_before, double flop_after, double seconds)
     return seconds > 0 ? (flop_after - flop_before) / seconds : 0;
 }
 
-/* Rows of a linear layer hidden -> 4 * hidden that make up the trial. */
-static int64_t trial_rows(int64_t hidden)
+/* Rows of a linear layer hidden -> 4 * hidden that make up the trial.  A GPU is not busy with few.
+ */
+static int64_t trial_rows(enum engine_machine machine, int64_t hidden)
 {
+    if (machine == ENGINE_CUDA) return 4096;
     double rows = TRIAL_FLOP / (8.0 * (double)hidden * (double)hidden);
     return max_i64(32, min_i64(4096, (int64_t)rows));
 }
@@ -42,20 +43,26 @@ int engine_speed(double *flops_per_second_out, const struct engine_options *opti
     int                rc = ERR_OK;
     struct model_paths paths = {
         .folder = options->model_folder, .transformer = options->transformer, .vae = options->vae};
-    struct backend_options machine = {.compute = engine_compute(options->precision),
-                                      .threads = options->threads,
-                                      .arena_limit_bytes = (uint64_t)1 << 32};
-    struct model          *model = NULL;
-    struct backend        *backend = NULL;
-    double                 linear = 0, attention = 0, begin, flop;
+    struct backend_options machine = {
+        .machine = options->machine == ENGINE_CUDA ? MACHINE_CUDA : MACHINE_CPU,
+        .device = options->gpu,
+        .compute = engine_compute(options->machine, options->precision),
+        .threads = options->threads,
+        .arena_limit_bytes = (uint64_t)1 << 32};
+    struct model   *model = NULL;
+    struct backend *backend = NULL;
+    double          linear = 0, attention = 0, begin, flop;
 
     TRY(model_open(&model, &paths, err));
-    TRY(backend_open_cpu(&backend, &machine, err));
+    TRY(backend_open(&backend, &machine, err));
     const struct transformer_config *config = &model->transformer;
-    int64_t                          hidden = config->hidden, rows = trial_rows(hidden);
+    int64_t                          hidden = config->hidden;
+    int64_t                          rows = trial_rows(options->machine, hidden);
+    int64_t                          tokens = options->machine == ENGINE_CUDA ? 4096 : 1024;
     struct matrix x = filled(backend, rows, hidden), y = filled(backend, rows, 4 * hidden);
     struct matrix w = filled(backend, 4 * hidden, hidden);
-    struct matrix qkv = filled(backend, 1024, 3 * hidden), mixed = filled(backend, 1024, hidden);
+    struct matrix qkv = filled(backend, tokens, 3 * hidden);
+    struct matrix mixed = filled(backend, tokens, hidden);
     struct attention_request request = {.out = mixed,
                                         .q = matrix_cols(qkv, 0, hidden),
                                         .k = matrix_cols(qkv, hidden, hidden),

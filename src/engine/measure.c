@@ -5,7 +5,7 @@
  *
  * Read next: compute.c, prompt.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <math.h>
 
@@ -71,61 +71,108 @@ out:
 }
 
 /* Encode, predict and decode.  `tiles` and `work` have room for size->tiles. */
-static void rehearse(struct measured *out, const struct engine *engine, struct backend *backend,
+static void rehearse(struct measured *out, const struct compute *compute,
                      const struct engine_size *size, struct engine_tile *tiles,
                      struct transformer_tile *work)
 {
-    struct prompt prompt = {.conditioning = {.text = nowhere(backend),
-                                             .modulation = nowhere(backend),
-                                             .text_tokens = engine->facts.text_tokens,
-                                             .steps = size->steps}};
-    double        before = 0, predict = 0;
+    struct backend *backend = compute->backend;
+    struct prompt   prompt = {.conditioning = {.text = nowhere(backend),
+                                               .modulation = nowhere(backend),
+                                               .text_tokens = compute->engine->facts.text_tokens,
+                                               .steps = size->steps}};
+    double          before = backend_flops(backend), predict = 0;
 
-    compute_encode(engine, backend, NULL, size->w_px, size->h_px, NULL);
+    compute_encode(compute, NULL, size->w_px, size->h_px, NULL);
     raise_flop(&out->cost.flop_encode, backend, &before);
     for (uint32_t t = 0; t < size->tiles; t++)
         tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
-    compute_predict(engine, backend, work, tiles, size->tiles, 0);
+    compute_predict(compute, work, tiles, size->tiles, 0);
     raise_flop(&predict, backend, &before);
     out->cost.flop_predict = fmax(out->cost.flop_predict, predict / size->tiles);
-    compute_decode(engine, backend, NULL, size->w_px, size->h_px, NULL);
+    compute_decode(compute, NULL, size->w_px, size->h_px, NULL);
     raise_flop(&out->cost.flop_decode, backend, &before);
     raise_bytes(&out->tile_bytes, arena_bytes_peak(backend_arena(backend)));
     raise_bytes(&out->tile_workspace_bytes, backend_fixed_bytes(backend));
 }
 
-static int measure_size(struct measured *out, const struct engine *engine,
-                        const struct engine_size *size, struct err *err)
+static int rehearse_size(struct measured *out, const struct compute *compute,
+                         const struct engine_size *size, struct err *err)
 {
     int                      rc = ERR_OK;
-    struct backend          *backend = NULL;
     struct engine_tile      *tiles = NULL;
     struct transformer_tile *work = NULL;
 
-    TRY(check_size(engine, size, err));
-    TRY(measure_prompt(out, engine, size->steps, err));
-    TRY(backend_open_dry(&backend, &engine->machine, err));
     TRY(os_alloc((void **)&tiles, size->tiles, sizeof *tiles, "a list of tiles", err));
     TRY(os_alloc((void **)&work, size->tiles, sizeof *work, "a list of tiles", err));
-    rehearse(out, engine, backend, size, tiles, work);
+    rehearse(out, compute, size, tiles, work);
 out:
     os_free(work);
     os_free(tiles);
+    return rc;
+}
+
+static int measure_size(struct measured *out, const struct engine *engine,
+                        const struct engine_size *size, struct err *err)
+{
+    int                    rc = ERR_OK;
+    struct backend        *backend = NULL;
+    struct networks        painters = {.clip = NULL};
+    struct backend_options machine = engine->machine;
+    struct compute         compute = {.engine = engine, .painters = &painters};
+
+    TRY(check_size(engine, size, err));
+    TRY(measure_prompt(out, engine, size->steps, err));
+    TRY(backend_open_dry(&backend, &machine, err));
+    compute.backend = backend;
+    TRY(engine_keep(&painters, engine, backend, err));
+    raise_bytes(&out->kept_matrix_bytes, backend_kept_matrix_bytes(backend));
+    raise_bytes(&out->kept_vector_bytes, backend_kept_vector_bytes(backend));
+    TRY(rehearse_size(out, &compute, size, err));
+out:
+    engine_release(&painters, engine);
     backend_close(backend);
     return rc;
 }
 
+/* What the host gives to a distant machine's copies. */
+static const uint64_t STAGING_BYTES = 128u << 20;
+
 int measure_sizes(struct measured *out, const struct engine *engine,
                   const struct engine_size *sizes, size_t size_count, struct err *err)
 {
-    int rc = ERR_OK;
+    int      rc = ERR_OK;
+    uint64_t host_bytes;
 
     *out = (struct measured){.tile_bytes = 0};
     for (size_t i = 0; i < size_count; i++)
         TRY(measure_size(out, engine, &sizes[i], err));
+    host_bytes = out->table_bytes + arena_bytes_peak(engine->vectors);
     out->cost.scratch_bytes = out->tile_bytes + out->text_bytes;
-    out->cost.fixed_bytes = out->tile_workspace_bytes + out->text_workspace_bytes +
-                            out->table_bytes + arena_bytes_peak(engine->vectors);
+    out->cost.fixed_bytes = out->tile_workspace_bytes + out->text_workspace_bytes;
+    if (engine->machine.machine == MACHINE_CPU) {
+        out->cost.fixed_bytes += host_bytes;
+        goto out;
+    }
+    /* Half as much again: biases are kept in two types. */
+    out->cost.kept_bytes = out->kept_matrix_bytes + out->kept_vector_bytes * 3 / 2;
+    out->cost.host_bytes = host_bytes + STAGING_BYTES;
 out:
+    return rc;
+}
+
+int measure_rehearse(const struct engine *engine, const struct engine_size *sizes,
+                     size_t size_count, struct err *err)
+{
+    int             rc = ERR_OK;
+    struct measured ignored = {.tile_bytes = 0};
+    struct compute  compute = {
+         .engine = engine, .painters = &engine->painters, .backend = engine->backend};
+
+    backend_rehearse(engine->backend, true);
+    for (size_t i = 0; i < size_count; i++)
+        TRY(rehearse_size(&ignored, &compute, &sizes[i], err));
+    TRY(backend_wait(engine->backend, err));
+out:
+    backend_rehearse(engine->backend, false);
     return rc;
 }

@@ -52,8 +52,8 @@ static void embed(struct backend *backend, const struct embedder *embedder, stru
     struct arena_mark mark = arena_mark(backend_arena(backend));
     struct matrix     inner = backend_take(backend, DTYPE_F32, y.rows, y.cols, "embedder");
 
-    backend_linear(backend, inner, x, embedder->first.w, embedder->first.bias, ACT_SILU);
-    backend_linear(backend, y, inner, embedder->second.w, embedder->second.bias, ACT_NONE);
+    layer_run(backend, inner, x, &embedder->first, ACT_SILU);
+    layer_run(backend, y, inner, &embedder->second, ACT_NONE);
     arena_rewind(backend_arena(backend), mark);
 }
 
@@ -90,7 +90,7 @@ static void put_part(struct backend *backend, const struct linear *linear, struc
     struct arena_mark mark = arena_mark(backend_arena(backend));
     struct matrix     y = backend_take(backend, DTYPE_F32, vec.rows, linear->w.rows, "modulation");
 
-    backend_linear(backend, y, vec, linear->w, linear->bias, ACT_NONE);
+    layer_run(backend, y, vec, linear, ACT_NONE);
     for (int64_t step = 0; step < vec.rows; step++)
         backend_download(backend, target + step * stride, matrix_rows(y, step, 1));
     arena_rewind(backend_arena(backend), mark);

@@ -11,7 +11,7 @@
  *
  * Read next: t5.c and clip.c, then modulation.c.
  */
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <math.h>
 
@@ -130,7 +130,7 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
                  sizeof *ids, "token ids", err));
     TRY(tokenize(engine, request->text, ids, &input, err));
     TRY(make_prompt(&prompt, engine, steps, err));
-    TRY(backend_open_cpu(&backend, &engine->text_machine, err));
+    TRY(backend_open(&backend, &engine->text_machine, err));
     TRY(arena_seal(backend_arena(backend), engine->text_machine.arena_limit_bytes, err));
     prompt_compute(engine, backend, &input, prompt->text, prompt->modulation);
     TRY(backend_wait(backend, err));

@@ -136,7 +136,17 @@ struct t5_scratch {
     struct matrix qkv;          /* [S, 3 * inner]                      */
     struct matrix attended;     /* [S, inner]                          */
     struct matrix gate, linear; /* [S, mlp]: of the gated feed-forward */
+    const float  *bias;         /* [heads, 2 S - 1]                    */
 };
+
+static void normalise(struct backend *backend, struct matrix y, struct matrix x,
+                      const float *weight, float eps)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+
+    backend_rms_norm(backend, y, x, backend_fetch_vector(backend, weight, x.cols), eps);
+    arena_rewind(backend_arena(backend), mark);
+}
 
 static void run_block(const struct t5 *t5, const struct t5_block *block, struct backend *backend,
                       const struct t5_scratch *s)
@@ -154,21 +164,21 @@ static void run_block(const struct t5 *t5, const struct t5_block *block, struct 
                                           .heads = (int32_t)config->heads,
                                           .dim = (int32_t)config->head_dim,
                                           .scale = 1.0f,
-                                          .bias = t5->bias};
+                                          .bias = s->bias};
 
-    backend_rms_norm(backend, s->normed, s->stream, block->norm1, eps);
-    backend_linear(backend, q, s->normed, block->q, NULL, ACT_NONE);
-    backend_linear(backend, k, s->normed, block->k, NULL, ACT_NONE);
-    backend_linear(backend, v, s->normed, block->v, NULL, ACT_NONE);
+    normalise(backend, s->normed, s->stream, block->norm1, eps);
+    layer_run(backend, q, s->normed, &(struct linear){block->q, NULL}, ACT_NONE);
+    layer_run(backend, k, s->normed, &(struct linear){block->k, NULL}, ACT_NONE);
+    layer_run(backend, v, s->normed, &(struct linear){block->v, NULL}, ACT_NONE);
     backend_attention(backend, &attention);
-    backend_linear(backend, s->normed, s->attended, block->o, NULL, ACT_NONE);
+    layer_run(backend, s->normed, s->attended, &(struct linear){block->o, NULL}, ACT_NONE);
     backend_add(backend, s->stream, s->normed);
 
-    backend_rms_norm(backend, s->normed, s->stream, block->norm2, eps);
-    backend_linear(backend, s->gate, s->normed, block->wi_0, NULL, ACT_NONE);
-    backend_linear(backend, s->linear, s->normed, block->wi_1, NULL, ACT_NONE);
+    normalise(backend, s->normed, s->stream, block->norm2, eps);
+    layer_run(backend, s->gate, s->normed, &(struct linear){block->wi_0, NULL}, ACT_NONE);
+    layer_run(backend, s->linear, s->normed, &(struct linear){block->wi_1, NULL}, ACT_NONE);
     backend_gelu_mul(backend, s->gate, s->gate, s->linear);
-    backend_linear(backend, s->normed, s->gate, block->wo, NULL, ACT_NONE);
+    layer_run(backend, s->normed, s->gate, &(struct linear){block->wo, NULL}, ACT_NONE);
     backend_add(backend, s->stream, s->normed);
 }
 
@@ -188,10 +198,11 @@ void t5_forward(const struct t5 *t5, struct backend *backend, const int32_t *ids
     s.attended = backend_take(backend, act, count, inner, "T5 attended");
     s.gate = backend_take(backend, act, count, config->mlp, "T5 gate");
     s.linear = backend_take(backend, act, count, config->mlp, "T5 linear");
+    s.bias = backend_fetch_vector(backend, t5->bias, config->heads * (2 * count - 1));
 
     backend_gather_rows(backend, s.stream, t5->shared, ids);
     for (int64_t i = 0; i < config->layers; i++)
         run_block(t5, &t5->blocks[i], backend, &s);
-    backend_rms_norm(backend, states_out, s.stream, t5->final_norm, (float)config->eps);
+    normalise(backend, states_out, s.stream, t5->final_norm, (float)config->eps);
     arena_rewind(backend_arena(backend), mark);
 }

@@ -19,10 +19,11 @@
  *
  * Layer-major: every tile of the group passes a block before the next block is read, so that
  * weights travel once a group.  Tiles share the scratch of a block; each has its own residual
- * stream.  Bytes for tiles of n_t image tokens and T text tokens, S_t = T + n_t, H = hidden, M =
- * mlp, D = head_dim, m = modulation_count, a = bytes of an activation:
+ * stream, and its normed rows, which a block leaves for the next.  Bytes for tiles of n_t image
+ * tokens and T text tokens, S_t = T + n_t, H = hidden, M = mlp, D = head_dim, m = modulation_count,
+ * a = bytes of an activation:
  *
- *     sum over t of  4 (S_t H + n_t D + m)   +   a max(S_t) (5 H + M)
+ *     sum over t of  4 (S_t H + n_t D + m) + a S_t H   +   a max(S_t) (4 H + M)
  *
  * A group never needs more than as many tiles of its largest size would: nothing is shared between
  * tiles because they happen to be alike.
@@ -39,7 +40,7 @@ static const float EPS = 1e-6f;
 struct pass {
     const struct transformer *transformer;
     struct backend           *backend;
-    struct matrix             normed; /* [S, H]                                 */
+    struct matrix             normed; /* [S, H]: of the tile                    */
     struct matrix             qkv;    /* [S, 3 H]: q, k, v side by side         */
     struct matrix             wide;   /* [S, H + M]: attended, inner of the MLP */
 };
@@ -98,9 +99,12 @@ static void project(const struct pass *pass, const struct projection *in,
                                                 .sin = tile->sin.data,
                                                 .first_rotated = first_rotated};
 
-    run_linear(pass, request.q, pass->normed, &in->q, ACT_NONE);
-    run_linear(pass, request.k, pass->normed, &in->k, ACT_NONE);
-    run_linear(pass, matrix_cols(pass->qkv, 2 * h, h), pass->normed, &in->v, ACT_NONE);
+    for (int part = 0, col = 0; part < in->part_count; part++) {
+        int64_t width = in->parts[part].w.rows;
+        run_linear(pass, matrix_cols(pass->qkv, col, width), pass->normed, &in->parts[part],
+                   ACT_NONE);
+        col += (int)width;
+    }
     backend_qk_norm_rope(pass->backend, &request);
 }
 
@@ -119,25 +123,48 @@ static void attend(const struct pass *pass)
     backend_attention(pass->backend, &request);
 }
 
-/* After the attention of a double block, for one modality: x [S, H]. */
-static void finish_stream(const struct pass *pass, const struct stream *stream, struct matrix x,
-                          const float *modulation)
-{
-    int64_t      h = pass->transformer->config.hidden;
-    const float *gate = modulation + 2 * h;
-    const float *shift_mlp = modulation + 3 * h, *scale_mlp = modulation + 4 * h;
-    const float *gate_mlp = modulation + 5 * h;
+/* How the norm that follows a branch is modulated; shift NULL: no norm follows. */
+struct follow {
+    const float *shift, *scale;
+};
 
-    run_linear(pass, pass->normed, attended(pass), &stream->out, ACT_NONE);
-    backend_gate_add(pass->backend, x, pass->normed, gate);
-    modulate(pass, x, scale_mlp, shift_mlp);
-    run_linear(pass, inner(pass), pass->normed, &stream->mlp_in, ACT_GELU_TANH);
-    run_linear(pass, pass->normed, inner(pass), &stream->mlp_out, ACT_NONE);
-    backend_gate_add(pass->backend, x, pass->normed, gate_mlp);
+/* x += gate * branch, and at once the norm of the layer that reads x next: what would otherwise be
+ * two more passes over memory. */
+static void add_branch(const struct pass *pass, struct matrix x, const float *gate,
+                       struct follow follow)
+{
+    struct gate_norm_request request = {.out = pass->normed,
+                                        .x = x,
+                                        .y = pass->normed,
+                                        .gate = gate,
+                                        .scale = follow.scale,
+                                        .shift = follow.shift,
+                                        .eps = EPS};
+
+    if (follow.shift == NULL)
+        backend_gate_add(pass->backend, x, pass->normed, gate);
+    else
+        backend_gate_add_layer_norm(pass->backend, &request);
 }
 
+/* After the attention of a double block, for one modality: x [S, H]. */
+static void finish_stream(const struct pass *pass, const struct stream *stream, struct matrix x,
+                          const float *modulation, struct follow follow)
+{
+    int64_t       h = pass->transformer->config.hidden;
+    struct follow mlp = {.shift = modulation + 3 * h, .scale = modulation + 4 * h};
+
+    run_linear(pass, pass->normed, attended(pass), &stream->out, ACT_NONE);
+    add_branch(pass, x, modulation + 2 * h, mlp);
+    run_linear(pass, inner(pass), pass->normed, &stream->mlp_in, ACT_GELU_TANH);
+    run_linear(pass, pass->normed, inner(pass), &stream->mlp_out, ACT_NONE);
+    add_branch(pass, x, modulation + 5 * h, follow);
+}
+
+/* Both streams of a tile come in normed, and leave so for the block that follows. */
 static void run_double(const struct pass *pass, const struct double_block *block,
-                       const struct transformer_tile *tile, const float *modulation)
+                       const struct transformer_tile *tile, const float *modulation,
+                       const struct follow follow[2])
 {
     int64_t       h = pass->transformer->config.hidden;
     int64_t       text_rows = tile->conditioning->text_tokens;
@@ -147,56 +174,29 @@ static void run_double(const struct pass *pass, const struct double_block *block
     struct pass   image = pass_rows(pass, text_rows, image_rows);
     struct matrix c = matrix_rows(tile->stream, 0, text_rows);
     struct matrix x = matrix_rows(tile->stream, text_rows, image_rows);
-    const float  *image_shift = modulation, *image_scale = modulation + h;
-    const float  *text_shift = modulation + 6 * h, *text_scale = modulation + 7 * h;
 
-    modulate(&text, c, text_scale, text_shift);
     project(&text, &block->text.in, tile, text_rows);
-    modulate(&image, x, image_scale, image_shift);
     project(&image, &block->image.in, tile, 0);
     attend(&all);
-    finish_stream(&text, &block->text, c, modulation + 6 * h);
-    finish_stream(&image, &block->image, x, modulation);
+    finish_stream(&text, &block->text, c, modulation + 6 * h, follow[0]);
+    finish_stream(&image, &block->image, x, modulation, follow[1]);
 }
 
 static void run_single(const struct pass *pass, const struct single_block *block,
-                       const struct transformer_tile *tile, const float *modulation)
+                       const struct transformer_tile *tile, const float *modulation,
+                       struct follow follow)
 {
-    int64_t      h = pass->transformer->config.hidden;
-    struct pass  all = pass_rows(pass, 0, tile->stream.rows);
-    const float *shift = modulation, *scale = modulation + h, *gate = modulation + 2 * h;
+    int64_t     h = pass->transformer->config.hidden;
+    struct pass all = pass_rows(pass, 0, tile->stream.rows);
 
-    modulate(&all, tile->stream, scale, shift);
     project(&all, &block->in, tile, tile->conditioning->text_tokens);
     run_linear(&all, inner(&all), all.normed, &block->mlp_in, ACT_GELU_TANH);
     attend(&all);
     run_linear(&all, all.normed, all.wide, &block->out, ACT_NONE);
-    backend_gate_add(all.backend, tile->stream, all.normed, gate);
+    add_branch(&all, tile->stream, modulation + 2 * h, follow);
 }
 
 /* -------------------------------------------------------------------------------------- tile */
-
-/* The angles of a grid, put together from the tables of its axes.  Tokens are row-major: axes 0 and
- * 2 run along every token row, axis 1 down every token column. */
-static void put_rope(struct backend *backend, struct matrix target, const struct matrix tables[3],
-                     int64_t h_tokens, int64_t w_tokens)
-{
-    int64_t       first1 = tables[0].cols, first2 = first1 + tables[1].cols;
-    struct matrix along0 = matrix_rows(tables[0], 0, w_tokens);
-    struct matrix down1 = matrix_rows(tables[1], 0, h_tokens);
-    struct matrix along2 = matrix_rows(tables[2], 0, w_tokens);
-
-    for (int64_t row = 0; row < h_tokens; row++) {
-        struct matrix rows = matrix_rows(target, row * w_tokens, w_tokens);
-        backend_copy(backend, matrix_cols(rows, 0, along0.cols), along0);
-        backend_copy(backend, matrix_cols(rows, first2, along2.cols), along2);
-    }
-    for (int64_t col = 0; col < w_tokens; col++) {
-        struct matrix rows = matrix_cols(matrix_rows(target, col, h_tokens), first1, down1.cols);
-        rows.ld *= w_tokens;
-        backend_copy(backend, rows, down1);
-    }
-}
 
 /* Takes and fills what a tile keeps over all blocks. */
 static void begin_tile(const struct transformer *transformer, struct backend *backend,
@@ -210,32 +210,84 @@ static void begin_tile(const struct transformer *transformer, struct backend *ba
     must(h > 0 && h <= TRANSFORMER_SIDE_TOKENS_MAX && w > 0 && w <= TRANSFORMER_SIDE_TOKENS_MAX);
     must(tile->tokens.rows == rows && tile->velocity.rows == rows && step < conditioning->steps);
     tile->stream = backend_take(backend, DTYPE_F32, text_rows + rows, config->hidden, "residual");
+    tile->normed =
+        backend_take(backend, backend_act(backend), text_rows + rows, config->hidden, "normed");
     tile->cos = backend_take(backend, DTYPE_F32, rows, pairs, "RoPE cosines");
     tile->sin = backend_take(backend, DTYPE_F32, rows, pairs, "RoPE sines");
     tile->modulation = backend_take(backend, DTYPE_F32, 1, count, "modulation");
 
-    put_rope(backend, tile->cos, transformer->cos, h, w);
-    put_rope(backend, tile->sin, transformer->sin, h, w);
+    backend_rope_grid(backend, tile->cos, transformer->cos, (int32_t)h, (int32_t)w);
+    backend_rope_grid(backend, tile->sin, transformer->sin, (int32_t)h, (int32_t)w);
     backend_upload(backend, tile->modulation, conditioning->modulation + step * count);
     backend_upload(backend, matrix_rows(tile->stream, 0, text_rows), conditioning->text);
     backend_linear(backend, matrix_rows(tile->stream, text_rows, rows), tile->tokens,
                    transformer->image_in.w, transformer->image_in.bias, ACT_NONE);
 }
 
-static void finish_tile(const struct pass *pass, const struct transformer_tile *tile,
-                        const float *modulation)
-{
-    int64_t      text_rows = tile->conditioning->text_tokens, rows = tile->tokens.rows;
-    struct pass  image = pass_rows(pass, 0, rows);
-    const float *scale = modulation, *shift = modulation + pass->transformer->config.hidden;
-
-    modulate(&image, matrix_rows(tile->stream, text_rows, rows), scale, shift);
-    run_linear(&image, tile->velocity, image.normed, &pass->transformer->image_out, ACT_NONE);
-}
-
 static const float *modulation_at(const struct transformer_tile *tile, int64_t offset)
 {
     return (const float *)tile->modulation.data + offset;
+}
+
+/* The first norms of the blocks, for text and for image: of double block `index`, then of the
+ * single blocks, then none, for the last norm is of image rows alone. */
+static void follow_of(struct follow out[2], const struct transformer *transformer,
+                      const struct transformer_tile *tile, int64_t index)
+{
+    const struct transformer_config *config = &transformer->config;
+    int64_t                          h = config->hidden, single = index - config->doubles;
+    int64_t      single_at = h * (12 * config->doubles + 3 * single);
+    const float *at = modulation_at(tile, single < 0 ? 12 * h * index : single_at);
+
+    out[0] = out[1] = (struct follow){.shift = at, .scale = at + h};
+    if (index < config->doubles) out[0] = (struct follow){.shift = at + 6 * h, .scale = at + 7 * h};
+    if (single == config->singles) out[0] = out[1] = (struct follow){.shift = NULL};
+}
+
+/* The norms that the first block reads. */
+static void norm_first(const struct pass *pass, const struct transformer_tile *tile)
+{
+    int64_t       text_rows = tile->conditioning->text_tokens;
+    int64_t       image_rows = tile->stream.rows - text_rows;
+    struct pass   text = pass_rows(pass, 0, text_rows);
+    struct pass   image = pass_rows(pass, text_rows, image_rows);
+    struct follow first[2];
+
+    follow_of(first, pass->transformer, tile, 0);
+    if (first[0].shift == NULL) return;
+    modulate(&text, matrix_rows(tile->stream, 0, text_rows), first[0].scale, first[0].shift);
+    modulate(&image, matrix_rows(tile->stream, text_rows, image_rows), first[1].scale,
+             first[1].shift);
+}
+
+static void finish_tile(const struct pass *pass, const struct transformer_tile *tile)
+{
+    const struct transformer_config *config = &pass->transformer->config;
+    int64_t      h = config->hidden, text_rows = tile->conditioning->text_tokens;
+    int64_t      rows = tile->tokens.rows;
+    struct pass  image = pass_rows(pass, text_rows, rows);
+    const float *scale = modulation_at(tile, h * (12 * config->doubles + 3 * config->singles));
+
+    modulate(&image, matrix_rows(tile->stream, text_rows, rows), scale, scale + h);
+    run_linear(&image, tile->velocity, image.normed, &pass->transformer->image_out, ACT_NONE);
+}
+
+/* Block `index`, counted over both kinds. */
+static void run_block(const struct pass *pass, const struct transformer_tile *tile, int64_t index)
+{
+    const struct transformer *transformer = pass->transformer;
+    int64_t                   h = transformer->config.hidden, doubles = transformer->config.doubles;
+    struct pass               own = *pass;
+    struct follow             follow[2];
+
+    own.normed = tile->normed;
+    follow_of(follow, transformer, tile, index + 1);
+    if (index < doubles)
+        run_double(&own, &transformer->doubles[index], tile, modulation_at(tile, 12 * h * index),
+                   follow);
+    else
+        run_single(&own, &transformer->singles[index - doubles], tile,
+                   modulation_at(tile, h * (12 * doubles + 3 * (index - doubles))), follow[0]);
 }
 
 void transformer_forward(const struct transformer *transformer, struct backend *backend,
@@ -244,7 +296,7 @@ void transformer_forward(const struct transformer *transformer, struct backend *
     const struct transformer_config *config = &transformer->config;
     struct arena_mark                mark = arena_mark(backend_arena(backend));
     enum dtype                       act = backend_act(backend);
-    int64_t                          h = config->hidden, rows_max = 0, offset = 0;
+    int64_t                          h = config->hidden, rows_max = 0;
     struct pass                      pass = {.transformer = transformer, .backend = backend};
 
     must(count > 0);
@@ -252,27 +304,25 @@ void transformer_forward(const struct transformer *transformer, struct backend *
         begin_tile(transformer, backend, &tiles[t], step);
         rows_max = max_i64(rows_max, tiles[t].stream.rows);
     }
-    pass.normed = backend_take(backend, act, rows_max, h, "normed");
     pass.qkv = backend_take(backend, act, rows_max, 3 * h, "q, k, v");
     pass.wide = backend_take(backend, act, rows_max, h + config->mlp, "attended and inner");
 
-    for (int64_t i = 0; i < config->doubles; i++, offset += 12 * h)
+    for (uint32_t t = 0; t < count; t++) {
+        pass.normed = tiles[t].normed;
+        norm_first(&pass, &tiles[t]);
+    }
+    for (int64_t i = 0; i < config->doubles + config->singles; i++)
         for (uint32_t t = 0; t < count; t++)
-            run_double(&pass, &transformer->doubles[i], &tiles[t],
-                       modulation_at(&tiles[t], offset));
-    for (int64_t i = 0; i < config->singles; i++, offset += 3 * h)
-        for (uint32_t t = 0; t < count; t++)
-            run_single(&pass, &transformer->singles[i], &tiles[t],
-                       modulation_at(&tiles[t], offset));
-    for (uint32_t t = 0; t < count; t++)
-        finish_tile(&pass, &tiles[t], modulation_at(&tiles[t], offset));
-    must(offset + 2 * h == modulation_count(transformer));
+            run_block(&pass, &tiles[t], i);
+    for (uint32_t t = 0; t < count; t++) {
+        pass.normed = tiles[t].normed;
+        finish_tile(&pass, &tiles[t]);
+    }
     arena_rewind(backend_arena(backend), mark);
 }
 
 void transformer_embed_text(const struct transformer *transformer, struct backend *backend,
                             struct matrix states, struct matrix text_out)
 {
-    backend_linear(backend, text_out, states, transformer->text_in.w, transformer->text_in.bias,
-                   ACT_NONE);
+    layer_run(backend, text_out, states, &transformer->text_in, ACT_NONE);
 }

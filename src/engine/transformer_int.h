@@ -2,7 +2,8 @@
  * transformer_int.h - the weights of the transformer, for the three files that read them.
  *
  * Included by transformer_load.c, modulation.c and transformer.c only.  H = hidden, M = mlp,
- * D = head_dim; every linear layer has a bias.
+ * D = head_dim; every linear layer has a bias.  Layers marked "prompt" are read once a prompt, and
+ * are zero in a transformer that a distant machine keeps.
  */
 #ifndef MURAL_TRANSFORMER_INT_H
 #define MURAL_TRANSFORMER_INT_H
@@ -16,14 +17,17 @@ struct embedder {
     struct linear first, second; /* [H, in], [H, H] */
 };
 
+/* q, k and v, which lie side by side in the result: three layers [H, H], or one [3 H, H] where
+ * their weights lie one after the other. */
 struct projection {
-    struct linear q, k, v;         /* [H, H] */
-    const float  *q_norm, *k_norm; /* [D]    */
+    struct linear parts[3];
+    int           part_count;
+    const float  *q_norm, *k_norm; /* [D] */
 };
 
 /* One modality of a double block. */
 struct stream {
-    struct linear     modulation; /* [6 H, H] */
+    struct linear     modulation; /* [6 H, H] prompt */
     struct projection in;
     struct linear     out;             /* [H, H]         */
     struct linear     mlp_in, mlp_out; /* [M, H], [H, M] */
@@ -34,7 +38,7 @@ struct double_block {
 };
 
 struct single_block {
-    struct linear     modulation; /* [3 H, H] */
+    struct linear     modulation; /* [3 H, H] prompt */
     struct projection in;
     struct linear     mlp_in; /* [M, H]     */
     struct linear     out;    /* [H, H + M] */
@@ -42,8 +46,9 @@ struct single_block {
 
 struct transformer {
     struct transformer_config config;
-    struct linear             image_in, text_in, final_scale, final_shift, image_out;
-    struct embedder           time, guidance, pooled;
+    struct linear             image_in, image_out;
+    struct linear             text_in, final_scale, final_shift; /* prompt */
+    struct embedder           time, guidance, pooled;            /* prompt */
     struct double_block      *doubles;
     struct single_block      *singles;
     /* Rotation of every position of an axis: [TRANSFORMER_SIDE_TOKENS_MAX, axis / 2] f32. */

@@ -32,6 +32,14 @@ static const struct stream_names text_names = {.modulation = "norm1_context.line
                                                .mlp_in = "ff_context.net.0.proj",
                                                .mlp_out = "ff_context.net.2"};
 
+/* A layer that only a prompt reads: no keeper keeps it. */
+static int load_for_prompt(struct linear *out, struct layer_loader *loader, const char *name,
+                           int64_t rows, int64_t cols, struct err *err)
+{
+    *out = (struct linear){.bias = NULL};
+    return loader->keeper != NULL ? ERR_OK : layer_linear(out, loader, name, rows, cols, true, err);
+}
+
 static int load_projection(struct projection *in, const struct stream_names *names,
                            const struct transformer_config *config, struct layer_loader *loader,
                            struct err *err)
@@ -39,9 +47,10 @@ static int load_projection(struct projection *in, const struct stream_names *nam
     int     rc = ERR_OK;
     int64_t h = config->hidden;
 
-    TRY(layer_linear(&in->q, loader, names->q, h, h, true, err));
-    TRY(layer_linear(&in->k, loader, names->k, h, h, true, err));
-    TRY(layer_linear(&in->v, loader, names->v, h, h, true, err));
+    TRY(layer_linear(&in->parts[0], loader, names->q, h, h, true, err));
+    TRY(layer_linear(&in->parts[1], loader, names->k, h, h, true, err));
+    TRY(layer_linear(&in->parts[2], loader, names->v, h, h, true, err));
+    in->part_count = layer_merge(&in->parts[0], in->parts, 3) ? 1 : 3;
     TRY(layer_vector(&in->q_norm, loader, names->q_norm, config->head_dim, err));
     TRY(layer_vector(&in->k_norm, loader, names->k_norm, config->head_dim, err));
 out:
@@ -55,7 +64,7 @@ static int load_stream(struct stream *stream, const struct stream_names *names,
     int     rc = ERR_OK;
     int64_t h = config->hidden;
 
-    TRY(layer_linear(&stream->modulation, loader, names->modulation, 6 * h, h, true, err));
+    TRY(load_for_prompt(&stream->modulation, loader, names->modulation, 6 * h, h, err));
     TRY(load_projection(&stream->in, names, config, loader, err));
     TRY(layer_linear(&stream->out, loader, names->out, h, h, true, err));
     TRY(layer_linear(&stream->mlp_in, loader, names->mlp_in, config->mlp, h, true, err));
@@ -70,7 +79,7 @@ static int load_single(struct single_block *block, const struct transformer_conf
     int     rc = ERR_OK;
     int64_t h = config->hidden, mlp = config->mlp;
 
-    TRY(layer_linear(&block->modulation, loader, "norm.linear", 3 * h, h, true, err));
+    TRY(load_for_prompt(&block->modulation, loader, "norm.linear", 3 * h, h, err));
     TRY(load_projection(&block->in, &image_names, config, loader, err));
     TRY(layer_linear(&block->mlp_in, loader, "proj_mlp", mlp, h, true, err));
     TRY(layer_linear(&block->out, loader, "proj_out", h, h + mlp, true, err));
@@ -91,8 +100,8 @@ out:
     return rc;
 }
 
-/* Everything outside the blocks. */
-static int load_ends(struct transformer *out, struct layer_loader *loader, struct err *err)
+/* What a prompt reads outside the blocks. */
+static int load_prompt_ends(struct transformer *out, struct layer_loader *loader, struct err *err)
 {
     int                              rc = ERR_OK;
     const struct transformer_config *config = &out->config;
@@ -103,12 +112,23 @@ static int load_ends(struct transformer *out, struct layer_loader *loader, struc
     TRY(load_embedder(&out->pooled, "text_embedder", config->pooled_width, h, loader, err));
     if (config->guidance)
         TRY(load_embedder(&out->guidance, "guidance_embedder", MODULATION_WAVES, h, loader, err));
-    TRY(layer_linear(&out->image_in, loader, "x_embedder", h, config->in_channels, true, err));
     TRY(layer_linear(&out->text_in, loader, "context_embedder", h, config->text_width, true, err));
     /* In halves, because the other layout of files has them the other way round. */
     shift.first = h;
     TRY(layer_linear_slice(&out->final_scale, loader, "norm_out.linear", &scale, err));
     TRY(layer_linear_slice(&out->final_shift, loader, "norm_out.linear", &shift, err));
+out:
+    return rc;
+}
+
+static int load_ends(struct transformer *out, struct layer_loader *loader, struct err *err)
+{
+    int                              rc = ERR_OK;
+    const struct transformer_config *config = &out->config;
+    int64_t                          h = config->hidden;
+
+    if (loader->keeper == NULL) TRY(load_prompt_ends(out, loader, err));
+    TRY(layer_linear(&out->image_in, loader, "x_embedder", h, config->in_channels, true, err));
     TRY(layer_linear(&out->image_out, loader, "proj_out", config->out_channels, h, true, err));
 out:
     return rc;
@@ -126,22 +146,33 @@ static void fill_rope(float *cosines, float *sines, int64_t pairs, bool still)
         }
 }
 
-static void make_rope(struct transformer *transformer, struct layer_loader *loader)
+static int make_rope(struct transformer *transformer, struct layer_loader *loader, struct err *err)
 {
+    int    rc = ERR_OK;
+    float *cosines = NULL, *sines = NULL;
+
     for (int axis = 0; axis < 3; axis++) {
         int64_t       pairs = transformer->config.rope_axes[axis] / 2;
+        uint64_t      count = (uint64_t)(TRANSFORMER_SIDE_TOKENS_MAX * pairs);
         struct matrix table = {.dtype = DTYPE_F32, .cols = pairs, .ld = pairs};
-        uint64_t      bytes;
 
-        table.rows = TRANSFORMER_SIDE_TOKENS_MAX;
-        bytes = (uint64_t)(table.rows * pairs) * sizeof(float);
-        transformer->cos[axis] = transformer->sin[axis] = table;
-        transformer->cos[axis].data = arena_take(loader->vectors, bytes, "RoPE cosines");
-        transformer->sin[axis].data = arena_take(loader->vectors, bytes, "RoPE sines");
+        os_free(cosines);
+        os_free(sines);
+        cosines = sines = NULL;
+        TRY(os_alloc((void **)&cosines, count, sizeof *cosines, "RoPE cosines", err));
+        TRY(os_alloc((void **)&sines, count, sizeof *sines, "RoPE sines", err));
         /* Axis 0 is for sequences of pictures: here every token is at its position 0. */
-        if (!loader->dry)
-            fill_rope(transformer->cos[axis].data, transformer->sin[axis].data, pairs, axis == 0);
+        if (!loader->dry) fill_rope(cosines, sines, pairs, axis == 0);
+        table.rows = TRANSFORMER_SIDE_TOKENS_MAX;
+        table.data = cosines;
+        TRY(layer_table(&transformer->cos[axis], loader, table, err));
+        table.data = sines;
+        TRY(layer_table(&transformer->sin[axis], loader, table, err));
     }
+out:
+    os_free(cosines);
+    os_free(sines);
+    return rc;
 }
 
 int transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err)
@@ -168,7 +199,7 @@ int transformer_load(struct transformer **out, struct layer_loader *loader, stru
         layer_scope(loader, "single_transformer_blocks.%lld.", (long long)i);
         TRY(load_single(&made->singles[i], config, loader, err));
     }
-    make_rope(made, loader);
+    TRY(make_rope(made, loader, err));
     *out = made;
     made = NULL;
 out:

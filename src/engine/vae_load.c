@@ -13,6 +13,8 @@
  * are large enough for a call to keep any machine busy, and small enough for a CPU's caches to pass
  * them from layer to layer: on two cores, strips of 32 MiB took a tenth longer. */
 static const uint64_t KEEP_BYTES = (uint64_t)1 << 30, STRIP_BYTES = 8 << 20;
+/* A GPU is not busy with a few rows, and has no caches to pass them in. */
+static const uint64_t FAR_KEEP_BYTES = (uint64_t)2 << 30, FAR_STRIP_BYTES = 256 << 20;
 
 /* What differs between the coders while they are gathered. */
 struct gathering {
@@ -161,6 +163,8 @@ int vae_load(struct vae **out, struct layer_loader *loader, struct err *err)
     TRY(os_alloc((void **)&vae, 1, sizeof *vae, "the VAE", err));
     vae->config = *config;
     vae->budget = (struct vae_budget){KEEP_BYTES, STRIP_BYTES};
+    if (loader->keeper != NULL)
+        vae->budget = (struct vae_budget){FAR_KEEP_BYTES, FAR_STRIP_BYTES};
     TRY(os_alloc((void **)&vae->resnets, (uint64_t)(config->block_count * (2 * layers + 1) + 4),
                  sizeof *vae->resnets, "resnets of the VAE", err));
     g.unused = vae->resnets;

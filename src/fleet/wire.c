@@ -16,7 +16,8 @@
  * number 12     4  bytes of the whole message, at most 65,536 16        the fields of its kind, in
  * this order and nothing after them:
  *
- *     OPEN     u32 precision, threads, text tokens; i32 channels; u64 bytes of shared memory;
+ *     OPEN     u32 precision, machine, GPU, threads, text tokens; i32 channels;
+ *              u64 bytes of shared memory;
  *              u32 count of sizes, each: i32 w, h, u32 tiles, steps;
  *              texts: model folder, transformer, VAE (the last two may be empty)
  *     BEGIN    u32 steps; i64 tokens; f64 guidance, sigma start, strength, mu, mu max; text prompt
@@ -104,6 +105,8 @@ static void put_open(struct writer *w, const struct wire_open *open)
 {
     must(open->size_count > 0 && open->size_count <= WIRE_SIZES_MAX);
     put_u32(w, (uint32_t)open->options.precision);
+    put_u32(w, (uint32_t)open->options.machine);
+    put_u32(w, (uint32_t)open->options.gpu);
     put_u32(w, open->options.threads);
     put_u32(w, open->options.text_tokens);
     put_i32(w, open->channels);
@@ -267,10 +270,12 @@ static int32_t take_side(struct reader *r)
 
 static void take_open(struct reader *r, struct wire_open *open)
 {
-    enum { THREADS_MAX = 65536, TEXT_TOKENS_MAX = 65536, CHANNELS_MAX = 4096 };
+    enum { THREADS_MAX = 65536, TEXT_TOKENS_MAX = 65536, CHANNELS_MAX = 4096, GPU_MAX = 999 };
     uint32_t precision = take_u32(r, 0, PRECISION_BF16, "the precision");
 
     open->options = (struct engine_options){.precision = (enum precision)precision};
+    open->options.machine = (enum engine_machine)take_u32(r, 0, ENGINE_WALLED, "the machine");
+    open->options.gpu = (int32_t)take_u32(r, 0, GPU_MAX, "the GPU");
     open->options.threads = take_u32(r, 0, THREADS_MAX, "the threads");
     open->options.text_tokens = take_u32(r, 0, TEXT_TOKENS_MAX, "the text tokens");
     open->channels = (int32_t)take_u32(r, 1, CHANNELS_MAX, "the channels");

@@ -134,7 +134,8 @@ static int write_part(struct synth_output *output, const struct synth_request *r
     const char       *folder = model_part_name(part);
     char              config[64], name[64];
     struct synth_part file = {.layout = layout, .name = name, .dtype = request->dtype,
-                              .seed = request->seed, .shard_bytes = request->shard_bytes};
+                              .seed = request->seed, .shard_bytes = request->shard_bytes,
+                              .hollow = request->hollow};
 
     (void)snprintf(config, sizeof config, "%s/config.json", folder);
     (void)snprintf(name, sizeof name, "%s/%s", folder,
@@ -187,7 +188,7 @@ int synth_write(const struct synth_request *request, struct err *err)
         TRY(layout_open(&layouts[part], &spec->configs, (enum model_part)part, request->bfl, err));
         bytes += layout_elements(&layouts[part]) * dtype_bytes(request->dtype);
     }
-    TRY(check_room(exists ? request->folder : parent, bytes, err));
+    if (!request->hollow) TRY(check_room(exists ? request->folder : parent, bytes, err));
     rc = write_all(&output, request, spec, layouts, err);
     if (rc != ERR_OK) synth_file_undo(&output);
 out:

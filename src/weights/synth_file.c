@@ -396,9 +396,11 @@ static int write_shard(struct synth_output *output, const struct plan *plan, uin
     TRY(write_header(&offset, plan, shard, &file, err));
     for (uint32_t i = 0; i < plan->count; i++) {
         if (plan->tensors[i].shard != shard) continue;
-        TRY(write_tensor(plan, &plan->tensors[i], offset, block, &file, err));
+        if (!plan->part->hollow)
+            TRY(write_tensor(plan, &plan->tensors[i], offset, block, &file, err));
         offset += plan->tensors[i].bytes;
     }
+    if (plan->part->hollow) TRY(os_write_at(file.fd, offset - 1, "", 1, file.part, err));
     TRY(writing_finish(&file, err));
 out:
     writing_close(&file);

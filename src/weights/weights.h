@@ -127,6 +127,7 @@ struct synth_request {
     uint64_t    seed;
     bool        bfl;    /* transformer and VAE as single files of the other layout */
     uint64_t    shard_bytes; /* 0: never split; else start a new shard above this  */
+    bool        hollow;      /* headers alone: weights are holes of the files, read as zeros */
 };
 int synth_write(const struct synth_request *request, struct err *err);
 

@@ -162,6 +162,7 @@ struct synth_part {
     const char          *name;
     enum dtype           dtype;
     uint64_t             seed, shard_bytes;
+    bool                 hollow;
 };
 int  synth_file_part(struct synth_output *output, const struct synth_part *part, struct err *err);
 void synth_file_undo(struct synth_output *output);  /* removes everything made */

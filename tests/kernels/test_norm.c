@@ -69,6 +69,44 @@ static void test_row_norms(void **state)
     }
 }
 
+/* One pass or two calls: the same bits in the stream and in the normalised rows. */
+static void test_gate_add_layer_norm_is_two_calls(void **state)
+{
+    (void)state;
+    for (int s = 0; s < SHAPES; s++) {
+        for (int turn = 0; turn < 8; turn++) {
+            const int64_t rows = shapes[s][0], cols = shapes[s][1];
+            const enum dtype y_type = turn & 1 ? DTYPE_BF16 : DTYPE_F32;
+            const enum dtype out_type = turn & 2 ? DTYPE_BF16 : DTYPE_F32;
+            const bool in_place = turn & 4 && y_type == out_type;
+            struct grid x[2], y[2], out[2];
+            float *gate = vector_drawn(cols, 3), *scale = vector_drawn(cols, 4);
+            float *shift = vector_drawn(cols, 5);
+            for (int i = 0; i < 2; i++) {
+                x[i] = grid_drawn(DTYPE_F32, rows, cols, cols + 3, 0, 1);
+                y[i] = grid_drawn(y_type, rows, cols, cols + 1, 0, 2);
+                out[i] = grid_empty(out_type, rows, cols, cols + 2, 0);
+            }
+            struct gate_norm_request request = {in_place ? y[0].m : out[0].m, x[0].m, y[0].m, gate,
+                                                scale, shift, 1e-6f};
+            k_gate_add_layer_norm_cpu(&request);
+            k_gate_add_cpu(x[1].m, y[1].m, gate);
+            k_layer_norm_cpu(in_place ? y[1].m : out[1].m, x[1].m, scale, shift, true, 1e-6f);
+            assert_memory_equal(x[0].block, x[1].block, x[0].bytes);
+            assert_memory_equal(y[0].block, y[1].block, y[0].bytes);
+            assert_memory_equal(out[0].block, out[1].block, out[0].bytes);
+            free(gate);
+            free(scale);
+            free(shift);
+            for (int i = 0; i < 2; i++) {
+                grid_free(&x[i]);
+                grid_free(&y[i]);
+                grid_free(&out[i]);
+            }
+        }
+    }
+}
+
 /* A row far from zero keeps its variance: the mean is taken away before squaring. */
 static void test_layer_norm_of_row_far_from_zero(void **state)
 {
@@ -295,6 +333,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_row_norms),
+        cmocka_unit_test(test_gate_add_layer_norm_is_two_calls),
         cmocka_unit_test(test_layer_norm_of_row_far_from_zero),
         cmocka_unit_test(test_group_norm),
         cmocka_unit_test(test_group_norm_of_constant_map_is_bias),

@@ -10,7 +10,7 @@
 
 #include "../test.h"
 
-#include "engine/engine_int.h"
+#include "engine/compute_int.h"
 
 #include <math.h>
 
@@ -29,7 +29,8 @@ struct parity {
     struct engine        *engine;
     struct backend       *exact;    /* fp32, as prompts are computed            */
     struct backend       *backend;  /* as tiles are computed                    */
-    bool                  possible; /* false: this CPU has no bf16 at all       */
+    struct networks       painters; /* as `backend` reads them                  */
+    const char           *missing;  /* why this variant cannot run here         */
 };
 
 /* First line of every test. */
@@ -37,8 +38,8 @@ static inline struct parity *parity_begin(void **state)
 {
     struct parity *p = *state;
 
-    if (!p->possible) {
-        print_message("# skipped: the library has no bf16 on this CPU\n");
+    if (p->missing[0] != '\0') {
+        print_message("# skipped: %s\n", p->missing);
         skip();
     }
     return p;
@@ -99,11 +100,48 @@ static inline size_t spec_count(const struct parity *p, const char *key)
     return json_array_size(json_object_get(p->spec, key));
 }
 
+/* ------------------------------------------------------------------- the machine under test */
+
+/* MURAL_TEST_DEVICE: cpu (unless set), walled, or cuda. */
+static inline enum engine_machine machine_under_test(void)
+{
+    const char *name = getenv("MURAL_TEST_DEVICE");
+
+    if (name == NULL || strcmp(name, "cpu") == 0) return ENGINE_CPU;
+    if (strcmp(name, "cuda") == 0) return ENGINE_CUDA;
+    if (strcmp(name, "walled") != 0) fail_msg("MURAL_TEST_DEVICE is '%s'", name);
+    return ENGINE_WALLED;
+}
+
+/* Host values as a matrix that a machine can read. */
+static inline struct matrix sent(struct backend *backend, const float *values, int64_t rows,
+                                 int64_t cols)
+{
+    struct matrix m = backend_take(backend, DTYPE_F32, rows, cols, "golden values");
+
+    backend_upload(backend, m, values);
+    return m;
+}
+
+/* A machine's matrix on the host; freed by the caller. */
+static inline float *received(struct backend *backend, struct matrix m)
+{
+    struct err err = {0};
+    float     *values = calloc((size_t)(m.rows * m.cols), sizeof *values);
+
+    assert_non_null(values);
+    backend_download(backend, values, m);
+    ASSERT_OK(backend_wait(backend, &err));
+    return values;
+}
+
 /* ---------------------------------------------------------------------------- comparison */
 
+/* On the CPU fp32 differs in the order of sums alone; a GPU has other functions too. */
 static inline double limit_of(const struct parity *p)
 {
-    return p->variant->precision == PRECISION_F32 ? 1e-4 : 2e-2;
+    if (p->variant->precision != PRECISION_F32) return 2e-2;
+    return machine_under_test() == ENGINE_CUDA ? 1e-3 : 1e-4;
 }
 
 static inline double relative_l2(const float *got, const float *wanted, int64_t count)
@@ -131,6 +169,15 @@ static inline void assert_close(const struct parity *p, const float *got, const 
     if (!(error <= limit_of(p))) fail_msg("%s.%zu is off by %.3e", stem, number, error);
 }
 
+static inline void assert_matrix_close(const struct parity *p, struct backend *backend,
+                                       struct matrix m, const char *stem, size_t number)
+{
+    float *values = received(backend, m);
+
+    assert_close(p, values, stem, number);
+    free(values);
+}
+
 /* ------------------------------------------------------------------------------ variants */
 
 static inline enum dtype dtype_named(const char *name)
@@ -145,8 +192,7 @@ static inline void write_model(struct parity *p, const char *folder)
     char                 spec[512];
     struct synth_request request = {.folder = folder, .spec = spec, .bfl = p->variant->bfl};
 
-    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", MURAL_TEST_DATA,
-                   p->variant->model);
+    (void)snprintf(spec, sizeof spec, "%s/golden/models/%s.json", test_data(), p->variant->model);
     request.dtype = dtype_named(json_string_value(json_object_get(p->spec, "dtype")));
     request.seed = (uint64_t)spec_number(p->spec, "seed");
     ASSERT_OK(synth_write(&request, &err));
@@ -192,7 +238,7 @@ static inline void read_spec(struct parity *p)
     size_t     i;
     json_t    *entry;
 
-    (void)snprintf(path, sizeof path, "%s/golden/engine/index.json", MURAL_TEST_DATA);
+    (void)snprintf(path, sizeof path, "%s/golden/engine/index.json", test_data());
     ASSERT_OK(json_file_open(&p->index, path, 1 << 20, &err));
     json_array_foreach(json_object_get(p->index, "models"), i, entry)
     {
@@ -200,7 +246,7 @@ static inline void read_spec(struct parity *p)
         if (strcmp(name, p->variant->model) == 0) p->spec = entry;
     }
     assert_non_null(p->spec);
-    (void)snprintf(path, sizeof path, "%s/golden/engine/%s.safetensors", MURAL_TEST_DATA,
+    (void)snprintf(path, sizeof path, "%s/golden/engine/%s.safetensors", test_data(),
                    p->variant->model);
     ASSERT_OK(safetensors_open(&p->golden, path, &err));
 }
@@ -209,20 +255,36 @@ static inline void read_spec(struct parity *p)
 static inline void open_backends(struct parity *p)
 {
     struct err             err = {0};
-    struct backend_options machine = {.compute = DTYPE_F32,
-                                      .threads = 2,
-                                      .conv_weight_elements_max = 9 * 64 * 64,
-                                      .arena_limit_bytes = 256 << 20};
-    struct matrix          x;
+    struct backend_options machine = p->engine->text_machine;
+    struct matrix          x, y;
 
-    ASSERT_OK(backend_open_cpu(&p->exact, &machine, &err));
-    machine.compute = engine_compute(p->variant->precision);
-    ASSERT_OK(backend_open_cpu(&p->backend, &machine, &err));
+    machine.conv_weight_elements_max = 9 * 64 * 64;
+    machine.arena_limit_bytes = 512 << 20;
+    machine.kept_matrix_bytes = machine.kept_vector_bytes = 64 << 20;
+    ASSERT_OK(backend_open(&p->exact, &machine, &err));
+    machine.compute = p->engine->machine.compute;
+    ASSERT_OK(backend_open(&p->backend, &machine, &err));
     x = backend_take(p->backend, machine.compute, 64, 64, "trial");
-    memset(x.data, 0, 64 * 64 * dtype_bytes(machine.compute));
-    backend_linear(p->backend, x, x, x, NULL, ACT_NONE);
-    p->possible = backend_wait(p->backend, &err) == ERR_OK;
-    assert_true(p->possible || p->variant->precision == PRECISION_BF16);
+    y = backend_take(p->backend, machine.compute, 64, 64, "trial");
+    backend_fill(p->backend, x, 1);
+    backend_linear(p->backend, y, x, x, NULL, ACT_NONE);
+    if (backend_wait(p->backend, &err) != ERR_OK) {
+        assert_true(p->variant->precision == PRECISION_BF16);
+        assert_true(machine_under_test() != ENGINE_CUDA);
+        p->missing = "the library has no bf16 on this CPU";
+        return;
+    }
+    ASSERT_OK(engine_keep(&p->painters, p->engine, p->backend, &err));
+}
+
+/* Why the machine under test is not here; empty when it is. */
+static inline const char *missing_device(void)
+{
+    static struct err           why;
+    const struct engine_options options = {.machine = machine_under_test()};
+
+    why.text[0] = '\0';
+    return engine_check_device(&options, NULL, &why) == ERR_OK ? "" : why.text;
 }
 
 /* cmocka setup: *state is a struct variant before, a struct parity after. */
@@ -235,6 +297,10 @@ static inline int parity_open(void **state)
 
     assert_non_null(p);
     p->variant = *state;
+    p->missing = missing_device();
+    *state = p;
+    if (p->missing[0] != '\0') return 0;
+    options.machine = machine_under_test();
     read_spec(p);
     scratch_make(p->folder, sizeof p->folder);
     (void)snprintf(folder, sizeof folder, "%s/model", p->folder);
@@ -244,7 +310,6 @@ static inline int parity_open(void **state)
     ASSERT_OK(engine_open(&p->engine, &options, &err));
     check_weights(p);
     open_backends(p);
-    *state = p;
     return 0;
 }
 
@@ -252,12 +317,13 @@ static inline int parity_close(void **state)
 {
     struct parity *p = *state;
 
+    if (p->engine != NULL) engine_release(&p->painters, p->engine);
     backend_close(p->backend);
     backend_close(p->exact);
     engine_close(p->engine);
     safetensors_close(p->golden);
     json_decref(p->index);
-    scratch_remove(p->folder);
+    if (p->folder[0] != '\0') scratch_remove(p->folder);
     free(p);
     return 0;
 }

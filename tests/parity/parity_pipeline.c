@@ -213,6 +213,7 @@ static void what_was_measured_is_what_is_taken(void **state)
     char                  folder[160];
     struct engine_options options = {.model_folder = folder,
                                      .precision = p->variant->precision,
+                                     .machine = machine_under_test(),
                                      .threads = 2,
                                      .text_tokens = p->engine->facts.text_tokens};
     struct engine_cost    cost;

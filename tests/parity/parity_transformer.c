@@ -1,32 +1,32 @@
 /* parity_transformer.c - velocities of single tiles against the reference. */
 #include "parity.h"
 
-static struct matrix host_matrix(const float *values, int64_t rows, int64_t cols)
-{
-    return (struct matrix){(void *)(uintptr_t)values, DTYPE_F32, rows, cols, cols};
-}
-
-/* What a prompt would hold for one step at the golden sigma, from golden text. */
+/* What a prompt would hold for one step at the golden sigma, from golden text.  Both tables are the
+ * caller's to free. */
 static struct conditioning make_conditioning(struct parity *p, double sigma)
 {
     const struct transformer *transformer = p->engine->networks.transformer;
     int64_t                   tokens = p->engine->facts.text_tokens, count;
     float                     first = (float)sigma;
     struct modulation_request request = {.sigmas = &first, .steps = 1};
-    struct matrix             text, modulation;
+    struct matrix             text;
+    float                    *modulation;
     const float              *states = golden(p, &count, "t5.states", 1), *pooled;
 
     assert_int_equal(count, tokens * p->engine->model->t5.hidden);
     text = backend_take(p->exact, DTYPE_F32, tokens, p->engine->facts.hidden, "text");
     transformer_embed_text(transformer, p->exact,
-                           host_matrix(states, tokens, p->engine->model->t5.hidden), text);
+                           sent(p->exact, states, tokens, p->engine->model->t5.hidden), text);
     pooled = golden(p, &count, "clip.pooled", 1);
-    request.pooled = host_matrix(pooled, 1, count);
+    request.pooled = sent(p->exact, pooled, 1, count);
     request.guidance = spec_number(p->spec, "guidance");
-    modulation = backend_take(p->exact, DTYPE_F32, 1, modulation_count(transformer), "modulation");
-    modulation_make(transformer, p->exact, &request, modulation.data);
-    return (struct conditioning){
-        .text = text.data, .modulation = modulation.data, .text_tokens = tokens, .steps = 1};
+    modulation = calloc((size_t)modulation_count(transformer), sizeof *modulation);
+    assert_non_null(modulation);
+    modulation_make(transformer, p->exact, &request, modulation);
+    return (struct conditioning){.text = received(p->exact, text),
+                                 .modulation = modulation,
+                                 .text_tokens = tokens,
+                                 .steps = 1};
 }
 
 static void velocities_agree(void **state)
@@ -43,12 +43,14 @@ static void velocities_agree(void **state)
         int64_t                 rows = (int64_t)tile.h_tokens * tile.w_tokens, count;
         int64_t                 channels = p->engine->model->transformer.in_channels;
 
-        tile.tokens = host_matrix(golden(p, &count, "transformer.tokens", i), rows, channels);
+        tile.tokens = sent(p->backend, golden(p, &count, "transformer.tokens", i), rows, channels);
         assert_int_equal(count, rows * channels);
         tile.velocity = backend_take(p->backend, DTYPE_F32, rows, channels, "velocity");
-        transformer_forward(p->engine->networks.transformer, p->backend, &tile, 1, 0);
+        transformer_forward(p->painters.transformer, p->backend, &tile, 1, 0);
         ASSERT_OK(backend_wait(p->backend, &err));
-        assert_close(p, tile.velocity.data, "transformer.velocity", i);
+        assert_matrix_close(p, p->backend, tile.velocity, "transformer.velocity", i);
+        free((void *)(uintptr_t)conditioning.text);
+        free((void *)(uintptr_t)conditioning.modulation);
     }
 }
 

@@ -34,10 +34,10 @@ static void encoded_means_agree(void **state)
         int64_t        count;
         backend_upload(p->backend, picture.rgb, golden(p, &count, "vae.rgb", i));
         assert_int_equal(count, picture.rgb.rows * 3);
-        vae_encode(p->engine->networks.vae, p->backend, picture.rgb, picture.w_px, picture.h_px,
+        vae_encode(p->painters.vae, p->backend, picture.rgb, picture.w_px, picture.h_px,
                    picture.latent);
         ASSERT_OK(backend_wait(p->backend, &err));
-        assert_close(p, picture.latent.data, "vae.latent", i);
+        assert_matrix_close(p, p->backend, picture.latent, "vae.latent", i);
     }
 }
 
@@ -51,10 +51,10 @@ static void decoded_pictures_agree(void **state)
         int64_t        count;
         backend_upload(p->backend, picture.latent, golden(p, &count, "vae.source", i));
         assert_int_equal(count, picture.latent.rows * picture.latent.cols);
-        vae_decode(p->engine->networks.vae, p->backend, picture.latent, picture.w_px, picture.h_px,
+        vae_decode(p->painters.vae, p->backend, picture.latent, picture.w_px, picture.h_px,
                    picture.rgb);
         ASSERT_OK(backend_wait(p->backend, &err));
-        assert_close(p, picture.rgb.data, "vae.decoded", i);
+        assert_matrix_close(p, p->backend, picture.rgb, "vae.decoded", i);
     }
 }
 

@@ -19,7 +19,7 @@ static void dry_counts_what_the_real_one_counts(void **state)
 
     (void)state;
     ASSERT_OK(backend_open_dry(&machines[0], &with, &err));
-    ASSERT_OK(backend_open_cpu(&machines[1], &with, &err));
+    ASSERT_OK(backend_open(&machines[1], &with, &err));
     for (int i = 0; i < 2; i++) {
         struct backend *machine = machines[i];
         struct matrix   x = backend_take(machine, DTYPE_F32, 5, 8, "x");
@@ -63,7 +63,7 @@ static void numbers_survive_upload_and_download(void **state)
     float                  source[6] = {0, 1, -2, 0.5f, 65504, 1e-3f}, target[6] = {0};
 
     (void)state;
-    ASSERT_OK(backend_open_cpu(&machine, &with, &err));
+    ASSERT_OK(backend_open(&machine, &with, &err));
     struct matrix m = backend_take(machine, DTYPE_F32, 2, 3, "m");
     backend_upload(machine, m, source);
     backend_download(machine, target, m);

@@ -28,7 +28,8 @@ static const char *other_value(const struct setting *row)
                   {"overlap_px", "64"},  {"fit", "exact"},      {"strength", "0.5"},
                   {"mu", "1.15"},        {"bits", "8"},         {"compression", "zstd"},
                   {"level", "3"},        {"metadata", "false"}, {"dtype", "f32"},
-                  {"threads", "2"},      {"workers", "3"},      {"worker_timeout", "60"},
+                  {"device", "cuda:1"},
+                  {"threads", "2"},      {"workers", "3"},           {"worker_timeout", "60"},
                   {"precision", "f32"},  {"text_tokens", "64"}, {"shard_bytes", "2GB"},
                   {"tile_retries", "7"}, {"on_fail", "draft"},  {"keep_tiles", "no"},
                   {"tiles", "3,7-9"}};

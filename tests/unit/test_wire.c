@@ -24,6 +24,8 @@ static void any_open(struct wire_open *open, uint64_t *state)
         .transformer = random_u64(state) % 2 == 0 ? NULL : texts[3],
         .vae = random_u64(state) % 2 == 0 ? NULL : texts[2],
         .precision = (enum precision)random_between(state, 0, PRECISION_BF16),
+        .machine = (enum engine_machine)random_between(state, 0, ENGINE_WALLED),
+        .gpu = (int32_t)random_between(state, 0, 999),
         .threads = (uint32_t)random_between(state, 0, 256),
         .text_tokens = (uint32_t)random_between(state, 0, 512)};
     open->channels = (int32_t)random_between(state, 1, 4096);

@@ -1,0 +1,74 @@
+/*
+ * cuda_device.c - is there a GPU that this program can use, and what is it?
+ *
+ * Owns the sentences about drivers and cards.  Asking touches no device memory but for the context
+ * that the free bytes are read in.
+ */
+#include "backend/cuda_int.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { LEAST_MAJOR = 8 }; /* bf16 in hardware */
+
+static int no_devices(int status, struct err *err)
+{
+    int rc = ERR_OK, driver = 0, runtime = 0;
+
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaRuntimeGetVersion(&runtime);
+    if (driver == 0)
+        RAISE(
+            err, ERR_DEVICE, status,
+            "device: there is no NVIDIA driver on this machine; install one, or use --device cpu");
+    if (status == (int)cudaErrorInsufficientDriver)
+        RAISE(err, ERR_DEVICE, status,
+              "device: the NVIDIA driver knows CUDA %d.%d and this program needs %d.%d; install a "
+              "newer driver, or use --device cpu",
+              driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (status == (int)cudaErrorNoDevice || status == 0)
+        RAISE(err, ERR_DEVICE, status,
+              "device: the NVIDIA driver sees no GPU here; check nvidia-smi and "
+              "CUDA_VISIBLE_DEVICES, or use --device cpu");
+    RAISE(err, ERR_DEVICE, status, "device: CUDA does not start: %s",
+          cudaGetErrorString((cudaError_t)status));
+out:
+    return rc;
+}
+
+int backend_find_cuda(struct backend_device *out, int32_t device, struct err *err)
+{
+    int                   rc = ERR_OK, count = 0, status = (int)cudaGetDeviceCount(&count);
+    struct cudaDeviceProp properties;
+    size_t                available = 0, total = 0;
+
+    *out = (struct backend_device){.major = 0};
+    if (status != 0 || count == 0) TRY(no_devices(status, err));
+    if (device < 0 || device >= count)
+        RAISE(err, ERR_DEVICE, 0, "device: cuda:%d was asked for, but this machine has %d GPU%s",
+              device, count, count == 1 ? " (cuda:0)" : "s, counted from 0");
+    status = (int)cudaGetDeviceProperties(&properties, device);
+    if (status != 0)
+        RAISE(err, ERR_DEVICE, status, "device: GPU %d does not answer: %s", device,
+              cudaGetErrorString((cudaError_t)status));
+    (void)snprintf(out->name, sizeof out->name, "%.127s", properties.name);
+    out->major = properties.major;
+    out->minor = properties.minor;
+    if (out->major < LEAST_MAJOR)
+        RAISE(
+            err, ERR_DEVICE, 0,
+            "device: GPU %d (%s) has compute capability %d.%d and 8.0 is needed; use --device cpu",
+            device, out->name, out->major, out->minor);
+    status = (int)cudaSetDevice(device);
+    if (status == 0) status = (int)cudaMemGetInfo(&available, &total);
+    if (status != 0)
+        RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: GPU %d (%s) cannot be used: %s; is another program holding it?", device,
+              out->name, cudaGetErrorString((cudaError_t)status));
+    (void)snprintf(out->numeric, sizeof out->numeric, "%.60s sm_%d%d cuda %d", out->name,
+                   out->major, out->minor, CUDART_VERSION);
+    out->bytes_free = available;
+    out->bytes_total = total;
+out:
+    return rc;
+}

@@ -1,0 +1,336 @@
+/*
+ * cuda_gemm.c - products on a GPU, by cuBLASLt: one plan for each shape, chosen once.
+ *
+ * Owns the handle, the plans and the choice of algorithms.
+ *
+ * Row-major y[m, n] = x[m, k] . w[n, k]^T is, in the library's column-major eyes, y' [n, m] = w'^T
+ * x' with w' [k, n] and x' [k, m]: nothing is transposed in memory, and the bias runs down a column
+ * of y', as its epilogue wants.
+ *
+ * The same poster twice must be the same bytes, and algorithms round differently: so a choice by
+ * time alone, which differs from run to run, is not allowed to matter.  Rules:
+ *   - where several blocks share a sum, their parts are kept in fp32 and added in the order of k,
+ *     never in the order of arrival;
+ *   - the library's first proposal is the reference; it depends on shape, card and version only;
+ *   - another proposal may replace it when it is more than TRIAL_MARGIN faster and its result for
+ *     made-up numbers times the layer's own weights has the same bits, all of them.
+ * Kernels that multiply in the same order of k agree to the bit whatever their tiles are, so there
+ * is something to choose from; one that does not agree is not chosen, however fast.
+ *
+ * Read next: cuda_linear.c.
+ */
+#include "backend/cuda_int.h"
+#include "kernels/kernels_cuda.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { CANDIDATES_MAX = 12, TRIAL_RUNS = 3 };
+
+static const float  TRIAL_MARGIN = 0.02f;
+static const double TRIAL_FLOP_LEAST = 1e10; /* below, an algorithm's choice is not felt */
+
+int gemm_open(struct gemm *gemm, struct err *err)
+{
+    int  rc = ERR_OK, status;
+    char soname[32];
+#define CUBLAS_SYMBOL(name) {#name, &gemm->calls.name},
+    const struct cuda_symbol symbols[] = {CUBLAS_CALLS(CUBLAS_SYMBOL)};
+
+    (void)snprintf(soname, sizeof soname, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+    TRY(cuda_load(soname, symbols, ARRAY_COUNT(symbols), err));
+    TRY(os_alloc((void **)&gemm->plans, GEMM_PLANS_MAX, sizeof *gemm->plans, "plans of products",
+                 err));
+    status = (int)gemm->calls.cublasLtCreate(&gemm->handle);
+    if (status != 0)
+        RAISE(err, ERR_DEVICE, status, "device: cuBLASLt does not start: %s",
+              gemm->calls.cublasLtGetStatusString((cublasStatus_t)status));
+    status = (int)cudaMalloc((void **)&gemm->sum, sizeof *gemm->sum);
+    if (status == 0) status = (int)cudaEventCreate(&gemm->begin);
+    if (status == 0) status = (int)cudaEventCreate(&gemm->end);
+    if (status != 0)
+        RAISE(err, ERR_DEVICE, status, "device: no events or memory for trials: %s",
+              cudaGetErrorString((cudaError_t)status));
+out:
+    return rc;
+}
+
+static void close_plan(const struct cublas_calls *calls, struct gemm_plan *plan)
+{
+    if (plan->desc != NULL) (void)calls->cublasLtMatmulDescDestroy(plan->desc);
+    if (plan->x != NULL) (void)calls->cublasLtMatrixLayoutDestroy(plan->x);
+    if (plan->w != NULL) (void)calls->cublasLtMatrixLayoutDestroy(plan->w);
+    if (plan->y != NULL) (void)calls->cublasLtMatrixLayoutDestroy(plan->y);
+    *plan = (struct gemm_plan){.tried = false};
+}
+
+void gemm_close(struct gemm *gemm)
+{
+    for (uint32_t i = 0; i < gemm->plan_count; i++)
+        close_plan(&gemm->calls, &gemm->plans[i]);
+    if (gemm->handle != NULL) (void)gemm->calls.cublasLtDestroy(gemm->handle);
+    if (gemm->begin != NULL) (void)cudaEventDestroy(gemm->begin);
+    if (gemm->end != NULL) (void)cudaEventDestroy(gemm->end);
+    if (gemm->sum != NULL) (void)cudaFree(gemm->sum);
+    os_free(gemm->plans);
+    *gemm = (struct gemm){.plan_count = 0};
+}
+
+/* ------------------------------------------------------------------------------------ shapes */
+
+static int32_t type_of(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+/* What an address and the rows after it are multiples of, up to the 16 bytes that fast kernels ask
+ * for; more would make layers that differ in their place alone into different shapes. */
+static int32_t alignment_of(struct matrix m)
+{
+    uintptr_t bits = (uintptr_t)m.data | (uintptr_t)((uint64_t)m.ld * dtype_bytes(m.dtype)) | 16u;
+
+    return (int32_t)(bits & (~bits + 1));
+}
+
+static int32_t epilogue_of(const struct gemm_request *request)
+{
+    if (request->bias == NULL) return CUBLASLT_EPILOGUE_DEFAULT;
+    return request->act == ACT_GELU_TANH ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+}
+
+struct gemm_shape gemm_shape_of(const struct gemm_request *request)
+{
+    struct gemm_shape shape;
+
+    must(request->x.dtype == request->w.dtype);
+    must(request->act == ACT_NONE || request->bias != NULL);
+    memset(&shape, 0, sizeof shape);
+    shape.m = request->y.rows;
+    shape.n = request->y.cols;
+    shape.k = request->x.cols;
+    shape.x_ld = request->x.ld;
+    shape.w_ld = request->w.ld;
+    shape.y_ld = request->y.ld;
+    shape.in_type = type_of(request->x.dtype);
+    shape.out_type = type_of(request->y.dtype);
+    shape.epilogue = epilogue_of(request);
+    shape.plain = request->plain;
+    shape.x_align = alignment_of(request->x);
+    shape.w_align = alignment_of(request->w);
+    shape.y_align = alignment_of(request->y);
+    return shape;
+}
+
+/* ------------------------------------------------------------------------------------- plans */
+
+static int set(const struct gemm *gemm, cublasLtMatmulDesc_t desc,
+               cublasLtMatmulDescAttributes_t name, const void *value, size_t bytes)
+{
+    return (int)gemm->calls.cublasLtMatmulDescSetAttribute(desc, name, value, bytes);
+}
+
+static int describe(const struct gemm *gemm, struct gemm_plan *plan)
+{
+    const struct cublas_calls *calls = &gemm->calls;
+    const struct gemm_shape   *s = &plan->shape;
+    const cublasOperation_t    w_op = s->plain ? CUBLAS_OP_N : CUBLAS_OP_T;
+    const uint64_t             n = (uint64_t)s->n, m = (uint64_t)s->m, k = (uint64_t)s->k;
+    const cudaDataType_t       in = (cudaDataType_t)s->in_type, to = (cudaDataType_t)s->out_type;
+    const cublasLtEpilogue_t   epilogue = (cublasLtEpilogue_t)s->epilogue;
+
+    int status = (int)calls->cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (!status) status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &w_op, sizeof w_op);
+    if (!status)
+        status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    if (!status && epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+        status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &to, sizeof to);
+    if (!status)
+        status = (int)calls->cublasLtMatrixLayoutCreate(&plan->w, in, s->plain ? n : k,
+                                                        s->plain ? k : n, s->w_ld);
+    if (!status) status = (int)calls->cublasLtMatrixLayoutCreate(&plan->x, in, k, m, s->x_ld);
+    if (!status) status = (int)calls->cublasLtMatrixLayoutCreate(&plan->y, to, n, m, s->y_ld);
+    return status;
+}
+
+static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
+                   cublasLtMatmulHeuristicResult_t *results, int *count_out)
+{
+    const struct cublas_calls *calls = &gemm->calls;
+    const uint64_t             workspace = GEMM_WORKSPACE_BYTES;
+    const uint32_t             in_order = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const uint32_t align[3] = {(uint32_t)plan->shape.w_align, (uint32_t)plan->shape.x_align,
+                               (uint32_t)plan->shape.y_align};
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t name;
+        const void                          *value;
+        size_t                               bytes;
+    } wishes[] = {
+        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &in_order, sizeof in_order},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align[0], sizeof align[0]},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align[1], sizeof align[1]},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align[2], sizeof align[2]},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align[2], sizeof align[2]},
+    };
+    cublasLtMatmulPreference_t preference = NULL;
+    int                        status = (int)calls->cublasLtMatmulPreferenceCreate(&preference);
+
+    for (size_t i = 0; i < ARRAY_COUNT(wishes) && !status; i++)
+        status = (int)calls->cublasLtMatmulPreferenceSetAttribute(preference, wishes[i].name,
+                                                                  wishes[i].value, wishes[i].bytes);
+    if (!status)
+        status = (int)calls->cublasLtMatmulAlgoGetHeuristic(gemm->handle, plan->desc, plan->w,
+                                                            plan->x, plan->y, plan->y, preference,
+                                                            CANDIDATES_MAX, results, count_out);
+    if (preference != NULL) (void)calls->cublasLtMatmulPreferenceDestroy(preference);
+    return status;
+}
+
+static int multiply(const struct gemm *gemm, const struct gemm_plan *plan,
+                    const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
+                    cudaStream_t stream)
+{
+    const float one = 1.0f, zero = 0.0f;
+    int         status = 0;
+
+    if (request->bias != NULL)
+        status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &request->bias,
+                     sizeof request->bias);
+    if (!status)
+        status = (int)gemm->calls.cublasLtMatmul(
+            gemm->handle, plan->desc, &one, request->w.data, plan->w, request->x.data, plan->x,
+            &zero, request->y.data, plan->y, request->y.data, plan->y, algo,
+            request->workspace.data, GEMM_WORKSPACE_BYTES, stream);
+    return status == 0 ? 0 : STATUS_CUBLAS + status;
+}
+
+/* ------------------------------------------------------------------------------------ trials */
+
+struct trial {
+    float    seconds; /* of the fastest run */
+    uint64_t sum;     /* of the result's bits */
+};
+
+static int try_one(const struct gemm *gemm, const struct gemm_plan *plan,
+                   const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
+                   cudaStream_t stream, struct trial *out)
+{
+    int status = multiply(gemm, plan, request, algo, stream); /* warms up */
+
+    *out = (struct trial){.seconds = 1e30f};
+    for (int run = 0; run < TRIAL_RUNS && !status; run++) {
+        float milliseconds = 0;
+        status = (int)cudaEventRecord(gemm->begin, stream);
+        if (!status) status = multiply(gemm, plan, request, algo, stream);
+        if (!status) status = (int)cudaEventRecord(gemm->end, stream);
+        if (!status) status = (int)cudaEventSynchronize(gemm->end);
+        if (!status) status = (int)cudaEventElapsedTime(&milliseconds, gemm->begin, gemm->end);
+        if (!status && milliseconds * 1e-3f < out->seconds) out->seconds = milliseconds * 1e-3f;
+    }
+    if (!status) status = (int)cudaMemsetAsync(gemm->sum, 0, sizeof *gemm->sum, stream);
+    if (!status) status = k_checksum_cuda(gemm->sum, request->y, stream);
+    if (!status)
+        status = (int)cudaMemcpyAsync(&out->sum, gemm->sum, sizeof out->sum, cudaMemcpyDeviceToHost,
+                                      stream);
+    return status ? status : (int)cudaStreamSynchronize(stream);
+}
+
+/* The first proposal, or a faster one of the same bits. */
+static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
+                  const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream)
+{
+    struct trial first, best, now;
+    int          chosen = 0, same = 1;
+    int          status = k_fill_cuda(request->x, 1, stream);
+
+    if (!status) status = try_one(gemm, plan, request, &results[0].algo, stream, &first);
+    best = first;
+    best.seconds *= 1 - TRIAL_MARGIN;
+    for (int i = 1; i < count && !status; i++) {
+        if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
+        status = try_one(gemm, plan, request, &results[i].algo, stream, &now);
+        if (status >= STATUS_CUBLAS) { /* refused after all; the card is well */
+            status = 0;
+            continue;
+        }
+        if (status || now.sum != first.sum) continue;
+        same++;
+        if (now.seconds >= best.seconds) continue;
+        best = now;
+        chosen = i;
+    }
+    if (status) return status;
+    plan->algo = results[chosen].algo;
+    plan->tried = true;
+    log_line(LOG_DEBUG,
+             "product %lld x %lld x %lld: proposal %d of %d, %d of the same bits; %.0f us, the "
+             "first %.0f us",
+             (long long)plan->shape.m, (long long)plan->shape.n, (long long)plan->shape.k,
+             chosen + 1, count, same, 1e6 * (double)(chosen == 0 ? first : best).seconds,
+             1e6 * (double)first.seconds);
+    return 0;
+}
+
+static bool is_worth_trials(const struct gemm_shape *shape)
+{
+    return shape->in_type == CUDA_R_16BF &&
+           2.0 * (double)shape->m * (double)shape->n * (double)shape->k >= TRIAL_FLOP_LEAST;
+}
+
+static struct gemm_plan *find(struct gemm *gemm, const struct gemm_shape *shape)
+{
+    for (uint32_t i = 0; i < gemm->plan_count; i++)
+        if (memcmp(&gemm->plans[i].shape, shape, sizeof *shape) == 0) return &gemm->plans[i];
+    return NULL;
+}
+
+/* A place for one more plan; the oldest goes when there is none. */
+static struct gemm_plan *place(struct gemm *gemm)
+{
+    if (gemm->plan_count < GEMM_PLANS_MAX) return &gemm->plans[gemm->plan_count++];
+    close_plan(&gemm->calls, &gemm->plans[0]);
+    memmove(gemm->plans, gemm->plans + 1, (GEMM_PLANS_MAX - 1) * sizeof *gemm->plans);
+    return &gemm->plans[GEMM_PLANS_MAX - 1];
+}
+
+static int make(struct gemm *gemm, const struct gemm_request *request,
+                const struct gemm_shape *shape, bool rehearsing, cudaStream_t stream)
+{
+    cublasLtMatmulHeuristicResult_t results[CANDIDATES_MAX];
+    struct gemm_plan                made = {.shape = *shape};
+    int                             count = 0, status = describe(gemm, &made);
+
+    if (!status && request->bias != NULL)
+        status = set(gemm, made.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &request->bias,
+                     sizeof request->bias);
+    if (!status) status = propose(gemm, &made, results, &count);
+    if (!status && count == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (status) {
+        close_plan(&gemm->calls, &made);
+        return STATUS_CUBLAS + status;
+    }
+    made.algo = results[0].algo;
+    if (rehearsing && is_worth_trials(shape))
+        status = choose(gemm, &made, request, results, count, stream);
+    if (status)
+        close_plan(&gemm->calls, &made);
+    else
+        *place(gemm) = made;
+    return status;
+}
+
+int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
+             cudaStream_t stream)
+{
+    struct gemm_shape shape = gemm_shape_of(request);
+    struct gemm_plan *plan = find(gemm, &shape);
+    int               status = 0;
+
+    must(request->workspace.bytes >= GEMM_WORKSPACE_BYTES);
+    if (plan == NULL) {
+        status = make(gemm, request, &shape, rehearsing, stream);
+        plan = find(gemm, &shape);
+    }
+    if (status || rehearsing) return status;
+    return multiply(gemm, plan, request, &plan->algo, stream);
+}

@@ -1,0 +1,370 @@
+/*
+ * cuda_graph_build.c - from a shape to a plan that cuDNN can run.
+ *
+ * Owns the order of calls of the library's C interface: tensors, operations, graph, proposals,
+ * plan.  Every descriptor but the plan is thrown away when the plan stands.
+ *
+ * Tensors have their dimensions in the order that the library thinks in (batch, heads, rows,
+ * channels; batch, channels, h, w); where they lie is in the strides.
+ *
+ * Read next: cuda_graph.c.
+ */
+#include "backend/cuda_graph.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { PROPOSALS_MAX = 16, PARTS_MAX = 16 };
+
+typedef cudnnBackendDescriptor_t descriptor;
+
+int graph_library_open(struct graph_library *library, struct err *err)
+{
+    char soname[32];
+#define CUDNN_SYMBOL(name) {#name, &library->name},
+    const struct cuda_symbol symbols[] = {CUDNN_CALLS(CUDNN_SYMBOL)};
+    struct err               ignored = {.code = ERR_OK};
+
+    /* cuDNN compiles some kernels when they are first asked for and looks for the compiler by name
+     * only; once loaded from where we look, it is found.  Without it, plans are refused one by one.
+     */
+    (void)snprintf(soname, sizeof soname, "libnvrtc.so.%d", CUDART_VERSION / 1000);
+    (void)cuda_load(soname, NULL, 0, &ignored);
+    (void)snprintf(soname, sizeof soname, "libcudnn.so.%d", CUDNN_MAJOR);
+    return cuda_load(soname, symbols, ARRAY_COUNT(symbols), err);
+}
+
+/* -------------------------------------------------------------------------------- descriptors */
+
+/* A graph while it is put together; the first failure is kept and the rest does nothing. */
+struct builder {
+    const struct graph_library *library;
+    int                         status;
+    descriptor                  parts[PARTS_MAX]; /* owned */
+    int                         part_count;
+};
+
+static descriptor make(struct builder *b, cudnnBackendDescriptorType_t type)
+{
+    descriptor made = NULL;
+
+    must(b->part_count < PARTS_MAX);
+    if (b->status) return NULL;
+    b->status = (int)b->library->cudnnBackendCreateDescriptor(type, &made);
+    if (b->status == 0) b->parts[b->part_count++] = made;
+    return made;
+}
+
+static void set(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                cudnnBackendAttributeType_t type, int64_t count, const void *values)
+{
+    if (b->status == 0)
+        b->status = (int)b->library->cudnnBackendSetAttribute(d, name, type, count, values);
+}
+
+static void set_int(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                    int64_t value)
+{
+    set(b, d, name, CUDNN_TYPE_INT64, 1, &value);
+}
+
+static void set_part(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                     descriptor part)
+{
+    set(b, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &part);
+}
+
+static void finish(struct builder *b, descriptor d)
+{
+    if (b->status == 0) b->status = (int)b->library->cudnnBackendFinalize(d);
+}
+
+static void builder_close(struct builder *b)
+{
+    while (b->part_count > 0)
+        (void)b->library->cudnnBackendDestroyDescriptor(b->parts[--b->part_count]);
+}
+
+struct tensor {
+    int64_t         id, dims[4], strides[4];
+    cudnnDataType_t type;
+    bool            by_value, is_virtual;
+};
+
+static descriptor make_tensor(struct builder *b, const struct tensor *tensor)
+{
+    descriptor d = make(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+
+    set(b, d, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &tensor->type);
+    set(b, d, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, tensor->dims);
+    set(b, d, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, tensor->strides);
+    set_int(b, d, CUDNN_ATTR_TENSOR_UNIQUE_ID, tensor->id);
+    set_int(b, d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, 16);
+    if (tensor->by_value)
+        set(b, d, CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &tensor->by_value);
+    if (tensor->is_virtual)
+        set(b, d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &tensor->is_virtual);
+    finish(b, d);
+    return d;
+}
+
+/* ----------------------------------------------------------------------------------- attention */
+
+/* Ids of the operands, counted as graph_data has them. */
+enum { FIRST_ID = 1, VIRTUAL_ID = 100 };
+
+static descriptor make_rows(struct builder *b, const struct graph_shape *shape, int operand)
+{
+    bool          queries = operand == 0 || operand == 3;
+    int64_t       rows = shape->dims[queries ? 0 : 1], heads = shape->dims[2], dim = shape->dims[3];
+    int64_t       ld = shape->strides[operand];
+    struct tensor tensor = {.id = FIRST_ID + operand,
+                            .dims = {1, heads, rows, dim},
+                            .strides = {rows * ld, dim, ld, 1},
+                            .type = CUDNN_DATA_BFLOAT16};
+
+    return make_tensor(b, &tensor);
+}
+
+static int build_attention(struct builder *b, const struct graph_shape *shape, descriptor ops[2])
+{
+    struct tensor scale = {.id = FIRST_ID + 4,
+                           .dims = {1, 1, 1, 1},
+                           .strides = {1, 1, 1, 1},
+                           .type = CUDNN_DATA_FLOAT,
+                           .by_value = true};
+    descriptor    q = make_rows(b, shape, 0), k = make_rows(b, shape, 1);
+    descriptor    v = make_rows(b, shape, 2), out = make_rows(b, shape, 3);
+    descriptor    factor = make_tensor(b, &scale);
+
+    ops[0] = make(b, CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, q);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, k);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, v);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, out);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, factor);
+    finish(b, ops[0]);
+    return 1;
+}
+
+/* --------------------------------------------------------------------------------- convolution */
+
+/* Channels-last memory under the library's order of dimensions. */
+static descriptor make_map(struct builder *b, int64_t id, int64_t n, int64_t c, int64_t h,
+                           int64_t w)
+{
+    struct tensor tensor = {.id = id,
+                            .dims = {n, c, h, w},
+                            .strides = {c * h * w, 1, c * w, c},
+                            .type = CUDNN_DATA_BFLOAT16};
+
+    return make_tensor(b, &tensor);
+}
+
+static descriptor make_sum(struct builder *b, const struct graph_shape *shape)
+{
+    int64_t       c = shape->dims[3], h = shape->dims[4], w = shape->dims[5];
+    struct tensor tensor = {.id = VIRTUAL_ID,
+                            .dims = {1, c, h, w},
+                            .strides = {c * h * w, 1, c * w, c},
+                            .type = CUDNN_DATA_FLOAT,
+                            .is_virtual = true};
+
+    return make_tensor(b, &tensor);
+}
+
+static descriptor make_way(struct builder *b, const struct graph_shape *shape)
+{
+    const cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
+    const cudnnDataType_t        type = CUDNN_DATA_FLOAT;
+    const int64_t ones[2] = {1, 1}, strides[2] = {shape->strides[0], shape->strides[0]};
+    const int64_t before[2] = {shape->strides[1], shape->strides[2]};
+    const int64_t after[2] = {shape->strides[3], shape->strides[4]};
+    descriptor    d = make(b, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
+
+    set(b, d, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
+    set(b, d, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode);
+    set_int(b, d, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, 2);
+    set(b, d, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2, ones);
+    set(b, d, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, 2, strides);
+    set(b, d, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2, before);
+    set(b, d, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64, 2, after);
+    finish(b, d);
+    return d;
+}
+
+static descriptor make_add(struct builder *b, descriptor x, descriptor bias, descriptor y)
+{
+    const cudnnPointwiseMode_t mode = CUDNN_POINTWISE_ADD;
+    const cudnnDataType_t      type = CUDNN_DATA_FLOAT;
+    descriptor                 way = make(b, CUDNN_BACKEND_POINTWISE_DESCRIPTOR), d;
+
+    set(b, way, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
+    set(b, way, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &type);
+    finish(b, way);
+    d = make(b, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+    set_part(b, d, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, way);
+    set_part(b, d, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x);
+    set_part(b, d, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, bias);
+    set_part(b, d, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y);
+    finish(b, d);
+    return d;
+}
+
+static int build_conv(struct builder *b, const struct graph_shape *shape, descriptor ops[2])
+{
+    const float   one = 1.0f, zero = 0.0f;
+    const int64_t in = shape->dims[2], out = shape->dims[3], size = shape->dims[6];
+    struct tensor bias = {.id = FIRST_ID + 3,
+                          .dims = {1, out, 1, 1},
+                          .strides = {out, 1, out, out},
+                          .type = CUDNN_DATA_FLOAT};
+    descriptor    x = make_map(b, FIRST_ID, 1, in, shape->dims[0], shape->dims[1]);
+    descriptor    w = make_map(b, FIRST_ID + 1, out, in, size, size);
+    descriptor    y = make_map(b, FIRST_ID + 2, 1, out, shape->dims[4], shape->dims[5]);
+    descriptor    sum = shape->biased ? make_sum(b, shape) : y, way = make_way(b, shape);
+
+    ops[0] = make(b, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, way);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w);
+    set_part(b, ops[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, sum);
+    set(b, ops[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one);
+    set(b, ops[0], CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero);
+    finish(b, ops[0]);
+    if (!shape->biased) return 1;
+    ops[1] = make_add(b, sum, make_tensor(b, &bias), y);
+    return 2;
+}
+
+/* --------------------------------------------------------------------------------------- plans */
+
+/* The proposals for a shape, best first; their number. */
+static int propose(struct builder *b, const struct graph_shape *shape, descriptor card,
+                   descriptor configs[PROPOSALS_MAX])
+{
+    const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
+    descriptor                   ops[2] = {NULL}, graph, heuristics;
+    int64_t                      count = 0;
+    int op_count = shape->attention ? build_attention(b, shape, ops) : build_conv(b, shape, ops);
+
+    graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+    set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, op_count, ops);
+    finish(b, graph);
+    heuristics = make(b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
+    set(b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    if (card != NULL) set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, card);
+    finish(b, heuristics);
+    for (int i = 0; i < PROPOSALS_MAX && b->status == 0; i++)
+        b->status = (int)b->library->cudnnBackendCreateDescriptor(
+            CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &configs[i]);
+    if (b->status == 0)
+        b->status = (int)b->library->cudnnBackendGetAttribute(
+            heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSALS_MAX,
+            &count, configs);
+    return b->status == 0 ? (int)min_i64(count, PROPOSALS_MAX) : 0;
+}
+
+static void close_configs(const struct graph_library *library, descriptor configs[PROPOSALS_MAX])
+{
+    for (int i = 0; i < PROPOSALS_MAX; i++)
+        if (configs[i] != NULL) (void)library->cudnnBackendDestroyDescriptor(configs[i]);
+}
+
+/* May this engine add up in another order from run to run? */
+static bool varies(const struct graph_library *library, descriptor config)
+{
+    cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+    descriptor                  engine = NULL;
+    int64_t                     count = 0;
+    bool                        found = false;
+
+    if (library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine) != 0)
+        return true;
+    int status = (int)library->cudnnBackendGetAttribute(
+        config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine);
+    if (!status)
+        status = (int)library->cudnnBackendGetAttribute(
+            engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+            CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes);
+    for (int64_t i = 0; i < count && !status; i++)
+        found |= notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
+    (void)library->cudnnBackendDestroyDescriptor(engine);
+    return found || status != 0;
+}
+
+/* The plan of one proposal; 0 when it stands. */
+static int plan_of(struct graph_plan *out, const struct graph_library *library, descriptor config,
+                   descriptor card)
+{
+    struct builder b = {.library = library};
+    descriptor     plan = make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+    int64_t        count = 0, bytes = 0;
+
+    set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
+    if (card != NULL) set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, card);
+    finish(&b, plan);
+    if (b.status == 0)
+        b.status = (int)library->cudnnBackendGetAttribute(
+            plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &bytes);
+    if (b.status == 0 && (uint64_t)bytes > GRAPH_WORKSPACE_BYTES)
+        b.status = (int)CUDNN_STATUS_NOT_SUPPORTED;
+    if (b.status == 0) {
+        out->plan = plan;
+        out->workspace_bytes = (uint64_t)bytes;
+        b.part_count = 0; /* it is the caller's now */
+    }
+    builder_close(&b);
+    return b.status;
+}
+
+void graph_plan_open(struct graph_plan *plan, const struct graph_library *library,
+                     const struct graph_shape *shape, cudnnBackendDescriptor_t card)
+{
+    struct builder b = {.library = library};
+    descriptor     configs[PROPOSALS_MAX] = {NULL};
+    int            count = propose(&b, shape, card, configs);
+
+    *plan = (struct graph_plan){.shape = *shape, .refusal = b.status};
+    if (b.status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
+    for (int i = 0; i < count && plan->plan == NULL; i++)
+        if (!varies(library, configs[i])) plan->refusal = plan_of(plan, library, configs[i], card);
+    close_configs(library, configs);
+    builder_close(&b);
+}
+
+void graph_plan_close(const struct graph_library *library, struct graph_plan *plan)
+{
+    if (plan->plan != NULL) (void)library->cudnnBackendDestroyDescriptor(plan->plan);
+    plan->plan = NULL;
+}
+
+int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
+                    cudnnBackendDescriptor_t card)
+{
+    struct builder b = {.library = library};
+    descriptor     configs[PROPOSALS_MAX] = {NULL};
+    int            count = propose(&b, shape, card, configs);
+
+    close_configs(library, configs);
+    builder_close(&b);
+    return b.status == 0 ? count : -b.status;
+}
+
+int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
+                   cudnnHandle_t handle, const struct graph_data *data, void *workspace)
+{
+    const int64_t  ids[5] = {FIRST_ID, FIRST_ID + 1, FIRST_ID + 2, FIRST_ID + 3, FIRST_ID + 4};
+    struct builder b = {.library = library};
+    descriptor     pack = make(&b, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+
+    set(&b, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, data->count, ids);
+    set(&b, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, data->count,
+        data->pointers);
+    set(&b, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
+    finish(&b, pack);
+    if (b.status == 0) b.status = (int)library->cudnnBackendExecute(handle, plan->plan, pack);
+    builder_close(&b);
+    return b.status;
+}

@@ -1,0 +1,182 @@
+/*
+ * cuda_int.h - what the files behind backend_cuda.c share.
+ *
+ * Private to backend/, and only in builds that have CUDA.  Statuses of three libraries travel in
+ * one int: CUDA's own as they are, the others above a base.
+ */
+#ifndef MURAL_CUDA_INT_H
+#define MURAL_CUDA_INT_H
+
+#include "backend/backend_int.h"
+#include "kernels/kernels.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+enum { STATUS_CUBLAS = 1000000, STATUS_CUDNN = 2000000, STATUS_NO_PLAN = 3000000 };
+
+/* ------------------------------------------------------------------- libraries (cuda_load.c) */
+
+/* One symbol to find; `slot` gets its address. */
+struct cuda_symbol {
+    const char *name;
+    void       *slot;
+};
+/* The library `soname`, from where the loader looks or where CUDA usually lies, with all symbols;
+ * it stays loaded.  ERR_DEVICE: not found, or one symbol is missing. */
+int cuda_load(const char *soname, const struct cuda_symbol *symbols, size_t count, struct err *err);
+
+/* ---------------------------------------------------------------------- copies (cuda_copy.c) */
+
+enum { STAGING_BUFFERS = 2 };
+
+/* Pinned memory on the way between host and GPU; each buffer is free when its event has come. */
+struct cuda_staging {
+    void       *buffer[STAGING_BUFFERS];
+    cudaEvent_t used[STAGING_BUFFERS];
+    unsigned    next;
+};
+int  cuda_staging_open(struct cuda_staging *staging);
+void cuda_staging_close(struct cuda_staging *staging);
+/* Any type on the host, f32 or bf16 on the GPU; returns when `source` may be reused. */
+int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
+                struct matrix source);
+/* Returns when `target` is there. */
+int cuda_download(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
+                  struct matrix source);
+
+/* -------------------------------------------------------------------- products (cuda_gemm.c) */
+
+#define CUBLAS_CALLS(X)                                                                            \
+    X(cublasLtCreate)                                                                              \
+    X(cublasLtDestroy)                                                                             \
+    X(cublasLtMatmul)                                                                              \
+    X(cublasLtMatmulAlgoGetHeuristic)                                                              \
+    X(cublasLtMatmulDescCreate)                                                                    \
+    X(cublasLtMatmulDescDestroy)                                                                   \
+    X(cublasLtMatmulDescSetAttribute)                                                              \
+    X(cublasLtMatmulPreferenceCreate)                                                              \
+    X(cublasLtMatmulPreferenceDestroy)                                                             \
+    X(cublasLtMatmulPreferenceSetAttribute)                                                        \
+    X(cublasLtMatrixLayoutCreate)                                                                  \
+    X(cublasLtMatrixLayoutDestroy)                                                                 \
+    X(cublasLtGetStatusString)
+
+struct cublas_calls {
+#define CUBLAS_FIELD(name) __typeof__(&name) name;
+    CUBLAS_CALLS(CUBLAS_FIELD)
+#undef CUBLAS_FIELD
+};
+
+/* One product y[m, n] = x[m, k] . w, w as [n, k], or as [k, n] when `plain`; all that the choice of
+ * an algorithm depends on.  Compared as bytes, so made from zeros. */
+struct gemm_shape {
+    int64_t m, n, k, x_ld, w_ld, y_ld;
+    int32_t in_type, out_type; /* cudaDataType_t; x and w are of one type */
+    int32_t epilogue, plain;
+    int32_t x_align, w_align, y_align, unused;
+};
+
+struct gemm_plan {
+    struct gemm_shape      shape;
+    cublasLtMatmulDesc_t   desc;
+    cublasLtMatrixLayout_t x, w, y;
+    cublasLtMatmulAlgo_t   algo;
+    bool                   tried; /* candidates were timed */
+};
+
+/* More than the shapes of any model at two sizes of picture. */
+enum { GEMM_PLANS_MAX = 512 };
+#define GEMM_WORKSPACE_BYTES ((uint64_t)32 << 20)
+
+struct gemm {
+    struct cublas_calls calls;
+    cublasLtHandle_t    handle;
+    struct gemm_plan   *plans; /* [GEMM_PLANS_MAX] */
+    uint32_t            plan_count;
+    cudaEvent_t         begin, end;
+    uint64_t           *sum; /* device memory, one number */
+};
+
+struct gemm_request {
+    struct matrix    y, x, w; /* x and w of one type, f32 or bf16 */
+    const void      *bias;    /* of y's type, for the epilogue; NULL: none */
+    enum activation  act;     /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
+    bool             plain;   /* w is [k, n] */
+    struct workspace workspace;
+};
+int  gemm_open(struct gemm *gemm, struct err *err);
+void gemm_close(struct gemm *gemm);
+/* In a rehearsal candidates are timed, with x filled with made-up numbers and y overwritten;
+ * nothing else is computed. */
+int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
+             cudaStream_t stream);
+/* Pure: the shape of a request. */
+struct gemm_shape gemm_shape_of(const struct gemm_request *request);
+
+/* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
+
+struct graphs;
+/* *out is NULL and `why_out` filled when cuDNN is not there or was not there when this was built.
+ */
+void graphs_open(struct graphs **out, char *why_out, size_t capacity);
+void graphs_close(struct graphs *graphs);
+
+/* Is there a plan for this request, found now or before?  Otherwise own kernels must do it. */
+bool graphs_attention_fits(struct graphs *graphs, const struct attention_request *request);
+int  graphs_attention(struct graphs *graphs, const struct attention_request *request,
+                      struct workspace workspace, cudaStream_t stream);
+/* `w`: [out, size * size * in], tap by tap; x, w, y bf16 and contiguous; bias f32. */
+bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request, int32_t out_h,
+                      int32_t out_w);
+int  graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,
+                 struct workspace workspace, cudaStream_t stream);
+const char *graphs_words(const struct graphs *graphs, int status);
+
+/* Plans that need more workspace than this are not taken. */
+#define GRAPH_WORKSPACE_BYTES ((uint64_t)64 << 20)
+
+/* ------------------------------------------------------------------ the backend (backend_cuda.c)
+ */
+
+struct cuda {
+    struct backend        base;
+    int32_t               device;
+    struct backend_device facts;
+    cudaStream_t          stream;
+    struct arena         *shadow; /* bf16 copies of the kept vectors, at half their offsets */
+    char                 *shadow_base;
+    struct cuda_staging   staging;
+    struct gemm           gemm;
+    struct graphs        *graphs; /* NULL: own kernels */
+};
+
+static inline struct cuda *cuda_of(struct backend *backend)
+{
+    return (struct cuda *)backend;
+}
+
+/* Pieces of an operation's scratch, in the order that its needs counted them. */
+static inline void *scratch_take(struct workspace *scratch, uint64_t bytes)
+{
+    uint64_t rounded = (uint64_t)round_up_i64((int64_t)bytes, 64);
+    void    *piece = scratch->data;
+
+    must(rounded <= scratch->bytes);
+    scratch->data = (char *)scratch->data + rounded;
+    scratch->bytes -= rounded;
+    return piece;
+}
+
+/* Operations in files of their own; needs are the bytes of their scratch. */
+uint64_t cuda_linear_needs(const struct backend *backend, struct matrix y, struct matrix x,
+                           struct matrix w, const float *bias, enum activation act);
+int      cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
+                     const float *bias, enum activation act);
+uint64_t cuda_attention_needs(const struct backend           *backend,
+                              const struct attention_request *request);
+int      cuda_attention(struct backend *backend, const struct attention_request *request);
+uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request);
+int      cuda_conv2d(struct backend *backend, const struct conv_request *request);
+
+#endif

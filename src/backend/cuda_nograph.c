@@ -1,0 +1,62 @@
+/*
+ * cuda_nograph.c - stands in for cuda_graph.c in builds that found no cuDNN.
+ */
+#include "backend/cuda_int.h"
+
+#include <stdio.h>
+
+void graphs_open(struct graphs **out, char *why_out, size_t capacity)
+{
+    *out = NULL;
+    (void)snprintf(why_out, capacity, "there was none when mural was built");
+}
+
+void graphs_close(struct graphs *graphs)
+{
+    (void)graphs;
+}
+
+bool graphs_attention_fits(struct graphs *graphs, const struct attention_request *request)
+{
+    (void)graphs;
+    (void)request;
+    return false;
+}
+
+int graphs_attention(struct graphs *graphs, const struct attention_request *request,
+                     struct workspace workspace, cudaStream_t stream)
+{
+    (void)graphs;
+    (void)request;
+    (void)workspace;
+    (void)stream;
+    return STATUS_NO_PLAN;
+}
+
+bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request, int32_t out_h,
+                      int32_t out_w)
+{
+    (void)graphs;
+    (void)request;
+    (void)out_h;
+    (void)out_w;
+    return false;
+}
+
+int graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,
+                struct workspace workspace, cudaStream_t stream)
+{
+    (void)graphs;
+    (void)request;
+    (void)w;
+    (void)workspace;
+    (void)stream;
+    return STATUS_NO_PLAN;
+}
+
+const char *graphs_words(const struct graphs *graphs, int status)
+{
+    (void)graphs;
+    (void)status;
+    return "cuDNN is not in this build";
+}
