@@ -43,7 +43,11 @@ CUDA_C    := $(wildcard src/*/cuda_*.c src/*/*_cuda.c)
 ifneq ($(NVCC),)
 NOT_BUILT := src/backend/cuda_absent.c \
              $(if $(CUDNN),src/backend/cuda_nograph.c,src/backend/cuda_graph.c src/backend/cuda_graph_build.c)
-CUDA_OBJECTS := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/*.cu))
+# GPU code knows no sanitizer: the variants share it.
+CUDA_ARCH    ?= 80 86 89 90 100 120
+empty        :=
+CUDA_B       := build/cuda-$(subst $(empty) ,-,$(strip $(CUDA_ARCH)))
+CUDA_OBJECTS := $(patsubst kernels/%.cu,$(CUDA_B)/%.o,$(wildcard kernels/*.cu))
 # The host's compiler links, so that a sanitized variant gets its run-time library.
 LIBS      += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 CFLAGS    += -isystem $(CUDA_HOME)/include
@@ -133,13 +137,13 @@ $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-CUDA_ARCH ?= 80 86 89 90 100 120
 NVCCFLAGS := -O3 -std=c++17 --compress-mode=size -I. -Isrc -Xcompiler -Wall,-fno-exceptions,-fno-threadsafe-statics \
              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-$(B)/kernels/%.cu.o: kernels/%.cu $(wildcard kernels/*.h kernels/*.cuh)
+$(CUDA_B)/%.o: kernels/%.cu $(wildcard kernels/*.h kernels/*.cuh)
 	@mkdir -p $(@D)
 	@echo "  NVCC  $<"
 	@$(NVCC) $(NVCCFLAGS) -c $< -o $@
+
 # ------------------------------------------------------------------------------------- pictures
 
 DEMO_PROMPT := A majestic mountain landscape at sunset, 8k
