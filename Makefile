@@ -80,7 +80,7 @@ endif
 
 .PHONY: all help setup demo test quick unit checks lint soak fuzz clean bundle kit test-gpu bench-gpu
 .DELETE_ON_ERROR:
-.SECONDARY:
+.PRECIOUS: $(B)/%.o
 
 all: $(PROGRAM) ## build the program for this machine (build/release/mural)
 	@echo "built $(PROGRAM): CPU$(if $(NVCC), and CUDA ($(NVCC)$(if $(CUDNN),, without cuDNN)))"
