@@ -125,6 +125,7 @@ static int run(struct graphs *graphs, const struct graph_shape *shape,
     struct graph_plan *plan = plan_for(graphs, shape);
     int                status;
 
+    workspace = workspace_of(workspace);
     if (plan == NULL || plan->plan == NULL || plan->workspace_bytes > workspace.bytes)
         return STATUS_NO_PLAN;
     status = (int)graphs->library.cudnnSetStream(graphs->handle, stream);
