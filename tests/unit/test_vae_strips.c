@@ -4,6 +4,7 @@
  */
 #include "model_files.h"
 
+#include "engine/compute_int.h"
 #include "engine/vae_int.h"
 
 #include <math.h>
@@ -132,20 +133,25 @@ static struct backend *open_backend(enum dtype compute, uint32_t threads, bool d
     if (dry)
         ASSERT_OK(backend_open_dry(&backend, &machine, &err));
     else
-        ASSERT_OK(backend_open_cpu(&backend, &machine, &err));
+        ASSERT_OK(backend_open(&backend, &machine, &err));
     return backend;
+}
+
+static struct compute on_host(const struct engine *engine, struct backend *backend)
+{
+    return (struct compute){.engine = engine, .painters = &engine->networks, .backend = backend};
 }
 
 static struct result run(const struct coder *coder, struct backend *backend)
 {
-    struct err    err = {0};
-    struct result result = {.count = coder->values + coder->latents};
+    struct err     err = {0};
+    struct compute compute = on_host(coder->engine, backend);
+    struct result  result = {.count = coder->values + coder->latents};
 
     result.floats = malloc((size_t)result.count * sizeof(float));
     assert_non_null(result.floats);
-    compute_decode(coder->engine, backend, coder->latent, coder->w_px, coder->h_px, result.floats);
-    compute_encode(coder->engine, backend, coder->rgb, coder->w_px, coder->h_px,
-                   result.floats + coder->values);
+    compute_decode(&compute, coder->latent, coder->w_px, coder->h_px, result.floats);
+    compute_encode(&compute, coder->rgb, coder->w_px, coder->h_px, result.floats + coder->values);
     ASSERT_OK(backend_wait(backend, &err));
     result.bytes = arena_bytes_peak(backend_arena(backend));
     return result;
@@ -327,21 +333,22 @@ static double plain_flop(const struct vae_coder *coder, double rows)
     return flop + conv_flop(&coder->conv_out, rows);
 }
 
-static void check_cost(struct engine *engine, enum dtype compute, int32_t side, double most_bytes)
+static void check_cost(struct engine *engine, enum dtype dtype, int32_t side, double most_bytes)
 {
     struct vae *vae = engine->networks.vae;
     double      cells = (double)(side / 8) * (side / 8);
-    const char *name = compute == DTYPE_F32 ? "f32" : "bf16";
+    const char *name = dtype == DTYPE_F32 ? "f32" : "bf16";
 
     for (int decodes = 0; decodes < 2; decodes++) {
-        struct backend *backend = open_backend(compute, 1, true);
+        struct backend *backend = open_backend(dtype, 1, true);
+        struct compute  compute = on_host(engine, backend);
         double          bytes, ratio = decodes ? plain_flop(&vae->decoder, cells)
                                                : plain_flop(&vae->encoder, 64 * cells);
 
         if (decodes)
-            compute_decode(engine, backend, NULL, side, side, NULL);
+            compute_decode(&compute, NULL, side, side, NULL);
         else
-            compute_encode(engine, backend, NULL, side, side, NULL);
+            compute_encode(&compute, NULL, side, side, NULL);
         ratio = backend_flops(backend) / ratio;
         bytes = (double)arena_bytes_peak(backend_arena(backend));
         print_message("# %s %d x %d %s: %.3f GB, %.3f of the plain arithmetic\n",
