@@ -122,8 +122,7 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
-/* *out is NULL and `why_out` filled when cuDNN is not there or was not there when this was built.
- */
+/* *out is NULL and `why_out` filled when cuDNN is not there, or was not when this was built. */
 void graphs_open(struct graphs **out, char *why_out, size_t capacity);
 void graphs_close(struct graphs *graphs);
 
@@ -142,8 +141,7 @@ const char *graphs_words(const struct graphs *graphs, int status);
 #define GRAPH_WORKSPACE_BYTES ((uint64_t)64 << 20)
 #define GRAPH_SCRATCH_BYTES   (GRAPH_WORKSPACE_BYTES + WORKSPACE_ALIGNMENT)
 
-/* ------------------------------------------------------------------ the backend (backend_cuda.c)
- */
+/* --------------------------------------------------------------- the backend (backend_cuda.c) */
 
 struct cuda {
     struct backend        base;
