@@ -59,9 +59,9 @@ int k_upsample2_cuda(struct matrix y, struct matrix x, int32_t h, int32_t w,
 /* -------------------------------------------------------------------------------- attention.cu */
 /* bf16 operands with `compute` bf16, rows at 16-byte boundaries, dim a multiple of 8 up to 512 and
  * a positive scale go through the tensor cores; everything else, any dim up to 512, is multiplied
- * in f32.  No workspace is needed. */
+ * in f32.  Scores and sums stay on the chip. */
 int k_attention_cuda(const struct attention_request *request, enum dtype compute,
-                     struct workspace workspace, struct CUstream_st *stream);
+                     struct CUstream_st *stream);
 /* q and k of one type. */
 int k_qk_norm_rope_cuda(const struct qk_rope_request *request, struct CUstream_st *stream);
 

@@ -173,5 +173,5 @@ int cuda_attention(struct backend *backend, const struct attention_request *requ
                    ? 0
                    : graphs_attention(cuda->graphs, request, backend->scratch, cuda->stream);
     if (backend->rehearsing) return 0;
-    return k_attention_cuda(request, backend->compute, backend->scratch, cuda->stream);
+    return k_attention_cuda(request, backend->compute, cuda->stream);
 }
