@@ -589,11 +589,10 @@ static bool attention_legal(const struct attention_request *r)
 }
 
 extern "C" int k_attention_cuda(const struct attention_request *request, enum dtype compute,
-                                struct workspace workspace, struct CUstream_st *stream)
+                                struct CUstream_st *stream)
 {
     const struct attention_request *r = request;
 
-    (void)workspace; /* scores and sums stay on the chip */
     if (!attention_legal(r)) return (int)cudaErrorInvalidValue;
     if (r->q.rows == 0) return 0;
     if (fits_tensor_cores(r, compute)) {

@@ -1,6 +1,5 @@
 /*
- * cast.cu - the twin of cast.c: element types into one another, bit for bit, and rows picked from a
- * table of any type.
+ * cast.cu - the twin of cast.c's casts: element types into one another, bit for bit.
  *
  * The conversions are whole-number arithmetic on bit patterns, the same as the CPU's: the
  * instructions of the hardware make every NaN the same one.
@@ -132,33 +131,29 @@ template <typename T> DEVICE void store_one_as(T *p, float value)
 
 /* ----------------------------------------------------------------------------------- kernels */
 
-/* Row i of the target from row i of the source or, with ids, from row ids[i]. */
 template <typename Y, typename X, int V>
 static __global__ void __launch_bounds__(256)
-    cast_kernel(struct matrix target, struct matrix source, const int32_t *ids)
+    cast_kernel(struct matrix target, struct matrix source)
 {
     EACH_ROW (row, target.rows) {
-        const int64_t from = ids ? ids[row] : row;
-        const bool inside = from >= 0 && from < source.rows;
         EACH_COL (col, target.cols, V) {
             Y *const y = row_at<Y>(target, row) + col;
-            const X *const x = row_at<X>(source, inside ? from : 0) + col;
+            const X *const x = row_at<X>(source, row) + col;
             const int64_t left = target.cols - col;
-            if (V == 8 && left >= 8 && inside) {
+            if (V == 8 && left >= 8) {
                 float value[8];
                 load_eight_as(value, x);
                 store_eight_as(y, value);
             } else {
                 for (int i = 0; i < V && i < left; i++)
-                    store_one_as(y + i, inside ? load_one_as(x + i) : __uint_as_float(0x7fc00000u));
+                    store_one_as(y + i, load_one_as(x + i));
             }
         }
     }
 }
 
 template <typename Y, typename X>
-static int cast_launch(struct matrix target, struct matrix source, const int32_t *ids,
-                       cudaStream_t stream)
+static int cast_launch(struct matrix target, struct matrix source, cudaStream_t stream)
 {
     const uintptr_t step = sizeof(X) == 1 ? 8 : 16;
     const bool source_fits = (uintptr_t)source.data % step == 0 &&
@@ -167,27 +162,26 @@ static int cast_launch(struct matrix target, struct matrix source, const int32_t
     const struct spread s = spread_over(target.rows, target.cols, vectors ? 8 : 1);
 
     if (vectors)
-        cast_kernel<Y, X, 8><<<s.grid, s.block, 0, stream>>>(target, source, ids);
+        cast_kernel<Y, X, 8><<<s.grid, s.block, 0, stream>>>(target, source);
     else
-        cast_kernel<Y, X, 1><<<s.grid, s.block, 0, stream>>>(target, source, ids);
+        cast_kernel<Y, X, 1><<<s.grid, s.block, 0, stream>>>(target, source);
     return (int)cudaGetLastError();
 }
 
 template <typename Y>
-static int cast_from(struct matrix target, struct matrix source, const int32_t *ids,
-                     cudaStream_t stream)
+static int cast_from(struct matrix target, struct matrix source, cudaStream_t stream)
 {
     switch (source.dtype) {
     case DTYPE_F32:
-        return cast_launch<Y, float>(target, source, ids, stream);
+        return cast_launch<Y, float>(target, source, stream);
     case DTYPE_BF16:
-        return cast_launch<Y, struct bf16>(target, source, ids, stream);
+        return cast_launch<Y, struct bf16>(target, source, stream);
     case DTYPE_F16:
-        return cast_launch<Y, struct f16>(target, source, ids, stream);
+        return cast_launch<Y, struct f16>(target, source, stream);
     case DTYPE_F8_E4M3:
-        return cast_launch<Y, struct e4m3>(target, source, ids, stream);
+        return cast_launch<Y, struct e4m3>(target, source, stream);
     case DTYPE_F8_E5M2:
-        return cast_launch<Y, struct e5m2>(target, source, ids, stream);
+        return cast_launch<Y, struct e5m2>(target, source, stream);
     }
     return (int)cudaErrorInvalidValue;
 }
@@ -215,16 +209,7 @@ extern "C" int k_cast_cuda(struct matrix target, struct matrix source, struct CU
         target = as_row(target);
         source = as_row(source);
     }
-    if (target.dtype == DTYPE_F32) return cast_from<float>(target, source, NULL, stream);
-    if (target.dtype == DTYPE_BF16) return cast_from<struct bf16>(target, source, NULL, stream);
-    return cast_from<struct f16>(target, source, NULL, stream);
-}
-
-extern "C" int k_gather_rows_cuda(struct matrix y, struct matrix table, const int32_t *ids,
-                                  struct CUstream_st *stream)
-{
-    if (y.cols != table.cols || !is_act(y) || table.rows == 0) return (int)cudaErrorInvalidValue;
-    if (y.rows == 0 || y.cols == 0) return 0;
-    if (y.dtype == DTYPE_F32) return cast_from<float>(y, table, ids, stream);
-    return cast_from<struct bf16>(y, table, ids, stream);
+    if (target.dtype == DTYPE_F32) return cast_from<float>(target, source, stream);
+    if (target.dtype == DTYPE_BF16) return cast_from<struct bf16>(target, source, stream);
+    return cast_from<struct f16>(target, source, stream);
 }

@@ -28,9 +28,6 @@ int k_noise_cuda(float *out, const struct noise_request *request, struct CUstrea
 /* ------------------------------------------------------------------------------------- cast.cu */
 /* The bits of k_cast_cpu.  The source may start at any byte. */
 int k_cast_cuda(struct matrix target, struct matrix source, struct CUstream_st *stream);
-/* A row whose id lies outside the table becomes NaN. */
-int k_gather_rows_cuda(struct matrix y, struct matrix table, const int32_t *ids,
-                       struct CUstream_st *stream);
 
 /* ------------------------------------------------------------------------------------- norm.cu */
 int k_layer_norm_cuda(struct matrix y, struct matrix x, const float *scale, const float *shift,
@@ -52,25 +49,19 @@ int k_gelu_mul_cuda(struct matrix y, struct matrix a, struct matrix b, struct CU
 int k_silu_cuda(struct matrix y, struct matrix x, struct CUstream_st *stream);
 int k_affine_cuda(struct matrix y, struct matrix x, float mul, float add,
                   struct CUstream_st *stream);
-int k_euler_step_cuda(float *x, const float *v, float dt, int64_t count,
-                      struct CUstream_st *stream);
-int k_mix_noise_cuda(float *x, const float *noise, float sigma, int64_t count,
-                     struct CUstream_st *stream);
 int k_pack_latent_cuda(struct matrix tokens, const float *latent, int32_t h, int32_t w,
                        int32_t channels, struct CUstream_st *stream);
 int k_unpack_latent_cuda(float *latent, struct matrix tokens, int32_t h, int32_t w,
                          int32_t channels, struct CUstream_st *stream);
-/* *bad (device memory) becomes the count. */
-int k_count_bad_cuda(int64_t *bad, const float *x, int64_t count, struct CUstream_st *stream);
 int k_upsample2_cuda(struct matrix y, struct matrix x, int32_t h, int32_t w,
                      struct CUstream_st *stream);
 
 /* -------------------------------------------------------------------------------- attention.cu */
 /* bf16 operands with `compute` bf16, rows at 16-byte boundaries, dim a multiple of 8 up to 512 and
  * a positive scale go through the tensor cores; everything else, any dim up to 512, is multiplied
- * in f32.  No workspace is needed. */
+ * in f32.  Scores and sums stay on the chip. */
 int k_attention_cuda(const struct attention_request *request, enum dtype compute,
-                     struct workspace workspace, struct CUstream_st *stream);
+                     struct CUstream_st *stream);
 /* q and k of one type. */
 int k_qk_norm_rope_cuda(const struct qk_rope_request *request, struct CUstream_st *stream);
 

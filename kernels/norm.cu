@@ -208,9 +208,9 @@ DEVICE void merge(float *mean, float *squares, float seen, float other_mean, flo
     *squares += other_squares + d * d * seen * share;
 }
 
-/* Row `run` of stats: means, then sums of squared deviations from them.  A thread
- * follows V channels down its rows with a running mean: a sum of squares would lose the variance of
- * a channel that lies far from zero.  cols is a multiple of V. */
+/* Row `run` of stats: means, then sums of squared deviations from them.  A thread follows V
+ * channels down its rows with a running mean: a sum of squares would lose the variance of a channel
+ * that lies far from zero.  cols is a multiple of V. */
 template <typename X, int V>
 static __global__ void __launch_bounds__(THREADS)
     group_stats_kernel(struct matrix stats, struct matrix x, int64_t run_rows)

@@ -21,8 +21,7 @@
 
 struct backend;
 
-/* WALLED is the CPU behind a wall, for tests: distant, and it checks whose memory each operand is.
- */
+/* WALLED is the CPU behind a wall, for tests: distant, and it checks whose each operand is. */
 enum machine { MACHINE_CPU = 0, MACHINE_CUDA, MACHINE_WALLED };
 
 struct backend_options {
@@ -73,10 +72,9 @@ void backend_rehearse(struct backend *backend, bool on);
 /* ------------------------------------------------------------------------- memory of its own */
 
 bool backend_is_distant(const struct backend *backend);
-/* What was kept, dry or not. */
+/* What was kept, dry or not; of vectors a GPU takes half as much again. */
 uint64_t backend_kept_matrix_bytes(const struct backend *backend);
-uint64_t
-backend_kept_vector_bytes(const struct backend *backend); /* a GPU takes half as much again */
+uint64_t backend_kept_vector_bytes(const struct backend *backend);
 /* Weights of the host, of any type and alignment, as this machine can read them.  Kept matrices of
  * one size lie one after the other in the order in which they were kept; so do kept vectors, which
  * are f32.  Types of kept matrices: what products are formed in, or bf16. */

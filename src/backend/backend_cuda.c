@@ -253,6 +253,7 @@ static int open_arenas(struct cuda *cuda, const struct backend_options *options,
     TRY(arena_open_on(&cuda->shadow, &vmem_cuda, cuda->device, vectors / 2 + 64, err));
     if (options->kept_matrix_bytes > 0) TRY(arena_seal(base->kept_matrices, matrices, err));
     if (options->kept_vector_bytes > 0) TRY(arena_seal(base->kept_vectors, vectors, err));
+    TRY(arena_seal(cuda->shadow, vectors / 2 + 64, err));
     cuda->shadow_base = arena_take(cuda->shadow, vectors / 2 + 64, "bf16 vectors");
 out:
     return rc;

@@ -113,7 +113,7 @@ static uint64_t plain_needs(const struct backend *backend, const struct conv_req
     product = (uint64_t)round_up_i64((int64_t)bytes * conv.band, 64) +
               cuda_linear_needs(backend, request->y, patches, w, request->bias, ACT_NONE);
     return (uint64_t)round_up_i64((int64_t)bytes * w.rows, 64) +
-           max_u64(product, GRAPH_WORKSPACE_BYTES);
+           max_u64(product, GRAPH_SCRATCH_BYTES);
 }
 
 static int by_patches(struct cuda *cuda, const struct conv_request *request,

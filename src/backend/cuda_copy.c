@@ -60,11 +60,15 @@ static int for_blocks(struct cuda_staging *staging, cudaStream_t stream, block_f
     return status;
 }
 
-static int copy_2d(struct matrix target, struct matrix source, enum cudaMemcpyKind kind,
-                   cudaStream_t stream)
+/* Without gaps a copy is one run of bytes: pixels are rows of 12 bytes, millions of them. */
+static int copy_rows(struct matrix target, struct matrix source, enum cudaMemcpyKind kind,
+                     cudaStream_t stream)
 {
     const size_t each = dtype_bytes(source.dtype);
 
+    if (source.rows == 1 || (source.ld == source.cols && target.ld == target.cols))
+        return (int)cudaMemcpyAsync(target.data, source.data,
+                                    (size_t)source.rows * (size_t)source.cols * each, kind, stream);
     return (int)cudaMemcpy2DAsync(target.data, (size_t)target.ld * each, source.data,
                                   (size_t)source.ld * each, (size_t)source.cols * each,
                                   (size_t)source.rows, kind, stream);
@@ -78,7 +82,7 @@ static int upload_block(struct cuda_staging *staging, cudaStream_t stream, unsig
     int           status;
 
     k_cast_cpu(packed, source);
-    status = copy_2d(target, packed, cudaMemcpyHostToDevice, stream);
+    status = copy_rows(target, packed, cudaMemcpyHostToDevice, stream);
     return status != 0 ? status : (int)cudaEventRecord(staging->used[buffer], stream);
 }
 
@@ -93,7 +97,7 @@ static int download_block(struct cuda_staging *staging, cudaStream_t stream, uns
 {
     struct matrix packed = {staging->buffer[buffer], source.dtype, source.rows, source.cols,
                             source.cols};
-    int           status = copy_2d(packed, source, cudaMemcpyDeviceToHost, stream);
+    int           status = copy_rows(packed, source, cudaMemcpyDeviceToHost, stream);
 
     if (status == 0) status = (int)cudaEventRecord(staging->used[buffer], stream);
     if (status == 0) status = (int)cudaEventSynchronize(staging->used[buffer]);

@@ -13,7 +13,8 @@
  *     never in the order of arrival;
  *   - the library's first proposal is the reference; it depends on shape, card and version only;
  *   - another proposal may replace it when it is more than TRIAL_MARGIN faster and its result for
- *     made-up numbers times the layer's own weights has the same bits, all of them.
+ *     made-up numbers times the layer's own weights, or made-up ones where a rehearsal has none,
+ *     has the same bits, all of them.
  * Kernels that multiply in the same order of k agree to the bit whatever their tiles are, so there
  * is something to choose from; one that does not agree is not chosen, however fast.
  *
@@ -85,9 +86,9 @@ static int32_t type_of(enum dtype dtype)
 
 /* What an address and the rows after it are multiples of, up to the 16 bytes that fast kernels ask
  * for; more would make layers that differ in their place alone into different shapes. */
-static int32_t alignment_of(struct matrix m)
+static int32_t alignment_of(const void *data, int64_t ld, enum dtype dtype)
 {
-    uintptr_t bits = (uintptr_t)m.data | (uintptr_t)((uint64_t)m.ld * dtype_bytes(m.dtype)) | 16u;
+    uintptr_t bits = (uintptr_t)data | (uintptr_t)((uint64_t)ld * dtype_bytes(dtype)) | 16u;
 
     return (int32_t)(bits & (~bits + 1));
 }
@@ -115,9 +116,10 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request)
     shape.out_type = type_of(request->y.dtype);
     shape.epilogue = epilogue_of(request);
     shape.plain = request->plain;
-    shape.x_align = alignment_of(request->x);
-    shape.w_align = alignment_of(request->w);
-    shape.y_align = alignment_of(request->y);
+    shape.x_align = alignment_of(request->x.data, request->x.ld, request->x.dtype);
+    shape.w_align = alignment_of(request->w.data, request->w.ld, request->w.dtype);
+    shape.y_align = alignment_of(request->y.data, request->y.ld, request->y.dtype);
+    shape.bias_align = alignment_of(request->bias, 0, request->y.dtype);
     return shape;
 }
 
@@ -235,13 +237,30 @@ static int try_one(const struct gemm *gemm, const struct gemm_plan *plan,
     return status ? status : (int)cudaStreamSynchronize(stream);
 }
 
+/* Numbers where a rehearsal has none: what lies there by chance, a NaN or zeros, would make all
+ * proposals agree. */
+static int make_up(const struct gemm_request *request, cudaStream_t stream)
+{
+    struct matrix bias = {.data = (void *)(uintptr_t)request->bias,
+                          .dtype = request->y.dtype,
+                          .rows = 1,
+                          .cols = request->y.cols,
+                          .ld = request->y.cols};
+    int           status = k_fill_cuda(request->x, 1, stream);
+
+    if (!status && !request->w_kept) status = k_fill_cuda(request->w, 2, stream);
+    if (!status && request->bias != NULL && !request->bias_kept)
+        status = k_fill_cuda(bias, 3, stream);
+    return status;
+}
+
 /* The first proposal, or a faster one of the same bits. */
 static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
                   const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream)
 {
     struct trial first, best, now;
     int          chosen = 0, same = 1;
-    int          status = k_fill_cuda(request->x, 1, stream);
+    int          status = make_up(request, stream);
 
     if (!status) status = try_one(gemm, plan, request, &results[0].algo, stream, &first);
     best = first;

@@ -69,7 +69,7 @@ static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_sha
         if (memcmp(&graphs->plans[i].shape, shape, sizeof *shape) == 0) return &graphs->plans[i];
     if (graphs->plan_count == PLANS_MAX) return NULL;
     plan = &graphs->plans[graphs->plan_count++];
-    graph_plan_open(plan, &graphs->library, shape, NULL);
+    graph_plan_open(plan, &graphs->library, shape, graphs->handle);
     if (plan->plan == NULL)
         log_line(LOG_DEBUG, "cuDNN refuses %s of %lld x %lld: %s; mural's own kernel does it",
                  shape->attention ? "attention" : "a convolution", (long long)shape->dims[0],
@@ -125,6 +125,7 @@ static int run(struct graphs *graphs, const struct graph_shape *shape,
     struct graph_plan *plan = plan_for(graphs, shape);
     int                status;
 
+    workspace = workspace_of(workspace);
     if (plan == NULL || plan->plan == NULL || plan->workspace_bytes > workspace.bytes)
         return STATUS_NO_PLAN;
     status = (int)graphs->library.cudnnSetStream(graphs->handle, stream);

@@ -49,10 +49,9 @@ struct graph_plan {
     int                      refusal;
     uint64_t                 workspace_bytes;
 };
-/* `card`: a finalised descriptor of a device's properties, to plan for a card that is not here;
- * NULL for the one that is. */
+/* For the card of `handle`. */
 void graph_plan_open(struct graph_plan *plan, const struct graph_library *library,
-                     const struct graph_shape *shape, cudnnBackendDescriptor_t card);
+                     const struct graph_shape *shape, cudnnHandle_t handle);
 void graph_plan_close(const struct graph_library *library, struct graph_plan *plan);
 
 /* Pointers of attention: q, k, v, out, host's float scale; of a convolution: x, w, y, bias. */
@@ -63,8 +62,9 @@ struct graph_data {
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
                    cudnnHandle_t handle, const struct graph_data *data, void *workspace);
 
-/* How many proposals the library has for a shape on a card, without making a plan; negative: minus
- * the status of what it refused. */
+/* How many proposals the library has for a shape on a card that need not be here, without making a
+ * plan; negative: minus the status of what it refused.  `card`: a finalised descriptor of a
+ * device's properties. */
 int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
                     cudnnBackendDescriptor_t card);
 

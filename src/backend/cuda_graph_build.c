@@ -39,6 +39,8 @@ int graph_library_open(struct graph_library *library, struct err *err)
 /* A graph while it is put together; the first failure is kept and the rest does nothing. */
 struct builder {
     const struct graph_library *library;
+    cudnnHandle_t               handle; /* of the card that is here, or NULL and */
+    descriptor                  card;   /* the properties of one that is not     */
     int                         status;
     descriptor                  parts[PARTS_MAX]; /* owned */
     int                         part_count;
@@ -72,6 +74,12 @@ static void set_part(struct builder *b, descriptor d, cudnnBackendAttributeName_
                      descriptor part)
 {
     set(b, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &part);
+}
+
+/* The header calls both attributes deprecated; versions that want them are still in use. */
+static void set_handle(struct builder *b, descriptor d, cudnnBackendAttributeName_t name)
+{
+    if (b->handle != NULL) set(b, d, name, CUDNN_TYPE_HANDLE, 1, &b->handle);
 }
 
 static void finish(struct builder *b, descriptor d)
@@ -240,7 +248,7 @@ static int build_conv(struct builder *b, const struct graph_shape *shape, descri
 /* --------------------------------------------------------------------------------------- plans */
 
 /* The proposals for a shape, best first; their number. */
-static int propose(struct builder *b, const struct graph_shape *shape, descriptor card,
+static int propose(struct builder *b, const struct graph_shape *shape,
                    descriptor configs[PROPOSALS_MAX])
 {
     const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
@@ -249,12 +257,13 @@ static int propose(struct builder *b, const struct graph_shape *shape, descripto
     int op_count = shape->attention ? build_attention(b, shape, ops) : build_conv(b, shape, ops);
 
     graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+    set_handle(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE);
     set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, op_count, ops);
     finish(b, graph);
     heuristics = make(b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
     set(b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    if (card != NULL) set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, card);
+    if (b->card != NULL) set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, b->card);
     finish(b, heuristics);
     for (int i = 0; i < PROPOSALS_MAX && b->status == 0; i++)
         b->status = (int)b->library->cudnnBackendCreateDescriptor(
@@ -296,14 +305,14 @@ static bool varies(const struct graph_library *library, descriptor config)
 
 /* The plan of one proposal; 0 when it stands. */
 static int plan_of(struct graph_plan *out, const struct graph_library *library, descriptor config,
-                   descriptor card)
+                   cudnnHandle_t handle)
 {
-    struct builder b = {.library = library};
+    struct builder b = {.library = library, .handle = handle};
     descriptor     plan = make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
     int64_t        count = 0, bytes = 0;
 
     set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
-    if (card != NULL) set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, card);
+    set_handle(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE);
     finish(&b, plan);
     if (b.status == 0)
         b.status = (int)library->cudnnBackendGetAttribute(
@@ -320,16 +329,17 @@ static int plan_of(struct graph_plan *out, const struct graph_library *library, 
 }
 
 void graph_plan_open(struct graph_plan *plan, const struct graph_library *library,
-                     const struct graph_shape *shape, cudnnBackendDescriptor_t card)
+                     const struct graph_shape *shape, cudnnHandle_t handle)
 {
-    struct builder b = {.library = library};
+    struct builder b = {.library = library, .handle = handle};
     descriptor     configs[PROPOSALS_MAX] = {NULL};
-    int            count = propose(&b, shape, card, configs);
+    int            count = propose(&b, shape, configs);
 
     *plan = (struct graph_plan){.shape = *shape, .refusal = b.status};
     if (b.status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
     for (int i = 0; i < count && plan->plan == NULL; i++)
-        if (!varies(library, configs[i])) plan->refusal = plan_of(plan, library, configs[i], card);
+        if (!varies(library, configs[i]))
+            plan->refusal = plan_of(plan, library, configs[i], handle);
     close_configs(library, configs);
     builder_close(&b);
 }
@@ -343,9 +353,9 @@ void graph_plan_close(const struct graph_library *library, struct graph_plan *pl
 int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
                     cudnnBackendDescriptor_t card)
 {
-    struct builder b = {.library = library};
+    struct builder b = {.library = library, .card = card};
     descriptor     configs[PROPOSALS_MAX] = {NULL};
-    int            count = propose(&b, shape, card, configs);
+    int            count = propose(&b, shape, configs);
 
     close_configs(library, configs);
     builder_close(&b);

@@ -15,6 +15,9 @@
 
 enum { STATUS_CUBLAS = 1000000, STATUS_CUDNN = 2000000, STATUS_NO_PLAN = 3000000 };
 
+/* What cuBLASLt's workspace must be a multiple of; arenas and pieces of scratch keep to 64. */
+enum { WORKSPACE_ALIGNMENT = 256 };
+
 /* ------------------------------------------------------------------- libraries (cuda_load.c) */
 
 /* One symbol to find; `slot` gets its address. */
@@ -74,7 +77,7 @@ struct gemm_shape {
     int64_t m, n, k, x_ld, w_ld, y_ld;
     int32_t in_type, out_type; /* cudaDataType_t; x and w are of one type */
     int32_t epilogue, plain;
-    int32_t x_align, w_align, y_align, unused;
+    int32_t x_align, w_align, y_align, bias_align;
 };
 
 struct gemm_plan {
@@ -88,6 +91,7 @@ struct gemm_plan {
 /* More than the shapes of any model at two sizes of picture. */
 enum { GEMM_PLANS_MAX = 512 };
 #define GEMM_WORKSPACE_BYTES ((uint64_t)32 << 20)
+#define GEMM_SCRATCH_BYTES   (GEMM_WORKSPACE_BYTES + WORKSPACE_ALIGNMENT)
 
 struct gemm {
     struct cublas_calls calls;
@@ -99,16 +103,17 @@ struct gemm {
 };
 
 struct gemm_request {
-    struct matrix    y, x, w; /* x and w of one type, f32 or bf16 */
-    const void      *bias;    /* of y's type, for the epilogue; NULL: none */
-    enum activation  act;     /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
-    bool             plain;   /* w is [k, n] */
+    struct matrix    y, x, w;           /* x and w of one type, f32 or bf16 */
+    const void      *bias;              /* of y's type, for the epilogue; NULL: none */
+    enum activation  act;               /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
+    bool             plain;             /* w is [k, n] */
+    bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
     struct workspace workspace;
 };
 int  gemm_open(struct gemm *gemm, struct err *err);
 void gemm_close(struct gemm *gemm);
-/* In a rehearsal candidates are timed, with x filled with made-up numbers and y overwritten;
- * nothing else is computed. */
+/* In a rehearsal candidates are timed: x, and of w and bias what is not kept, are filled with
+ * made-up numbers and y overwritten; nothing else is computed. */
 int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
              cudaStream_t stream);
 /* Pure: the shape of a request. */
@@ -117,8 +122,7 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
-/* *out is NULL and `why_out` filled when cuDNN is not there or was not there when this was built.
- */
+/* *out is NULL and `why_out` filled when cuDNN is not there, or was not when this was built. */
 void graphs_open(struct graphs **out, char *why_out, size_t capacity);
 void graphs_close(struct graphs *graphs);
 
@@ -135,9 +139,9 @@ const char *graphs_words(const struct graphs *graphs, int status);
 
 /* Plans that need more workspace than this are not taken. */
 #define GRAPH_WORKSPACE_BYTES ((uint64_t)64 << 20)
+#define GRAPH_SCRATCH_BYTES   (GRAPH_WORKSPACE_BYTES + WORKSPACE_ALIGNMENT)
 
-/* ------------------------------------------------------------------ the backend (backend_cuda.c)
- */
+/* --------------------------------------------------------------- the backend (backend_cuda.c) */
 
 struct cuda {
     struct backend        base;
@@ -166,6 +170,17 @@ static inline void *scratch_take(struct workspace *scratch, uint64_t bytes)
     scratch->data = (char *)scratch->data + rounded;
     scratch->bytes -= rounded;
     return piece;
+}
+
+/* What is left of an operation's scratch, as a library's workspace. */
+static inline struct workspace workspace_of(struct workspace scratch)
+{
+    uint64_t skipped = -(uint64_t)(uintptr_t)scratch.data % WORKSPACE_ALIGNMENT;
+
+    must(skipped <= scratch.bytes);
+    scratch.data = (char *)scratch.data + skipped;
+    scratch.bytes -= skipped;
+    return scratch;
 }
 
 /* Operations in files of their own; needs are the bytes of their scratch. */

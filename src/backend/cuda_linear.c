@@ -25,7 +25,7 @@ uint64_t cuda_linear_needs(const struct backend *backend, struct matrix y, struc
     (void)bias;
     (void)act;
     return cast_bytes(backend, x) + cast_bytes(backend, w) +
-           (uint64_t)round_up_i64(2 * y.cols, 64) + GEMM_WORKSPACE_BYTES;
+           (uint64_t)round_up_i64(2 * y.cols, 64) + GEMM_SCRATCH_BYTES;
 }
 
 /* m, or a copy of it in the type of products. */
@@ -46,18 +46,21 @@ static int as_computed(struct cuda *cuda, struct matrix *m, struct workspace *sc
 }
 
 /* The bias in bf16: kept beside the vectors, or made now. */
-static int bias_in_bf16(struct cuda *cuda, const void **out, const float *bias, int64_t count,
+static int bias_in_bf16(struct cuda *cuda, struct gemm_request *request, const float *bias,
                         struct workspace *scratch)
 {
+    int64_t       count = request->y.cols;
     struct matrix source = {(void *)(uintptr_t)bias, DTYPE_F32, 1, count, count}, copy = source;
 
-    if (arena_holds(cuda->base.kept_vectors, bias, (uint64_t)count * sizeof *bias)) {
-        *out = (const char *)cuda->shadow_base + arena_offset(cuda->base.kept_vectors, bias) / 2;
+    request->bias_kept = arena_holds(cuda->base.kept_vectors, bias, (uint64_t)count * sizeof *bias);
+    if (request->bias_kept) {
+        request->bias =
+            (const char *)cuda->shadow_base + arena_offset(cuda->base.kept_vectors, bias) / 2;
         return 0;
     }
     copy.dtype = DTYPE_BF16;
     copy.data = scratch_take(scratch, (uint64_t)(2 * count));
-    *out = copy.data;
+    request->bias = copy.data;
     return cuda->base.rehearsing ? 0 : k_cast_cuda(copy, source, cuda->stream);
 }
 
@@ -73,11 +76,12 @@ int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struc
     if (y.rows == 0) return 0;
     int status = as_computed(cuda, &request.x, &scratch);
     if (!status) status = as_computed(cuda, &request.w, &scratch);
+    request.w_kept = arena_holds(backend->kept_matrices, request.w.data, 1);
     if (!status && in_epilogue) {
-        status = bias_in_bf16(cuda, &request.bias, bias, y.cols, &scratch);
+        status = bias_in_bf16(cuda, &request, bias, &scratch);
         request.act = act;
     }
-    request.workspace = scratch;
+    request.workspace = workspace_of(scratch);
     if (!status) status = gemm_run(&cuda->gemm, &request, backend->rehearsing, cuda->stream);
     if (!status && !in_epilogue && !backend->rehearsing && (bias != NULL || act != ACT_NONE))
         status = k_bias_act_cuda(y, bias, act, cuda->stream);
@@ -108,10 +112,10 @@ uint64_t cuda_attention_needs(const struct backend           *backend,
 {
     int64_t count = band_rows(request) * round_up_i64(request->k.rows, 8);
 
-    if (!is_wide(request)) return GRAPH_WORKSPACE_BYTES;
+    if (!is_wide(request)) return GRAPH_SCRATCH_BYTES;
     return (uint64_t)(round_up_i64(count * (int64_t)sizeof(float), 64) +
                       round_up_i64(count * dtype_bytes(backend->compute), 64)) +
-           GEMM_WORKSPACE_BYTES;
+           GEMM_SCRATCH_BYTES;
 }
 
 static int wide_band(struct cuda *cuda, const struct gemm_request *scores,
@@ -136,6 +140,7 @@ static int wide_attention(struct cuda *cuda, const struct attention_request *req
 
     scores.data = scratch_take(&scratch, (uint64_t)(rows * ld) * sizeof(float));
     weights.data = scratch_take(&scratch, (uint64_t)(rows * ld) * dtype_bytes(compute));
+    scratch = workspace_of(scratch);
     for (int32_t head = 0; head < request->heads && !status; head++)
         for (int64_t row = 0; row < request->q.rows && !status; row += rows) {
             int64_t count = min_i64(rows, request->q.rows - row), col = head * request->dim;
@@ -168,5 +173,5 @@ int cuda_attention(struct backend *backend, const struct attention_request *requ
                    ? 0
                    : graphs_attention(cuda->graphs, request, backend->scratch, cuda->stream);
     if (backend->rehearsing) return 0;
-    return k_attention_cuda(request, backend->compute, backend->scratch, cuda->stream);
+    return k_attention_cuda(request, backend->compute, cuda->stream);
 }

@@ -25,8 +25,7 @@ enum dtype engine_compute(enum engine_machine machine, enum precision precision)
 struct engine {
     struct model   *model;
     struct networks networks; /* of the host                                       */
-    struct networks painters;
-    /* VAE and transformer as `backend` reads them       */
+    struct networks painters; /* VAE and transformer as `backend` reads them       */
     struct arena            *vectors; /* fp32 copies of biases and norm weights            */
     struct clip_tokenizer   *clip_tokenizer;
     struct t5_tokenizer     *t5_tokenizer;

@@ -1,10 +1,9 @@
 /*
  * engine_int.h - what the files of engine/ share: layer views, tokenizers, the four networks.
  *
- * Weights exist in two forms.  On the host, matrices are
- * views of mapped files and vectors (biases, norm weights) are fp32 copies made once at open.  A
- * distant machine keeps copies of what is read at every step, and fetches what is read once a
- * prompt.
+ * Weights exist in two forms.  On the host, matrices are views of mapped files and vectors (biases,
+ * norm weights) are fp32 copies made once at open.  A distant machine keeps copies of what is read
+ * at every step, and fetches what is read once a prompt.
  */
 #ifndef MURAL_ENGINE_INT_H
 #define MURAL_ENGINE_INT_H

@@ -28,8 +28,7 @@ static double rate(double flop_before, double flop_after, double seconds)
     return seconds > 0 ? (flop_after - flop_before) / seconds : 0;
 }
 
-/* Rows of a linear layer hidden -> 4 * hidden that make up the trial.  A GPU is not busy with few.
- */
+/* Rows of the trial's linear layer, hidden -> 4 * hidden.  A GPU is not busy with few. */
 static int64_t trial_rows(enum engine_machine machine, int64_t hidden)
 {
     if (machine == ENGINE_CUDA) return 4096;

@@ -86,8 +86,7 @@ uint64_t vae_maps_total(const struct vae *vae, enum dtype act, const struct vae_
                         int64_t rows);
 /* Bytes of one whole map, rounded up to those of a cache line. */
 uint64_t vae_maps_bytes(enum dtype act, int64_t rows, int64_t channels);
-/* A map that ends where `main` ends.  It begins at 64 bytes where its size is a multiple of them.
- */
+/* A map that ends where `main` ends; at 64 bytes if its size is a multiple of them. */
 struct matrix vae_maps_at_end(const struct vae_pass *pass, int64_t rows, int64_t channels);
 /* Where a map is built, from its first row on, while x is read, also from its first row on. */
 struct matrix vae_maps_over_x(const struct vae_pass *pass, int64_t rows, int64_t channels);

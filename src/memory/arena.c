@@ -12,8 +12,8 @@
 
 enum { ALIGNMENT = 64 };
 
-static const uintptr_t DRY_BASE = (uintptr_t)1
-                                  << 60; /* no canonical address on any 64-bit CPU of today */
+/* No canonical address on any 64-bit CPU of today. */
+static const uintptr_t DRY_BASE = (uintptr_t)1 << 60;
 
 struct arena {
     struct vmem vmem; /* of a dry arena: base alone */

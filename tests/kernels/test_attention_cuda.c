@@ -83,8 +83,6 @@ static struct grid attention_close(struct attention_data *d)
     return device_take(&d->dout);
 }
 
-static const struct workspace NOTHING = {NULL, 0};
-
 static void check_attention(const struct attention_case *c)
 {
     struct attention_data d = attention_open(c);
@@ -92,7 +90,7 @@ static void check_attention(const struct attention_case *c)
     const bool            rounded = c->compute == DTYPE_BF16;
 
     CUDA_OK(k_attention_cpu(&d.request, DTYPE_F32, workspace));
-    CUDA_OK(k_attention_cuda(&d.device, c->compute, NOTHING, NULL));
+    CUDA_OK(k_attention_cuda(&d.device, c->compute, NULL));
     struct grid got = attention_close(&d);
     check_twins(&got, &d.out, rounded ? 1.5 * BF16_EPS : 4e-6);
     assert_true(distance(&got, &d.out) < (rounded || c->out == DTYPE_BF16 ? 1e-2 : 1e-5));
@@ -175,7 +173,7 @@ static void test_what_tensor_cores_cannot_take(void **state)
     struct workspace      workspace = workspace_open(8 << 20);
     d.request.scale = d.device.scale = -0.5f;
     CUDA_OK(k_attention_cpu(&d.request, DTYPE_F32, workspace));
-    CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NOTHING, NULL));
+    CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NULL));
     struct grid got = attention_close(&d);
     check_twins(&got, &d.out, 1e-5);
     free(workspace.data);
@@ -190,12 +188,12 @@ static void test_broken_contracts(void **state)
     struct matrix m = {NULL, DTYPE_BF16, 4, 16, 16}, none = {NULL, DTYPE_BF16, 0, 16, 16};
     struct attention_request r = {m, m, m, m, 2, 8, 1.0f, false, NULL};
     r.dim = 7;
-    assert_int_equal(k_attention_cuda(&r, DTYPE_BF16, NOTHING, NULL), cudaErrorInvalidValue);
+    assert_int_equal(k_attention_cuda(&r, DTYPE_BF16, NULL), cudaErrorInvalidValue);
     r.dim = 8;
     r.k = r.v = none;
-    assert_int_equal(k_attention_cuda(&r, DTYPE_BF16, NOTHING, NULL), cudaErrorInvalidValue);
+    assert_int_equal(k_attention_cuda(&r, DTYPE_BF16, NULL), cudaErrorInvalidValue);
     r = (struct attention_request){none, none, m, m, 2, 8, 1.0f, false, NULL};
-    assert_int_equal(k_attention_cuda(&r, DTYPE_BF16, NOTHING, NULL), 0);
+    assert_int_equal(k_attention_cuda(&r, DTYPE_BF16, NULL), 0);
 }
 
 /* ------------------------------------------------------------------------------- properties */
@@ -219,7 +217,7 @@ static void test_large_scores(void **state)
         for (int64_t i = 0; i < 64; i++)
             last[i] = get(d.v.m, 599, i);
         d.device.scale = 1.0f;
-        CUDA_OK(k_attention_cuda(&d.device, dtype, NOTHING, NULL));
+        CUDA_OK(k_attention_cuda(&d.device, dtype, NULL));
         struct grid got = attention_close(&d);
         for (int64_t i = 0; i < 64; i++)
             CHECK_NEAR(get(got.m, 1, i), last[i], 1e-6);
@@ -240,7 +238,7 @@ static void test_nan_stays(void **state)
         const size_t          at = (size_t)(70 * d.k.m.ld + 64 + 5) * dtype_bytes(dtype);
         memcpy(d.k.block + at, &bits, dtype_bytes(dtype));
         CUDA_OK(cudaMemcpy(d.dk.block, d.k.block, d.k.bytes, cudaMemcpyHostToDevice));
-        CUDA_OK(k_attention_cuda(&d.device, dtype, NOTHING, NULL));
+        CUDA_OK(k_attention_cuda(&d.device, dtype, NULL));
         struct grid got = attention_close(&d);
         for (int64_t row = 0; row < 100; row++)
             for (int64_t col = 0; col < 128; col++)
@@ -259,7 +257,7 @@ static void test_same_bits_every_time(void **state)
     struct grid                 got[2];
     for (int turn = 0; turn < 2; turn++) {
         struct attention_data d = attention_open(&c);
-        CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NOTHING, NULL));
+        CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NULL));
         got[turn] = attention_close(&d);
         grid_free(&d.out);
     }
@@ -339,7 +337,7 @@ struct bench {
 static int run_attention(void *user)
 {
     const struct bench *b = user;
-    return k_attention_cuda(&b->request, b->compute, NOTHING, NULL);
+    return k_attention_cuda(&b->request, b->compute, NULL);
 }
 static int run_rope(void *user)
 {

@@ -81,59 +81,6 @@ static void test_large(void **state)
     grid_free(&source);
 }
 
-static void test_gather_rows(void **state)
-{
-    (void)state;
-    skip_without_device();
-    static const int32_t ids[6] = {6, 0, 3, 3, 2, 5};
-    int32_t             *device_ids = device_bytes(ids, sizeof ids);
-
-    for (enum dtype from = DTYPE_F32; from <= DTYPE_F8_E5M2; from++)
-        for (enum dtype to = DTYPE_F32; to <= DTYPE_BF16; to++)
-            for (int64_t cols = 19; cols <= 64; cols += 45)
-                for (int64_t gap = 0; gap <= 16; gap += 8) {
-                    struct grid        table = grid_drawn(from, 7, cols, cols + gap, 0, 1);
-                    struct grid        want = grid_empty(to, 6, cols, cols + gap, 0);
-                    struct device_grid x = device_copy(&table), y = device_copy(&want);
-                    k_gather_rows_cpu(want.m, table.m, ids);
-                    CUDA_OK(k_gather_rows_cuda(y.m, x.m, device_ids, NULL));
-                    struct grid got = device_take(&y), back = device_take(&x);
-                    check_same_bytes(&got, &want);
-                    check_same_bytes(&back, &table);
-                    grid_free(&got);
-                    grid_free(&back);
-                    grid_free(&want);
-                    grid_free(&table);
-                }
-    CUDA_OK(cudaFree(device_ids));
-}
-
-/* The device cannot refuse an id; it must not read elsewhere either. */
-static void test_ids_outside_become_nan(void **state)
-{
-    (void)state;
-    skip_without_device();
-    static const int32_t ids[4] = {7, 1, -1, INT32_MAX};
-    int32_t             *device_ids = device_bytes(ids, sizeof ids);
-    struct grid          table = grid_drawn(DTYPE_BF16, 7, 24, 24, 0, 1);
-    struct grid          empty = grid_empty(DTYPE_F32, 4, 24, 24, 0);
-    struct device_grid   x = device_copy(&table), y = device_copy(&empty);
-
-    CUDA_OK(k_gather_rows_cuda(y.m, x.m, device_ids, NULL));
-    struct grid got = device_take(&y), back = device_take(&x);
-    for (int64_t i = 0; i < 4 * 24; i++) {
-        if (i / 24 == 1)
-            assert_true(get(got.m, 1, i % 24) == get(table.m, 1, i % 24));
-        else
-            assert_true(isnan(get(got.m, i / 24, i % 24)));
-    }
-    CUDA_OK(cudaFree(device_ids));
-    grid_free(&got);
-    grid_free(&back);
-    grid_free(&empty);
-    grid_free(&table);
-}
-
 static void test_broken_contracts(void **state)
 {
     (void)state;
@@ -185,8 +132,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_all_patterns),
         cmocka_unit_test(test_matrices),
         cmocka_unit_test(test_large),
-        cmocka_unit_test(test_gather_rows),
-        cmocka_unit_test(test_ids_outside_become_nan),
         cmocka_unit_test(test_broken_contracts),
     };
     if (wants_bench(argc, argv)) return bench();

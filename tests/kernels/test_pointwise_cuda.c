@@ -175,66 +175,6 @@ static void test_broken_contracts(void **state)
     assert_int_equal(k_add_cuda(a, b, NULL), 0);
 }
 
-/* ------------------------------------------------------------------------- flat arrays */
-
-static void test_sampling_steps(void **state)
-{
-    (void)state;
-    skip_without_device();
-    static const int64_t counts[] = {1, 17, 4096, 200001};
-    for (int c = 0; c < 4; c++)
-        for (int64_t shift = 0; shift < 2; shift++) /* floats off a 16-byte boundary */
-            for (int mix = 0; mix < 2; mix++) {
-                const int64_t      count = counts[c];
-                struct grid        x = grid_drawn(DTYPE_F32, 1, count + shift, count + shift, 0, 1);
-                struct grid        v = grid_drawn(DTYPE_F32, 1, count + shift, count + shift, 0, 2);
-                struct device_grid dx = device_copy(&x), dv = device_copy(&v);
-                float *const hx = (float *)x.m.data + shift, *const hv = (float *)v.m.data + shift;
-                float *const gx = (float *)dx.m.data + shift, *const gv =
-                                                                  (float *)dv.m.data + shift;
-                if (mix) {
-                    k_mix_noise_cpu(hx, hv, 0.3f, count);
-                    CUDA_OK(k_mix_noise_cuda(gx, gv, 0.3f, count, NULL));
-                } else {
-                    k_euler_step_cpu(hx, hv, -0.125f, count);
-                    CUDA_OK(k_euler_step_cuda(gx, gv, -0.125f, count, NULL));
-                }
-                struct grid got = device_take(&dx), back = device_take(&dv);
-                check_twins(&got, &x, F32_EPS);
-                check_same_bytes(&back, &v);
-                grid_free(&got);
-                grid_free(&back);
-                grid_free(&x);
-                grid_free(&v);
-            }
-}
-
-static void test_count_bad(void **state)
-{
-    (void)state;
-    skip_without_device();
-    enum { COUNT = 150001 };
-    float  *x = vector_drawn(COUNT, 1);
-    int64_t bad = 77;
-    x[0] = NAN;
-    x[70000] = INFINITY;
-    x[COUNT - 1] = -INFINITY;
-    x[5] = 3.4e38f; /* large, but a number */
-    float   *dx = device_floats(x, COUNT);
-    int64_t *dbad = device_bytes(&bad, sizeof bad);
-    for (int64_t count = COUNT; count >= 0; count -= COUNT - 1) {
-        CUDA_OK(k_count_bad_cuda(dbad, dx, count, NULL));
-        CUDA_OK(cudaMemcpy(&bad, dbad, sizeof bad, cudaMemcpyDeviceToHost));
-        assert_int_equal(bad, k_count_bad_cpu(x, count));
-    }
-    CUDA_OK(k_count_bad_cuda(dbad, dx, 0, NULL));
-    CUDA_OK(cudaMemcpy(&bad, dbad, sizeof bad, cudaMemcpyDeviceToHost));
-    assert_int_equal(bad, 0);
-    CUDA_OK(cudaFree(dx));
-    CUDA_OK(cudaFree(dbad));
-    free(x);
-}
-
 /* ------------------------------------------------------------------------- packing, enlarging */
 
 static void check_packing(enum dtype dtype, int32_t h, int32_t w, int32_t channels)
@@ -364,8 +304,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matrices),          cmocka_unit_test(test_large),
         cmocka_unit_test(test_more_than_32_bits), cmocka_unit_test(test_activations_at_the_ends),
-        cmocka_unit_test(test_broken_contracts),  cmocka_unit_test(test_sampling_steps),
-        cmocka_unit_test(test_count_bad),         cmocka_unit_test(test_packing),
+        cmocka_unit_test(test_broken_contracts),  cmocka_unit_test(test_packing),
         cmocka_unit_test(test_upsample2),
     };
     if (wants_bench(argc, argv)) return bench();
