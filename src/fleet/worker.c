@@ -296,7 +296,8 @@ static int serve(struct worker *worker, struct err *err)
         TRY(answer(worker, &question, &goes_on, err));
     }
 out:
-    return rc;
+    /* It is gone: nobody is left to be told. */
+    return rc == ERR_PEER && err->sys == EPIPE ? ERR_OK : rc;
 }
 
 int fleet_worker_run(struct err *err)
