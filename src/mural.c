@@ -414,7 +414,12 @@ const char *mural_job_output(const mural_job *job)
 
 void mural_job_stop(mural_job *job, enum mural_stop how)
 {
-    if (how == MURAL_STOP_NOW || job->stop == 0) job->stop = (int)how;
+    int none = 0;
+
+    if (how == MURAL_STOP_NOW)
+        job->stop = MURAL_STOP_NOW;
+    else /* in one piece: a signal handler may be interrupted by another */
+        (void)atomic_compare_exchange_strong(&job->stop, &none, (int)how);
 }
 
 void mural_job_close(mural_job *job)
