@@ -26,7 +26,6 @@ static void put_foreign(FILE *out, const char *text)
     }
 }
 
-/* JSON is UTF-8; a name or text that is not ends where it stops to be. */
 json_t *report_text(const char *text)
 {
     return json_stringn(text, text_utf8_valid_prefix(text, strlen(text)));
