@@ -133,7 +133,6 @@ static int recall_settings(struct mural_job *job, const char *const *words, size
     int                 rc = ERR_OK;
     bool                retry = job->task == MURAL_RETRY, prompt_given = false;
     struct config_words all = {.count = 0};
-    void               *copy = NULL;
 
     TRY(config_load(&job->config, command_of(job->task), words, count, err));
     TRY(config_check_named(&job->config, command_of(job->task), err));
@@ -146,11 +145,7 @@ static int recall_settings(struct mural_job *job, const char *const *words, size
         if (!seed && !prompt) TRY(config_words_add(&all, words[i], err));
     }
     job->again_seed = job->config.seed;
-    if (prompt_given) {
-        TRY(os_alloc(&copy, strlen(job->config.prompt) + 1, 1, "a prompt", err));
-        memcpy(copy, job->config.prompt, strlen(job->config.prompt) + 1);
-        job->again_prompt = copy;
-    }
+    if (prompt_given) TRY(text_copy(&job->again_prompt, job->config.prompt, "a prompt", err));
     TRY(load_settings(job, (const char *const *)all.word, all.count, err));
 out:
     config_words_close(&all);

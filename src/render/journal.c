@@ -96,12 +96,9 @@ static int set_again(struct journal_facts *facts, uint32_t number,
 {
     int               rc = ERR_OK;
     struct tile_fact *tile = &facts->tiles[number - 1];
-    void             *copy = NULL;
+    char             *copy = NULL;
 
-    if (again->prompt != NULL) {
-        TRY(os_alloc(&copy, strlen(again->prompt) + 1, 1, "a prompt", err));
-        memcpy(copy, again->prompt, strlen(again->prompt) + 1);
-    }
+    if (again->prompt != NULL) TRY(text_copy(&copy, again->prompt, "a prompt", err));
     os_free(tile->prompt);
     tile->prompt = copy;
     tile->has_seed = again->has_seed;
