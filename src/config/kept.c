@@ -21,23 +21,13 @@ static bool is_kept(const struct setting *row)
 /* A new reference; NULL for a path that is unset or not UTF-8. */
 static json_t *value_of(const struct config *config, const struct setting *row)
 {
-    const void *field = (const char *)config + row->offset;
+    const char *field = (const char *)config + row->offset;
     char        path[1024];
 
-    switch (row->type) {
-    case SETTING_TEXT:
-    case SETTING_CHOICE: return json_string(field);
-    case SETTING_INT: return json_integer(*(const int32_t *)field);
-    case SETTING_SEED:
-    case SETTING_BYTES: return json_integer((json_int_t) * (const uint64_t *)field);
-    case SETTING_NUMBER: return json_real(*(const double *)field);
-    case SETTING_SWITCH: return json_boolean(*(const bool *)field);
-    case SETTING_SIZE: return NULL;
-    case SETTING_PATH: break;
-    }
-    if (*(const char *)field == '\0') return NULL;
+    if (row->type != SETTING_PATH) return values_json(config, row);
+    if (*field == '\0') return NULL;
     /* Too long from the root on: as it was given, which is good from the same folder. */
-    return json_string(os_absolute(path, sizeof path, field) ? path : (const char *)field);
+    return json_string(os_absolute(path, sizeof path, field) ? path : field);
 }
 
 int config_kept_json(json_t **out, const struct config *config, struct err *err)
