@@ -133,7 +133,6 @@ static int recall_settings(struct mural_job *job, const char *const *words, size
     int                 rc = ERR_OK;
     bool                retry = job->task == MURAL_RETRY, prompt_given = false;
     struct config_words all = {.count = 0};
-    void               *copy = NULL;
 
     TRY(config_load(&job->config, command_of(job->task), words, count, err));
     TRY(config_check_named(&job->config, command_of(job->task), err));
@@ -146,11 +145,7 @@ static int recall_settings(struct mural_job *job, const char *const *words, size
         if (!seed && !prompt) TRY(config_words_add(&all, words[i], err));
     }
     job->again_seed = job->config.seed;
-    if (prompt_given) {
-        TRY(os_alloc(&copy, strlen(job->config.prompt) + 1, 1, "a prompt", err));
-        memcpy(copy, job->config.prompt, strlen(job->config.prompt) + 1);
-        job->again_prompt = copy;
-    }
+    if (prompt_given) TRY(text_copy(&job->again_prompt, job->config.prompt, "a prompt", err));
     TRY(load_settings(job, (const char *const *)all.word, all.count, err));
 out:
     config_words_close(&all);
@@ -414,7 +409,12 @@ const char *mural_job_output(const mural_job *job)
 
 void mural_job_stop(mural_job *job, enum mural_stop how)
 {
-    if (how == MURAL_STOP_NOW || job->stop == 0) job->stop = (int)how;
+    int none = 0;
+
+    if (how == MURAL_STOP_NOW)
+        job->stop = MURAL_STOP_NOW;
+    else /* in one piece: a signal handler may be interrupted by another */
+        (void)atomic_compare_exchange_strong(&job->stop, &none, (int)how);
 }
 
 void mural_job_close(mural_job *job)

@@ -26,7 +26,6 @@ static void put_foreign(FILE *out, const char *text)
     }
 }
 
-/* JSON is UTF-8; a name or text that is not ends where it stops to be. */
 json_t *report_text(const char *text)
 {
     return json_stringn(text, text_utf8_valid_prefix(text, strlen(text)));
@@ -126,14 +125,6 @@ void report_plan(FILE *out, const struct mural_plan_info *plan, const struct con
                   duration_text(one, plan->seconds_estimate), plan->flop_total);
 }
 
-static bool has_kept_tiles(const char *path)
-{
-    char journal[4200];
-    int  wrote = snprintf(journal, sizeof journal, "%s.mural/journal", path);
-
-    return wrote > 0 && (size_t)wrote < sizeof journal && os_is_file(journal);
-}
-
 int report_info_json(FILE *out, const char *path, const struct picture_info *info, double seconds,
                      struct err *err)
 {
@@ -148,7 +139,7 @@ int report_info_json(FILE *out, const char *path, const struct picture_info *inf
     if (object != NULL && info->settings_json != NULL)
         (void)json_object_set_new(object, "settings", json_loads(info->settings_json, 0, NULL));
     if (object != NULL)
-        (void)json_object_set_new(object, "tiles_kept", json_boolean(has_kept_tiles(path)));
+        (void)json_object_set_new(object, "tiles_kept", json_boolean(config_is_begun(path)));
     if (object != NULL && seconds >= 0)
         (void)json_object_set_new(object, "seconds", json_real(seconds));
     return report_json(out, object, err);
@@ -194,7 +185,7 @@ void report_info(FILE *out, const char *path, const struct picture_info *info)
         (void)fprintf(out, "print     %.1f x %.1f cm at %g dpi\n", info->w / info->dpi * 2.54,
                       info->h / info->dpi * 2.54, info->dpi);
     (void)fprintf(out, "levels    %u\n", info->levels);
-    if (has_kept_tiles(path))
+    if (config_is_begun(path))
         (void)fprintf(out, "tiles     kept: 'mural retry' can paint some of them again\n");
     if (info->prompt != NULL) {
         (void)fprintf(out, "prompt    ");

@@ -139,6 +139,12 @@ size_t text_utf8_valid_prefix(const char *text, size_t bytes);
 /* Number of single-character edits between two short words; for "did you mean". */
 uint32_t text_distance(const char *a, const char *b);
 
+/* A copy on the heap, freed by os_free; `what` it is, for the sentence when memory is short. */
+int text_copy(char **out, const char *text, const char *what, struct err *err);
+
+/* As much of `text` as fits and is valid UTF-8 from its start, into out; returns out. */
+const char *text_fit(char *out, size_t capacity, const char *text);
+
 /* "22.3 GB" style, decimal units, into out; returns out. */
 const char *text_bytes(char *out, size_t capacity, uint64_t bytes);
 

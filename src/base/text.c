@@ -1,5 +1,5 @@
 /*
- * text.c - small questions about words: valid UTF-8, nearest word, readable byte counts.
+ * text.c - small questions about words: valid UTF-8, nearest word, copies, readable byte counts.
  */
 #include "base/base.h"
 
@@ -68,6 +68,26 @@ uint32_t text_distance(const char *a, const char *b)
         }
     }
     return row[b_length];
+}
+
+int text_copy(char **out, const char *text, const char *what, struct err *err)
+{
+    int    rc = ERR_OK;
+    size_t bytes = strlen(text) + 1;
+    void  *copy = NULL;
+
+    TRY(os_alloc(&copy, bytes, 1, what, err));
+    memcpy(copy, text, bytes);
+    *out = copy;
+out:
+    return rc;
+}
+
+const char *text_fit(char *out, size_t capacity, const char *text)
+{
+    (void)snprintf(out, capacity, "%s", text);
+    out[text_utf8_valid_prefix(out, strlen(out))] = '\0';
+    return out;
 }
 
 const char *text_bytes(char *out, size_t capacity, uint64_t bytes)

@@ -499,11 +499,10 @@ out:
     return rc;
 }
 
-/* A poster that was begun comes with the draft it was begun with; it is only written again. */
-static bool is_begun(const struct config *config)
+bool config_is_begun(const char *output)
 {
-    char journal[1100];
-    int  wrote = snprintf(journal, sizeof journal, "%s.mural/journal", config->output);
+    char journal[4200];
+    int  wrote = snprintf(journal, sizeof journal, "%s.mural/journal", output);
 
     return wrote > 0 && (size_t)wrote < sizeof journal && os_is_file(journal);
 }
@@ -519,7 +518,9 @@ static int check_outputs(const struct config *config, enum config_command comman
     }
     if ((command & AGAIN) != 0) TRY(check_target(config->output, false, true, err));
     if (command == COMMAND_RENDER && config->draft[0] != '\0') {
-        TRY(check_target(config->draft, true, config->overwrite || is_begun(config), err));
+        /* A poster that was begun comes with its draft, which is only written again. */
+        TRY(check_target(config->draft, true, config->overwrite || config_is_begun(config->output),
+                         err));
         TRY(check_kept(config, config->draft, "--keep-draft", err));
         if (os_same_file(config->draft, config->output))
             RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the output",

@@ -102,6 +102,8 @@ int config_load(struct config *out, enum config_command command, const char *con
 int config_check(const struct config *config, enum config_command command, struct err *err);
 /* Of these, whether a poster to go on with, or tiles to paint again, are named at all. */
 int config_check_named(const struct config *config, enum config_command command, struct err *err);
+/* Is there a journal beside the output of this name: a poster to go on with, or to retouch? */
+bool config_is_begun(const char *output);
 
 /* ------------------------------------------------------------------------------ command line */
 

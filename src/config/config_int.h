@@ -73,6 +73,9 @@ bool config_is_near(const char *name, const char *word, uint32_t *edits);
 /* values.c: text into the field of a row.  `spoken` is how the user named the setting. */
 int values_set(struct config *config, const struct setting *row, const char *spoken,
                const char *text, struct err *err);
+/* The field as JSON, a new reference.  NULL: a size, which stands for other rows; text that is not
+ * UTF-8; or no memory. */
+json_t *values_json(const struct config *config, const struct setting *row);
 /* What values the row allows: "64..4096 and a multiple of 16", "even or exact". */
 void values_rule(char *out, size_t capacity, const struct setting *row);
 /* A short printable form of anything a user wrote, for sentences; returns out. */

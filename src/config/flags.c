@@ -33,19 +33,17 @@ void config_words_close(struct config_words *words)
 
 int config_words_add(struct config_words *words, const char *word, struct err *err)
 {
-    int    rc = ERR_OK;
-    size_t bytes = strlen(word) + 1;
-    void  *list = NULL, *copy = NULL;
+    int   rc = ERR_OK;
+    void *list = NULL, *old = words->word;
+    char *copy = NULL;
 
     TRY(os_alloc(&list, words->count + 1, sizeof *words->word, "a list of settings", err));
-    TRY(os_alloc(&copy, bytes, 1, "a setting", err));
-    memcpy(copy, word, bytes);
+    TRY(text_copy(&copy, word, "a setting", err));
     if (words->count > 0) memcpy(list, words->word, words->count * sizeof *words->word);
     ((char **)list)[words->count] = copy;
-    copy = list;
-    list = words->word;
-    words->word = copy;
+    words->word = list;
     words->count++;
+    list = old;
 out:
     os_free(list);
     return rc;

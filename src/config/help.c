@@ -278,23 +278,13 @@ out:
 
 static json_t *json_of(const struct config *config, const struct setting *row)
 {
-    const void *field = (const char *)config + row->offset;
+    const char *field = (const char *)config + row->offset;
     const char *slash;
     char        folder[1024];
 
-    switch (row->type) {
-    case SETTING_TEXT:
-    case SETTING_CHOICE: return json_string(field);
-    case SETTING_INT: return json_integer(*(const int32_t *)field);
-    case SETTING_SEED:
-    case SETTING_BYTES: return json_integer((json_int_t) * (const uint64_t *)field);
-    case SETTING_NUMBER: return json_real(*(const double *)field);
-    case SETTING_SWITCH: return json_boolean(*(const bool *)field);
-    case SETTING_SIZE: return NULL;
-    case SETTING_PATH: break;
-    }
+    if (row->type != SETTING_PATH) return values_json(config, row);
     /* A path tells where the author keeps files; its last part tells which model it was. */
-    (void)snprintf(folder, sizeof folder, "%s", (const char *)field);
+    (void)snprintf(folder, sizeof folder, "%s", field);
     for (size_t n = strlen(folder); n > 1 && folder[n - 1] == '/'; n--)
         folder[n - 1] = '\0';
     if (folder[0] == '\0') return NULL;
@@ -309,7 +299,6 @@ int config_to_json(char **text_out, const struct config *config, struct err *err
     const struct setting *rows = config_rows(&count);
     json_t               *object = json_object();
     char                 *dumped = NULL;
-    void                 *copy;
 
     if (object == NULL || json_object_set_new(object, "schema", json_integer(1)) != 0)
         RAISE(err, ERR_HOST_MEM, 0, "no memory for the settings of the picture");
@@ -323,9 +312,7 @@ int config_to_json(char **text_out, const struct config *config, struct err *err
     }
     dumped = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
     if (dumped == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory for the settings of the picture");
-    TRY(os_alloc(&copy, strlen(dumped) + 1, 1, "the settings of the picture", err));
-    memcpy(copy, dumped, strlen(dumped) + 1);
-    *text_out = copy;
+    TRY(text_copy(text_out, dumped, "the settings of the picture", err));
 out:
     free(dumped);
     json_decref(object);

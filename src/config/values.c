@@ -406,3 +406,21 @@ int values_set(struct config *config, const struct setting *row, const char *spo
     }
     must_fail("a setting has a type", ERR_WHERE);
 }
+
+json_t *values_json(const struct config *config, const struct setting *row)
+{
+    const void *field = (const char *)config + row->offset;
+
+    switch (row->type) {
+    case SETTING_TEXT:
+    case SETTING_CHOICE:
+    case SETTING_PATH: return json_string(field);
+    case SETTING_INT: return json_integer(*(const int32_t *)field);
+    case SETTING_SEED:
+    case SETTING_BYTES: return json_integer((json_int_t) * (const uint64_t *)field);
+    case SETTING_NUMBER: return json_real(*(const double *)field);
+    case SETTING_SWITCH: return json_boolean(*(const bool *)field);
+    case SETTING_SIZE: return NULL;
+    }
+    must_fail("a setting has a type", ERR_WHERE);
+}

@@ -107,40 +107,42 @@ out:
     return rc;
 }
 
+/* One rectangle between its pixels and its latent, by way of shared memory. */
+static int convert(struct seat *seat, enum wire_kind kind, struct wire_rect rect, const float *x,
+                   float *x_out, struct err *err)
+{
+    int              rc = ERR_OK;
+    bool             encodes = kind == WIRE_ENCODE;
+    struct wire_work work = {.count = 1, .rects = {rect}};
+    struct shared   *shared = &seat->shared;
+    int64_t          pixels = 3 * (int64_t)rect.w_px * rect.h_px;
+    int64_t          latents = shared_latent_values(rect, seat->fleet->request.channels);
+
+    must(pixels <= shared->pixel_values && latents <= shared->latent_values);
+    TRY(supervisor_ready(seat, err));
+    if (encodes)
+        memcpy(shared->pixels, x, (size_t)pixels * sizeof *x);
+    else
+        memcpy(shared->latents, x, (size_t)latents * sizeof *x);
+    TRY(do_work(seat, kind, &work, err));
+    if (encodes)
+        TRY(take_result(seat, x_out, shared->latents, latents, "latent", err));
+    else
+        TRY(take_result(seat, x_out, shared->pixels, pixels, "picture", err));
+out:
+    return rc;
+}
+
 static int fleet_encode(void *self, const float *rgb, int32_t w_px, int32_t h_px, float *latent_out,
                         struct err *err)
 {
-    int              rc = ERR_OK;
-    struct seat     *seat = self;
-    struct wire_work work = {.count = 1, .rects = {{w_px, h_px}}};
-    int64_t          pixels = 3 * (int64_t)w_px * h_px;
-    int64_t          latents = shared_latent_values(work.rects[0], seat->fleet->request.channels);
-
-    must(pixels <= seat->shared.pixel_values && latents <= seat->shared.latent_values);
-    TRY(supervisor_ready(seat, err));
-    memcpy(seat->shared.pixels, rgb, (size_t)pixels * sizeof *rgb);
-    TRY(do_work(seat, WIRE_ENCODE, &work, err));
-    TRY(take_result(seat, latent_out, seat->shared.latents, latents, "latent", err));
-out:
-    return rc;
+    return convert(self, WIRE_ENCODE, (struct wire_rect){w_px, h_px}, rgb, latent_out, err);
 }
 
 static int fleet_decode(void *self, const float *latent, int32_t w_px, int32_t h_px, float *rgb_out,
                         struct err *err)
 {
-    int              rc = ERR_OK;
-    struct seat     *seat = self;
-    struct wire_work work = {.count = 1, .rects = {{w_px, h_px}}};
-    int64_t          pixels = 3 * (int64_t)w_px * h_px;
-    int64_t          latents = shared_latent_values(work.rects[0], seat->fleet->request.channels);
-
-    must(pixels <= seat->shared.pixel_values && latents <= seat->shared.latent_values);
-    TRY(supervisor_ready(seat, err));
-    memcpy(seat->shared.latents, latent, (size_t)latents * sizeof *latent);
-    TRY(do_work(seat, WIRE_DECODE, &work, err));
-    TRY(take_result(seat, rgb_out, seat->shared.pixels, pixels, "picture", err));
-out:
-    return rc;
+    return convert(self, WIRE_DECODE, (struct wire_rect){w_px, h_px}, latent, rgb_out, err);
 }
 
 static int fleet_predict(void *self, const struct painter_tile *tiles, uint32_t count,

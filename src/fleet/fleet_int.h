@@ -87,8 +87,8 @@ int wire_unpack(struct wire_message *out, const uint8_t *bytes, size_t count, en
 /* Number a packed message anew. */
 void wire_number(uint8_t *bytes, uint32_t sequence);
 
-/* The whole message at once or not at all; never waits.  ERR_PEER when the other side is gone or
- * does not read. */
+/* The whole message at once or not at all; never waits.  ERR_PEER when the other side is gone (its
+ * sys is then EPIPE) or does not read. */
 int wire_send(int channel, const uint8_t *bytes, size_t count, struct err *err);
 /* One message into bytes_out [WIRE_BYTES_MAX].  *count_out 0: the other side closed the channel.
  * With `waits` false and nothing there: *count_out is SIZE_MAX. */

@@ -26,12 +26,15 @@ int64_t shared_latent_values(struct wire_rect rect, int32_t channels)
     return (int64_t)(rect.w_px / TILING_PX_PER_LAT) * (rect.h_px / TILING_PX_PER_LAT) * channels;
 }
 
+static uint64_t area_bytes(int64_t values)
+{
+    return (uint64_t)round_up_i64(values * (int64_t)sizeof(float), AREA_ALIGNMENT);
+}
+
 /* Cannot overflow: sides are below 2^20 px, tiles and channels are checked where they come in. */
 static void lay_out(struct shared *out, const struct engine_size *sizes, size_t size_count,
                     int32_t channels)
 {
-    uint64_t latent_bytes, pixel_bytes;
-
     *out = (struct shared){.fd = -1};
     for (size_t i = 0; i < size_count; i++) {
         struct wire_rect rect = {.w_px = sizes[i].w_px, .h_px = sizes[i].h_px};
@@ -39,18 +42,14 @@ static void lay_out(struct shared *out, const struct engine_size *sizes, size_t 
         out->latent_values = max_i64(out->latent_values, latents);
         out->pixel_values = max_i64(out->pixel_values, 3 * (int64_t)rect.w_px * rect.h_px);
     }
-    latent_bytes =
-        (uint64_t)round_up_i64(out->latent_values * (int64_t)sizeof(float), AREA_ALIGNMENT);
-    pixel_bytes =
-        (uint64_t)round_up_i64(out->pixel_values * (int64_t)sizeof(float), AREA_ALIGNMENT);
-    out->bytes = AREA_ALIGNMENT + 2 * latent_bytes + pixel_bytes;
+    out->bytes =
+        AREA_ALIGNMENT + 2 * area_bytes(out->latent_values) + area_bytes(out->pixel_values);
 }
 
 static void place(struct shared *shared)
 {
     char    *base = shared->base;
-    uint64_t latent_bytes =
-        (uint64_t)round_up_i64(shared->latent_values * (int64_t)sizeof(float), AREA_ALIGNMENT);
+    uint64_t latent_bytes = area_bytes(shared->latent_values);
 
     shared->pulse = shared->base;
     shared->latents = (float *)(void *)(base + AREA_ALIGNMENT);

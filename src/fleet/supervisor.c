@@ -67,8 +67,7 @@ static int back_off(const struct seat *seat, struct err *err)
 /* What a worker wrote is shown to people, and it may be out of its mind. */
 static const char *plain(char *out, size_t capacity, const char *words)
 {
-    (void)snprintf(out, capacity, "%s", words);
-    out[text_utf8_valid_prefix(out, strlen(out))] = '\0';
+    (void)text_fit(out, capacity, words);
     for (char *at = out; *at != '\0'; at++)
         if ((unsigned char)*at < 0x20 || *at == 0x7F) *at = '?';
     return out;

@@ -12,9 +12,9 @@
  *          0     4  magic "MURW"
  *          4     2  version of this format, 1
  *          6     2  kind
- *          8     4  sequence: the questions of one supervisor count up, an answer repeats the
- * number 12     4  bytes of the whole message, at most 65,536 16        the fields of its kind, in
- * this order and nothing after them:
+ *          8     4  sequence: questions count up, an answer repeats its question's number
+ *         12     4  bytes of the whole message, at most 65,536
+ *         16        the fields of its kind, in this order and nothing after them:
  *
  *     OPEN     u32 precision, machine, GPU, threads, text tokens; i32 channels;
  *              u64 bytes of shared memory;
@@ -410,6 +410,7 @@ int wire_send(int channel, const uint8_t *bytes, size_t count, struct err *err)
     do
         sent = os.send(channel, bytes, count, MSG_DONTWAIT | MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
+    if (sent < 0 && errno == ECONNRESET) errno = EPIPE; /* gone, with words of ours unread */
     if (sent < 0) RAISE(err, ERR_PEER, errno, "cannot be written to: %s", strerror(errno));
     if ((size_t)sent != count)
         RAISE(err, ERR_PEER, 0, "took %lld of the %zu bytes of a message", (long long)sent, count);

@@ -87,24 +87,17 @@ static int say(struct worker *worker, const struct wire_message *message, struct
     return rc;
 }
 
-/* Words that may be cut, but stay UTF-8. */
-static const char *cut(char *out, size_t capacity, const char *words)
-{
-    (void)snprintf(out, capacity, "%s", words);
-    out[text_utf8_valid_prefix(out, strlen(out))] = '\0';
-    return out;
-}
-
 /* A line that cannot be sent is lost; work goes on. */
 static void log_to_supervisor(enum log_level level, const char *line, void *user)
 {
     const struct worker *worker = user;
     uint8_t              bytes[WIRE_WORDS_MAX + 64];
     char                 words[WIRE_WORDS_MAX];
-    struct wire_message  message = {
-         .kind = WIRE_LOG, .as.log = {.level = level, .words = cut(words, sizeof words, line)}};
-    struct err err;
+    struct wire_message  message = {.kind = WIRE_LOG};
+    struct err           err;
 
+    message.as.log =
+        (struct wire_log){.level = level, .words = text_fit(words, sizeof words, line)};
     (void)wire_send(worker->channel, bytes, wire_pack(bytes, &message), &err);
 }
 
@@ -112,11 +105,12 @@ static int tell_failure(struct worker *worker, uint32_t sequence, const struct e
                         struct err *err)
 {
     char                words[WIRE_WORDS_MAX];
-    struct wire_message message = {.kind = WIRE_FAILED,
-                                   .sequence = sequence,
-                                   .as.failed = {.code = failure->code,
-                                                 .sys = failure->sys,
-                                                 .words = cut(words, sizeof words, failure->text)}};
+    struct wire_message message = {
+        .kind = WIRE_FAILED,
+        .sequence = sequence,
+        .as.failed = {.code = failure->code,
+                      .sys = failure->sys,
+                      .words = text_fit(words, sizeof words, failure->text)}};
 
     return say(worker, &message, err);
 }
@@ -296,7 +290,8 @@ static int serve(struct worker *worker, struct err *err)
         TRY(answer(worker, &question, &goes_on, err));
     }
 out:
-    return rc;
+    /* It is gone: nobody is left to be told. */
+    return rc == ERR_PEER && err->sys == EPIPE ? ERR_OK : rc;
 }
 
 int fleet_worker_run(struct err *err)

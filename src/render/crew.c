@@ -3,8 +3,9 @@
  *
  * Owns the queue and the threads.  A tile is painted by whoever is free, and what it becomes does
  * not depend on who that is.  A painter that fails a tile for a reason of its own (its device, its
- * memory, its process) hands it over to another, once; one that fails three tiles in a row so is
- * not used any more.  Numbers that come out wrong are the tile's reason, not the painter's.
+ * memory, its process) hands it over to another, once, or tries it again itself when there is no
+ * other any more; one that fails three tiles in a row so is not used any more.  Numbers that come
+ * out wrong are the tile's reason, not the painter's.
  *
  * Threads: with one painter, the render thread paints.  With several, each has a thread with a desk
  * of its own, and the render thread only speaks with the caller.  `turn` guards the queue, `shelf`
@@ -62,14 +63,23 @@ static uint32_t usable_others(const struct crew *crew, int32_t index)
     return count;
 }
 
-/* The first task that is left for this hand, or NULL. */
-static struct task *find_task(struct crew *crew, int32_t index, bool *left_out)
+static bool is_any_left(struct crew *crew)
 {
     while (crew->next < crew->task_count && crew->tasks[crew->next].taken)
         crew->next++;
-    *left_out = crew->next < crew->task_count;
+    return crew->next < crew->task_count;
+}
+
+/* The first task that is left for this hand, or NULL.  What it handed over comes back to it when
+ * nobody else is of use any more. */
+static struct task *find_task(struct crew *crew, int32_t index)
+{
+    bool alone = usable_others(crew, index) == 0;
+
+    if (!is_any_left(crew)) return NULL;
     for (uint32_t i = crew->next; i < crew->task_count; i++)
-        if (!crew->tasks[i].taken && crew->tasks[i].failed_by != index) return &crew->tasks[i];
+        if (!crew->tasks[i].taken && (alone || crew->tasks[i].failed_by != index))
+            return &crew->tasks[i];
     return NULL;
 }
 
@@ -80,14 +90,13 @@ static struct task *take_task(struct hand *hand)
     struct crew *crew = hand->crew;
 
     while (!crew->ended && hand->usable) {
-        bool         left;
-        struct task *task = find_task(crew, hand->index, &left);
+        struct task *task = find_task(crew, hand->index);
         if (task != NULL) {
             task->taken = true;
             crew->busy++;
             return task;
         }
-        if (usable_others(crew, hand->index) == 0 || (!left && crew->busy == 0)) break;
+        if (usable_others(crew, hand->index) == 0 || (!is_any_left(crew) && crew->busy == 0)) break;
         (void)pthread_cond_wait(&crew->changed, &crew->turn);
     }
     return NULL;
@@ -359,7 +368,6 @@ int crew_paint(const struct crew_work *work, struct err *why_out, struct err *er
     const struct config *config = work->store->request->config;
     struct crew          crew = {.work = work};
     uint64_t             tiles = journal_facts(work->store->journal)->tile_count;
-    bool                 left;
 
     crew_init(&crew);
     TRY(os_alloc((void **)&crew.tasks, 2 * tiles, sizeof *crew.tasks, "the list of tiles", err));
@@ -373,8 +381,7 @@ int crew_paint(const struct crew_work *work, struct err *why_out, struct err *er
         rc = (int)err->code;
         goto out;
     }
-    (void)find_task(&crew, -1, &left);
-    if (left && crew.ended) RAISE(err, ERR_CANCELLED, 0, "stopped on request");
+    if (is_any_left(&crew) && crew.ended) RAISE(err, ERR_CANCELLED, 0, "stopped on request");
     if (strcmp(config->on_fail, "draft") == 0) TRY(fill_failed(&crew, err));
 out:
     crew_fini(&crew);

@@ -12,15 +12,16 @@
  * hex digits; what a reader does not know it skips:
  *
  *     {"is":"plan","format":1,"program":..,"settings":{..},"overwrite":..,"model":..,"numeric":..,
- *      "grid":{..},"noise":..}                    the first record, and no other is a plan
- *     {"is":"guide","width":..,"height":..,"hash":..}            guide.rgb16 is on the disk;
- * another hash than before forgets all tiles
- *     {"is":"tile","tile":7,"hash":..,"attempts":1,"seconds":{..}}       tile-7.rgb16 is on the
- * disk
- *     {"is":"filled","tile":7,"hash":..}                the same, but cut from the enlarged guide
+ *      "grid":{..},"noise":..}                   the first record, and no other is a plan
+ *     {"is":"guide","width":..,"height":..,"hash":..}   guide.rgb16 is on the disk; with another
+ *                                                hash than before, all tiles are forgotten
+ *     {"is":"tile","tile":7,"hash":..,"attempts":1,"seconds":{..}}
+ *                                                tile-7.rgb16 is on the disk
+ *     {"is":"filled","tile":7,"hash":..}         the same, but cut from the enlarged guide
  *     {"is":"failed","tile":7,"attempts":4,"why":".."}
- *     {"is":"again","tile":7,"seed":..,"prompt":".."}   to be painted again; seed, prompt: optional
- *     {"is":"finished","bytes":..,"hash":..}            the output, complete, is about to appear
+ *     {"is":"again","tile":7,"seed":..,"prompt":".."}
+ *                                                to be painted again; seed, prompt: optional
+ *     {"is":"finished","bytes":..,"hash":..}     the output, complete, is about to appear
  *
  * The hash of each line is seeded by the one before, so the first bad line ends the log: what
  * follows was never promised.  A line is added, and brought to the disk, only after the bytes it
@@ -95,12 +96,9 @@ static int set_again(struct journal_facts *facts, uint32_t number,
 {
     int               rc = ERR_OK;
     struct tile_fact *tile = &facts->tiles[number - 1];
-    void             *copy = NULL;
+    char             *copy = NULL;
 
-    if (again->prompt != NULL) {
-        TRY(os_alloc(&copy, strlen(again->prompt) + 1, 1, "a prompt", err));
-        memcpy(copy, again->prompt, strlen(again->prompt) + 1);
-    }
+    if (again->prompt != NULL) TRY(text_copy(&copy, again->prompt, "a prompt", err));
     os_free(tile->prompt);
     tile->prompt = copy;
     tile->has_seed = again->has_seed;
@@ -256,13 +254,18 @@ int journal_parse(struct journal_end *end_out, json_t **plan_out, struct journal
     if (*plan_out == NULL) goto out;
     TRY(check_plan(*plan_out, text->path, err));
     for (end_out->bytes = length; facts != NULL; end_out->bytes += length) {
-        uint64_t hash;
-        bool     good;
+        struct err shortage = {.code = ERR_OK};
+        uint64_t   hash;
+        bool       good;
         record = take_line(text->data + end_out->bytes, text->bytes - end_out->bytes, end_out->hash,
                            &length, &hash);
-        good = record != NULL && take_record(facts, record, err);
+        good = record != NULL && take_record(facts, record, &shortage);
         json_decref(record);
-        if (err->code != ERR_OK) return (int)err->code;
+        if (shortage.code != ERR_OK) {
+            *err = shortage;
+            rc = (int)shortage.code;
+            goto out;
+        }
         if (!good) break;
         end_out->hash = hash;
     }

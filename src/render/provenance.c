@@ -43,7 +43,6 @@ int provenance_json(char **text_out, const struct config *used, const struct jou
 {
     int         rc = ERR_OK;
     char       *settings = NULL, *dumped = NULL;
-    void       *copy = NULL;
     json_t     *object = NULL, *lists = NULL, *list;
     const char *name;
 
@@ -58,9 +57,7 @@ int provenance_json(char **text_out, const struct config *used, const struct jou
     }
     dumped = json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9));
     if (dumped == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory for metadata");
-    TRY(os_alloc(&copy, strlen(dumped) + 1, 1, "metadata", err));
-    memcpy(copy, dumped, strlen(dumped) + 1);
-    *text_out = copy;
+    TRY(text_copy(text_out, dumped, "metadata", err));
 out:
     json_decref(object);
     json_decref(lists);

@@ -76,8 +76,7 @@ int render_plan_make(struct render_plan *out, const struct config *config, struc
     TRY(grid_make(&plan.grid, &grid, err));
     TRY(render_file_request(&file, config, err));
     draft_size(config, &plan.draft_w_px, &plan.draft_h_px);
-    plan.spool_bytes = grid_count(&plan.grid) * (uint64_t)plan.grid.tile_w_px *
-                       (uint64_t)plan.grid.tile_h_px * 3 * sizeof(uint16_t);
+    plan.spool_bytes = grid_count(&plan.grid) * spool_tile_bytes(&plan.grid);
     plan.output_bytes_worst = bigtiff_bytes_worst(&file);
     *out = plan;
 out:

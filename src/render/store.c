@@ -207,6 +207,7 @@ static int start_over(struct store *store, json_t *plan, struct err *err)
     TRY(os_remove(store->journal_path, err)); /* before the files that it vouches for */
     spool_clear(store->spool);
     store->fresh = true;
+    TRY(os_sync_folder(store->folder, err)); /* its own name, without which all in it is lost */
     TRY(journal_create(&store->journal, store->journal_path, tiles, plan, err));
 out:
     return rc;

@@ -49,18 +49,6 @@ out:
 
 /* ----------------------------------------------------------------------------- the index */
 
-static int copy_text(char **out, const char *text, struct err *err)
-{
-    int   rc = ERR_OK;
-    void *copy = NULL;
-
-    TRY(os_alloc(&copy, strlen(text) + 1, 1, "a path", err));
-    memcpy(copy, text, strlen(text) + 1);
-    *out = copy;
-out:
-    return rc;
-}
-
 /* The shard called `name`, beside the index; added when it is new. */
 static int find_shard(uint32_t *out, struct safetensors *file, const char *name, struct err *err)
 {
@@ -84,7 +72,7 @@ static int find_shard(uint32_t *out, struct safetensors *file, const char *name,
     if (file->shard_count == SAFETENSORS_SHARDS_MAX)
         RAISE(err, ERR_FORMAT, 0, "weights: '%s' lists more than %d shards", file->path,
               SAFETENSORS_SHARDS_MAX);
-    TRY(copy_text(&file->shards[file->shard_count].path, path, err));
+    TRY(text_copy(&file->shards[file->shard_count].path, path, "a path", err));
     *out = file->shard_count++;
 out:
     return rc;
@@ -167,14 +155,14 @@ static int open_list(struct safetensors **out, json_t **index_out, const char *p
 
     TRY(os_alloc(&memory, 1, sizeof *file, "a reader of weights", err));
     file = memory;
-    TRY(copy_text(&file->path, path, err));
+    TRY(text_copy(&file->path, path, "a path", err));
     TRY(os_alloc(&shards, is_index(path) ? SAFETENSORS_SHARDS_MAX : 1, sizeof *file->shards,
                  "a list of shards", err));
     file->shards = shards;
     if (is_index(path)) {
         TRY(read_index(file, index_out, err));
     } else {
-        TRY(copy_text(&file->shards[0].path, path, err));
+        TRY(text_copy(&file->shards[0].path, path, "a path", err));
         file->shard_count = 1;
     }
     *out = file;

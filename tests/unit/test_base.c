@@ -239,9 +239,25 @@ static void log_lines_reach_the_sink_from_a_level_on(void **state)
     log_install(NULL, NULL, LOG_DEBUG);
 }
 
+static void what_fits_stays_text(void **state)
+{
+    struct err err = {0};
+    char       out[6], *copy = NULL;
+
+    (void)state;
+    assert_string_equal(text_fit(out, sizeof out, "seal"), "seal");
+    assert_string_equal(text_fit(out, sizeof out, "seals ashore"), "seals");
+    assert_string_equal(text_fit(out, sizeof out, "se\xC3\xA9\xC3\xA9n"), "se\xC3\xA9");
+    assert_string_equal(text_fit(out, sizeof out, "se\xFFls"), "se");
+    ASSERT_OK(text_copy(&copy, "seal", "a word", &err));
+    assert_string_equal(copy, "seal");
+    os_free(copy);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_fits_stays_text),
         cmocka_unit_test(errors_keep_sentence_and_place),
         cmocka_unit_test(checked_arithmetic_reports_overflow),
         cmocka_unit_test(utf8_is_judged_as_the_standard_says),

@@ -66,6 +66,53 @@ static void a_broken_painter_is_left_out(void **state)
     }
 }
 
+/* The first painter fails its first tile once, and goes on when the second is of no use any more,
+ * which is after three failures: the tile was handed over, and must come back. */
+static int  first_began, second_failed;
+static void wait_until(const int *count, int least)
+{
+    while (__atomic_load_n(count, __ATOMIC_ACQUIRE) < least)
+        (void)os.poll(-1, 0, 1);
+}
+static int begin_first(void *self, const struct painter_stage *stage, uint32_t *steps_out,
+                       struct err *err)
+{
+    if (stage->sigma_start < 1) {
+        if (__atomic_add_fetch(&first_began, 1, __ATOMIC_ACQ_REL) == 1)
+            return err_set(err, ERR_PEER, 0, ERR_WHERE, "it died");
+        wait_until(&second_failed, 3);
+    }
+    return fake_begin(self, stage, steps_out, err);
+}
+static int begin_second(void *self, const struct painter_stage *stage, uint32_t *steps_out,
+                        struct err *err)
+{
+    (void)self, (void)stage, (void)steps_out;
+    wait_until(&first_began, 2);
+    (void)__atomic_add_fetch(&second_failed, 1, __ATOMIC_ACQ_REL);
+    return err_set(err, ERR_PEER, 0, ERR_WHERE, "it dies");
+}
+
+static void a_tile_comes_back_when_nobody_else_is_left(void **state)
+{
+    struct story   story;
+    struct err     err = {0};
+    struct fake    fakes[2] = {{0}};
+    struct painter painters[2] = {painter_of(&fakes[0]), painter_of(&fakes[1])};
+
+    (void)state;
+    story_open(&story, "even", 8);
+    assert_true(grid_count(&story.plan.grid) > 6);
+    painters[0].begin = begin_first;
+    painters[1].begin = begin_second;
+    story.config.tile_retries = 0;
+    story.request.painters = painters;
+    story.request.painter_count = 2;
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_int_equal(second_failed, 3);
+    story_close(&story);
+}
+
 static int stop_when;
 static int stop_after_one(const struct render_progress *progress, void *user)
 {
@@ -103,6 +150,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_number_of_painters_gives_the_same_bytes),
         cmocka_unit_test(a_broken_painter_is_left_out),
+        cmocka_unit_test(a_tile_comes_back_when_nobody_else_is_left),
         cmocka_unit_test(a_stop_is_heard_by_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

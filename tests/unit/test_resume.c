@@ -124,6 +124,37 @@ static void killed_at_every_call_goes_on_to_the_same_bytes(void **state)
     assert_true(moments > 60); /* at least open, write, sync, sync and a record for every tile */
 }
 
+static struct stat holder; /* the folder that holds the output and `<output>.mural` */
+static int         holder_syncs;
+static int         counting_fsync(int fd)
+{
+    struct stat about;
+
+    if (fstat(fd, &about) == 0 && about.st_dev == holder.st_dev && about.st_ino == holder.st_ino)
+        holder_syncs++;
+    return working.fsync(fd);
+}
+
+/* Not only what is in the folder, also its own name, before anything in it counts. */
+static void the_folder_of_a_stopped_run_is_on_the_disk(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+
+    (void)state;
+    small_open(&story);
+    assert_int_equal(stat(story.folder, &holder), 0);
+    holder_syncs = 0;
+    stop_after = 12;
+    os.fsync = counting_fsync;
+    assert_int_equal(render_poster(&story.request, &err), ERR_CANCELLED);
+    os = working;
+    stop_after = 0;
+    assert_true(strstr(err.text, "tiles are safe") != NULL);
+    assert_true(holder_syncs > 0);
+    story_close(&story);
+}
+
 static void every_single_failing_call_is_told_and_mended(void **state)
 {
     int moments = 0, failures = 0;
@@ -614,6 +645,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(killed_at_every_call_goes_on_to_the_same_bytes),
+        cmocka_unit_test(the_folder_of_a_stopped_run_is_on_the_disk),
         cmocka_unit_test(every_single_failing_call_is_told_and_mended),
         cmocka_unit_test(killed_again_and_again_loses_nothing),
         cmocka_unit_test(a_retry_that_is_killed_goes_on),
