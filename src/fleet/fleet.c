@@ -251,8 +251,12 @@ int fleet_open(struct fleet **out, const struct fleet_request *request, struct e
     }
     /* All at once; one that cannot be launched now is tried again in its turn. */
     for (uint32_t i = 0; i < request->worker_count; i++) {
-        rc = supervisor_launch(&fleet->seats[i], err);
-        if (rc != ERR_OK && !err_is_retryable(err)) goto out;
+        struct err later = {.code = ERR_OK};
+        if (supervisor_launch(&fleet->seats[i], &later) == ERR_OK || err_is_retryable(&later))
+            continue;
+        *err = later;
+        rc = (int)later.code;
+        goto out;
     }
     for (uint32_t i = 0; i < request->worker_count; i++)
         TRY(supervisor_start(&fleet->seats[i], err));

@@ -333,6 +333,9 @@ int supervisor_start(struct seat *seat, struct err *err)
         if (rc == ERR_OK || !err_is_retryable(err)) break;
         if (attempt < OPEN_TRIES) log_line(LOG_WARN, "%s; it is tried again", err->text);
     }
-    seat->failures = rc == ERR_OK ? 0 : seat->failures;
+    if (rc == ERR_OK) {
+        seat->failures = 0;
+        *err = (struct err){.code = ERR_OK}; /* what failed before it was tried again is over */
+    }
     return rc;
 }

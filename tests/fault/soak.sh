@@ -59,7 +59,7 @@ one_run() {
         code=$?
         case $code in
         0 | 137) ;;
-        *) echo "exit $code: $(cat told)"; return 1 ;;
+        *) echo "exit $code: $(tr -d "\0" <told)"; return 1 ;;
         esac
     done
     cmp reference.tif poster.tif || return 1

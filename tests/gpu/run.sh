@@ -4,12 +4,12 @@
 # It stands in a folder that `make kit` made: the programs in one file, their shared libraries, the
 # expected values.  The machine needs a driver, cuBLASLt and cuDNN; no compiler, no packages.
 #
-# use: run.sh [quick]     quick: without compute-sanitizer
+# use: [LOGS=folder] run.sh [quick]     quick: without compute-sanitizer
 set -u
 cd "$(dirname "$0")" || exit 2
 export MURAL_TEST_DATA=$PWD OMP_WAIT_POLICY=passive CMOCKA_MESSAGE_OUTPUT=TAP
 passed=0 failed=0 skipped=0
-logs=${OUT:-$PWD}/logs
+logs=${LOGS:-$PWD/logs}
 mkdir -p "$logs"
 
 stage() { echo; echo "== $1"; }
