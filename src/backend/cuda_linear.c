@@ -6,7 +6,7 @@
  * no epilogue can do follows in a kernel.
  *
  * Scratch, in this order: x and w in the type of products where they have another, the bias in
- * bf16, cuBLASLt's workspace.
+ * bf16, an f32 result that is to be bf16, cuBLASLt's workspace.
  */
 #include "backend/cuda_int.h"
 #include "kernels/kernels_cuda.h"
@@ -19,13 +19,19 @@ static uint64_t cast_bytes(const struct backend *backend, struct matrix m)
     return (uint64_t)round_up_i64(m.rows * m.cols * dtype_bytes(backend->compute), 64);
 }
 
+/* cuBLASLt rounds no f32 product to bf16. */
+static uint64_t result_bytes(const struct backend *backend, struct matrix y)
+{
+    return backend->compute == DTYPE_F32 ? cast_bytes(backend, y) : 0;
+}
+
 uint64_t cuda_linear_needs(const struct backend *backend, struct matrix y, struct matrix x,
                            struct matrix w, const float *bias, enum activation act)
 {
     (void)bias;
     (void)act;
     return cast_bytes(backend, x) + cast_bytes(backend, w) +
-           (uint64_t)round_up_i64(2 * y.cols, 64) + GEMM_SCRATCH_BYTES;
+           (uint64_t)round_up_i64(2 * y.cols, 64) + result_bytes(backend, y) + GEMM_SCRATCH_BYTES;
 }
 
 /* m, or a copy of it in the type of products. */
@@ -81,10 +87,17 @@ int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struc
         status = bias_in_bf16(cuda, &request, bias, &scratch);
         request.act = act;
     }
+    if (result_bytes(backend, y) > 0) {
+        request.y.data = scratch_take(&scratch, result_bytes(backend, y));
+        request.y.dtype = DTYPE_F32;
+        request.y.ld = y.cols;
+    }
     request.workspace = workspace_of(scratch);
     if (!status) status = gemm_run(&cuda->gemm, &request, backend->rehearsing, cuda->stream);
-    if (!status && !in_epilogue && !backend->rehearsing && (bias != NULL || act != ACT_NONE))
-        status = k_bias_act_cuda(y, bias, act, cuda->stream);
+    if (status || backend->rehearsing) return status;
+    if (!in_epilogue && (bias != NULL || act != ACT_NONE))
+        status = k_bias_act_cuda(request.y, bias, act, cuda->stream);
+    if (!status && request.y.data != y.data) status = k_cast_cuda(y, request.y, cuda->stream);
     return status;
 }
 

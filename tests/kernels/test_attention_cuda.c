@@ -198,7 +198,8 @@ static void test_broken_contracts(void **state)
 
 /* ------------------------------------------------------------------------------- properties */
 
-/* Scores in the thousands, largest last: nothing overflows, and the last key wins alone. */
+/* Scores in the thousands, largest last: nothing overflows, and the last key wins alone.  In bf16
+ * its weight may be rounded where the sum that divides it is not. */
 static void test_large_scores(void **state)
 {
     (void)state;
@@ -220,7 +221,8 @@ static void test_large_scores(void **state)
         CUDA_OK(k_attention_cuda(&d.device, dtype, NULL));
         struct grid got = attention_close(&d);
         for (int64_t i = 0; i < 64; i++)
-            CHECK_NEAR(get(got.m, 1, i), last[i], 1e-6);
+            CHECK_NEAR(get(got.m, 1, i), last[i],
+                       dtype == DTYPE_F32 ? 1e-6 : 0x1p-8 * fabs(last[i]));
         grid_free(&got);
         grid_free(&d.out);
     }
