@@ -1,4 +1,4 @@
-"""What the trained model can do: losses on held-out pictures, the words test, the tile test.
+"""What the shipped model can do: losses on held-out pictures, the words test, the tile test.
 
 Writes `evaluation.json` with every number and pictures for the eye into the work folder.
 Attributes are measured in the pixels, by rules that painted pictures confirm: no other model
@@ -21,7 +21,7 @@ import painter
 from data import (AXES, DEVICE, SHAPES, T5_LENGTH, Drawer, Encoder, Pool, Source, Words, autocast,
                   draw_batch, enlarged, paint_tiles, psnr, save_grid, sent, view)
 from network import pack, rope_table, unpack
-from train import Flow, check_vae, load_flow, load_vae, log, tile_loss, view_loss
+from train import Flow, check_vae, load_exported, load_vae, log, tile_loss, view_loss
 
 # ------------------------------------------------------------------------------------- inference
 
@@ -180,8 +180,14 @@ def held_out(a: argparse.Namespace, artist: Artist, count: int) -> dict:
     return facts
 
 
+def mean(values) -> float:
+    values = list(values)
+    return round(sum(values) / max(1, len(values)), 3)
+
+
 def followed(a: argparse.Namespace, artist: Artist, judge: Judge, each: int) -> tuple[dict, Tensor]:
-    """How often the judge finds the place and the time that a plain caption asked for."""
+    """How often the judge finds the place and the time that a plain caption asked for, the light
+    of the sky by time, and the shares of colours by place, by day."""
     places = painter.PLACES[:2] if a.dry else painter.PLACES
     asked = [(p, t) for p in places for t in painter.TIMES for _ in range(each)]
     rng = random.Random(5)
@@ -194,9 +200,12 @@ def followed(a: argparse.Namespace, artist: Artist, judge: Judge, each: int) -> 
             hits[want[column]].append(name == want[column])
         facts[kind] = {k: round(sum(v) / len(v), 3) for k, v in hits.items()}
     light = sky_light(made).tolist()
-    facts["sky_light"] = {t: round(sum(v for v, (_, u) in zip(light, asked) if u == t)
-                                   / max(1, sum(u == t for _, u in asked)), 3)
+    facts["sky_light"] = {t: mean(v for v, (_, u) in zip(light, asked) if u == t)
                           for t in painter.TIMES}
+    for name in ("sand", "water", "snow"):
+        values = SHARES[name](made).tolist()
+        facts[name] = {p: mean(v for v, (q, t) in zip(values, asked) if q == p and t == "day")
+                       for p in places}
     return facts, made[::each]
 
 
@@ -281,10 +290,9 @@ def evaluate(a: argparse.Namespace) -> None:
 
     vae, _ = load_vae(a.work, a.model)
     words = Words(a.model)
-    model, facts = load_flow(a.work, words, "mean")
+    model = load_exported(a.model, words)
     artist = Artist(model.eval(), Encoder(vae, compiled=False, part=16), words, 2 if a.dry else 20)
-    result: dict = {k: facts[k] for k in ("steps", "samples", "pictures", "seconds")}
-    result["vae"] = check_vae(vae, number(32), a.work / "vae")
+    result: dict = {"vae": check_vae(vae, number(32), a.work / "vae")}
     result["loss"] = held_out(a, artist, number(192))
     log("held out", json.dumps(result))
 
@@ -295,8 +303,12 @@ def evaluate(a: argparse.Namespace) -> None:
                     / len(themes), 3) for kind in ("place", "time")}
     result["painted"] = {
         name: {p: round(float(SHARES[name](torch.stack(
-            [x for x, t in zip(real, themes) if t.place == p] or [real[0]])).mean()), 3)
+            [x for x, t in zip(real, themes) if t.place == p and t.time == "day"]
+            or [real[0]])).mean()), 3)
             for p in painter.PLACES} for name in ("sand", "water", "snow")}
+    light = sky_light(real).tolist()
+    result["painted"]["sky_light"] = {t: mean(v for v, u in zip(light, themes) if u.time == t)
+                                      for t in painter.TIMES}
     result["followed"], made = followed(a, artist, judge, max(1, int(5 * a.share)))
     save_grid([*made], 5, a.work / "drafts.jpg")
     result["words"], sheets = one_word_changed(artist, judge, number(10, 2))

@@ -4,7 +4,7 @@
     python train.py vae  --work DIR --seconds 165       (again while the gate is closed)
     python train.py flow --work DIR --seconds 560 --total 1400   (again until the total is spent)
     python train.py export   --work DIR
-    python train.py evaluate --work DIR
+    python train.py evaluate --work DIR    (of the exported model)
 
 Checkpoints (pieces under 15 MB) go to the work folder every two minutes, and to the folder that
 --copy names.  Every stage continues from the checkpoint it finds in the work folder.  The model's
@@ -413,6 +413,17 @@ def load_flow(work: Path, words: Words, key: str) -> tuple[Flow, dict]:
     model = Flow(*text_configs(words))
     model.load_state_dict({k[len(key) + 1:]: v for k, v in tensors.items() if k.startswith(key)})
     return model.to(DEVICE), facts
+
+
+def load_exported(model: Path, words: Words) -> Flow:
+    """The flow as it is shipped: bf16 weights, computed with in fp32 or under autocast."""
+    files = {"transformer": "diffusion_pytorch_model", "text_encoder": "model",
+             "text_encoder_2": "model"}
+    flow = Flow(*text_configs(words))
+    for part, file in files.items():
+        getattr(flow, part).load_state_dict(
+            {k: v.float() for k, v in load_file(model / part / f"{file}.safetensors").items()})
+    return flow.to(DEVICE)
 
 
 class Training:
