@@ -131,7 +131,7 @@ static void console_start(struct console *console, const struct config *config)
     *console = (struct console){.drawn = 0};
     console->redraws = !config->quiet && isatty(STDERR_FILENO) == 1 && terminal != NULL &&
                        strcmp(terminal, "dumb") != 0;
-    log_install(on_log, console, config->quiet ? LOG_ERROR : config->verbose ? LOG_INFO : LOG_WARN);
+    log_install(on_log, console, config->quiet ? LOG_ERROR : config->verbose ? LOG_INFO : LOG_NOTE);
 }
 
 /* "1:02:03" or "2:03" */
@@ -208,13 +208,14 @@ static int take_error(const struct mural_error *error, struct err *err)
     return err_set(err, (enum err_code)error->code, 0, ERR_WHERE, "%s", error->text);
 }
 
-/* The program itself, as it was started, even if its file has been replaced since. */
-static int use_workers(const struct session *session, mural_job *job, struct err *err)
+static int open_job(mural_job **out, const struct session *session, enum mural_task task,
+                    struct err *err)
 {
+    /* The program itself, as it was started, even if its file has been replaced since. */
+    static const char  itself[] = "/proc/self/exe";
     struct mural_error error;
 
-    if (!session->config.persistent_workers) return ERR_OK;
-    if (mural_job_use_workers(job, "/proc/self/exe", (uint32_t)session->config.workers, &error) !=
+    if (mural_job_open(out, task, session_words(session), session->words.count, itself, &error) !=
         0)
         return take_error(&error, err);
     return ERR_OK;
@@ -245,9 +246,7 @@ static int paint(struct session *session, enum mural_task task, struct err *err)
     mural_job         *job = NULL;
     struct mural_error error;
 
-    if (mural_job_open(&job, task, session_words(session), session->words.count, &error) != 0)
-        return take_error(&error, err);
-    TRY(use_workers(session, job, err));
+    TRY(open_job(&job, session, task, err));
     running = job;
     if (stop_signal != 0) pass_on((int)stop_signal); /* it came before there was a job */
     rc = mural_job_run(job, on_progress, &session->console, &error);
@@ -266,12 +265,9 @@ static int plan(struct session *session, struct err *err)
 {
     int                    rc = ERR_OK;
     mural_job             *job = NULL;
-    struct mural_error     error;
     struct mural_plan_info info;
 
-    if (mural_job_open(&job, MURAL_PLAN, session_words(session), session->words.count, &error) != 0)
-        return take_error(&error, err);
-    TRY(use_workers(session, job, err));
+    TRY(open_job(&job, session, MURAL_PLAN, err));
     mural_job_plan(job, &info);
     if (session->config.json)
         rc = report_plan_json(stdout, &info, &session->config, err);
@@ -433,13 +429,23 @@ static bool asks_for_help(int argc, char **argv)
     return false;
 }
 
-/* The hidden command: how this program starts itself to paint. */
+/* The hidden commands: how this program starts itself to paint, and to ask about a GPU. */
 static int work(int argc, struct err *err)
 {
     struct mural_error error;
 
     if (argc > 0) return err_set(err, ERR_USAGE, 0, ERR_WHERE, "'mural worker' takes no arguments");
     return mural_worker_run(&error) == 0 ? ERR_OK : take_error(&error, err);
+}
+
+static int probe(int argc, char **argv, struct err *err)
+{
+    struct mural_error error;
+
+    /* The elements are not written to. */
+    return mural_probe_run((const char *const *)argv, (size_t)argc, &error) == 0
+               ? ERR_OK
+               : take_error(&error, err);
 }
 
 static int run(int argc, char **argv, struct err *err)
@@ -455,6 +461,7 @@ static int run(int argc, char **argv, struct err *err)
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         return help(argc - 2, argv + 2, err);
     if (strcmp(argv[1], "worker") == 0) return work(argc - 2, err);
+    if (strcmp(argv[1], "probe") == 0) return probe(argc - 2, argv + 2, err);
     TRY(config_find_command(&session.command, argv[1], err));
     if (asks_for_help(argc - 2, argv + 2))
         TRY(print_help(session.command, err));

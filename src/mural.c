@@ -27,6 +27,7 @@ struct mural_job {
     struct config          config;
     bool                   sample_model; /* nobody chose another */
     struct engine_options  options;
+    struct engine_device   device; /* the GPU that paints, where one does */
     struct render_plan     plan;
     struct engine_facts    facts;
     struct render_costs    costs;
@@ -117,7 +118,8 @@ static int load_settings(struct mural_job *job, const char *const *words, size_t
         all[0] = word;
         if (count > 0) memcpy(all + 1, words, count * sizeof *all);
         TRY(config_load(&job->config, command_of(job->task), all, count + 1, err));
-        job->sample_model = true;
+        /* Words come later and win: a folder of this name may have been asked for. */
+        job->sample_model = strcmp(job->config.model, sample) == 0;
     }
     TRY(config_check(&job->config, command_of(job->task), err));
 out:
@@ -236,21 +238,62 @@ static bool on_gpu(const struct mural_job *job)
     return job->options.machine == ENGINE_CUDA;
 }
 
-/* "auto" becomes what is there.  Whoever names a GPU gets it or a sentence, never the CPU. */
+static bool is_own_choice(const struct mural_job *job)
+{
+    return strcmp(job->config.device, "auto") == 0;
+}
+
+/* More than any driver takes to start, with many cards and nobody to keep them awake. */
+static const double PROBE_SECONDS = 60;
+
+/* Where other processes paint, another one asks. */
+static int ask_gpu(struct engine_device *out, double *flops_out, const struct mural_job *job,
+                   const struct engine_facts *trial, struct err *err)
+{
+    int                  rc = ERR_OK;
+    struct probe_request probe = {.program = job->worker_program,
+                                  .gpu = job->options.gpu,
+                                  .trial = trial,
+                                  .timeout_seconds = PROBE_SECONDS};
+
+    *flops_out = 0;
+    if (job->worker_program != NULL) return fleet_probe(out, flops_out, &probe, err);
+    TRY(engine_find_device(out, &job->options, err));
+    if (trial != NULL) TRY(engine_speed(flops_out, &job->options, trial, err));
+out:
+    return rc;
+}
+
+/* "auto" becomes a GPU, or the CPU where there is no GPU at all.  One that is there and fails is an
+ * error, and so is one that was named and is not there: nobody gets the CPU unawares. */
 static int choose_device(struct mural_job *job, struct err *err)
 {
     int        rc = ERR_OK;
     struct err why = {.code = ERR_OK};
+    double     untried;
 
-    if (strcmp(job->config.device, "auto") == 0) {
-        job->options.machine = ENGINE_CUDA;
-        if (engine_check_device(&job->options, NULL, &why) == ERR_OK) goto out;
-        log_line(LOG_INFO, "painting on the CPU (%s)", why.text);
+    if (is_own_choice(job)) job->options.machine = ENGINE_CUDA;
+    if (!on_gpu(job)) goto out;
+    rc = ask_gpu(&job->device, &untried, job, NULL, &why);
+    if (rc == ERR_OK) {
+        job->options.device = &job->device;
+    } else if (is_own_choice(job) && job->device.absent[0] != '\0') {
+        log_line(LOG_NOTE, "painting on the CPU: %s", job->device.absent);
         job->options.machine = ENGINE_CPU;
+        rc = ERR_OK;
+    } else {
+        *err = why;
     }
-    TRY(engine_check_device(&job->options, NULL, err));
 out:
     return rc;
+}
+
+static int speed_of(double *flops_per_second_out, const struct mural_job *job, struct err *err)
+{
+    struct engine_device device;
+
+    if (on_gpu(job)) return ask_gpu(&device, flops_per_second_out, job, &job->facts, err);
+    return engine_speed(flops_per_second_out, &job->options, &job->facts, err);
 }
 
 static int measure(struct mural_job *job, struct err *err)
@@ -276,6 +319,31 @@ static int measure(struct mural_job *job, struct err *err)
                                        .predict = tile_cost.flop_predict,
                                        .decode = tile_cost.flop_decode,
                                        .prompt = both.flop_prompt};
+out:
+    return rc;
+}
+
+/* A GPU that could not hold this poster's tiles if it were all ours is none to choose.  Says what
+ * was chosen. */
+static int settle_device(struct mural_job *job, struct err *err)
+{
+    int      rc = ERR_OK;
+    uint64_t need = job->cost.kept_bytes + job->cost.scratch_bytes + job->cost.fixed_bytes;
+    char     words[2][32];
+
+    if (!on_gpu(job) || !is_own_choice(job)) goto out;
+    if (need <= job->device.bytes_total) {
+        log_line(LOG_NOTE, "painting on GPU %d: %s, %s", job->options.gpu, job->device.name,
+                 text_bytes(words[0], sizeof words[0], job->device.bytes_total));
+        goto out;
+    }
+    log_line(LOG_NOTE, "painting on the CPU: GPU %d (%s) has %s and these tiles need %s",
+             job->options.gpu, job->device.name,
+             text_bytes(words[0], sizeof words[0], job->device.bytes_total),
+             text_bytes(words[1], sizeof words[1], need));
+    job->options.machine = ENGINE_CPU;
+    job->options.device = NULL;
+    TRY(measure(job, err));
 out:
     return rc;
 }
@@ -356,6 +424,23 @@ out:
     return rc;
 }
 
+/* All of a worker's scratch is its own; the CPU's threads are shared out. */
+static void count_workers(struct mural_job *job)
+{
+    struct engine_size sizes[2];
+    size_t             size_count = sizes_of(job, sizes);
+    uint32_t           count = (uint32_t)job->config.workers;
+    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
+
+    must(count >= 1 && count <= FLEET_WORKERS_MAX);
+    job->worker_count = count;
+    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
+    job->scratch_bytes *= count;
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
+                                        paints_tiles(job) ? count : 0) +
+                      fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
+}
+
 static int make_plan(struct mural_job *job, struct err *err)
 {
     int      rc = ERR_OK;
@@ -366,7 +451,9 @@ static int make_plan(struct mural_job *job, struct err *err)
     job->options = options_of(&job->config);
     TRY(choose_device(job, err));
     TRY(measure(job, err));
-    if (job->task == MURAL_PLAN) TRY(engine_speed(&speed, &job->options, err));
+    TRY(settle_device(job, err));
+    if (job->task == MURAL_PLAN) TRY(speed_of(&speed, job, err));
+    if (job->worker_program != NULL) count_workers(job);
     TRY(render_disk_free(&disk_free, job->config.output, err));
     fill_info(job, speed, disk_free);
 out:
@@ -374,7 +461,7 @@ out:
 }
 
 int mural_job_open(mural_job **out, enum mural_task task, const char *const *settings,
-                   size_t setting_count, struct mural_error *error)
+                   size_t setting_count, const char *program, struct mural_error *error)
 {
     int               rc = ERR_OK;
     struct err        err = {0};
@@ -387,9 +474,10 @@ int mural_job_open(mural_job **out, enum mural_task task, const char *const *set
         TRY(recall_settings(job, settings, setting_count, &err));
     else
         TRY(load_settings(job, settings, setting_count, &err));
+    if (job->config.persistent_workers) job->worker_program = program;
     TRY(make_plan(job, &err));
     if (job->sample_model)
-        log_line(LOG_WARN, "no --model given: painting with the small sample model of mural");
+        log_line(LOG_NOTE, "no --model given: painting with the small sample model of mural");
     *out = job;
     job = NULL;
 out:
@@ -426,30 +514,10 @@ void mural_job_close(mural_job *job)
 
 /* --------------------------------------------------------------------------------- workers */
 
-/* All of a worker's scratch is its own; the CPU's threads are shared out. */
-int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
-                          struct mural_error *error)
+int mural_probe_run(const char *const *words, size_t word_count, struct mural_error *error)
 {
-    int                rc = ERR_OK;
-    struct err         err = {0};
-    struct engine_size sizes[2];
-    size_t             size_count = sizes_of(job, sizes);
-    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
-
-    if (count < 1 || count > FLEET_WORKERS_MAX || job->worker_program != NULL)
-        RAISE(&err, ERR_USAGE, 0, "a job is given 1 to %d workers, once; got %u", FLEET_WORKERS_MAX,
-              count);
-    job->worker_program = program;
-    job->worker_count = count;
-    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
-    job->scratch_bytes *= count;
-    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
-                                        paints_tiles(job) ? count : 0) +
-                      fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
-    job->info.scratch_bytes = job->scratch_bytes;
-    job->info.host_bytes_peak = job->scratch_bytes + job->host_bytes;
-out:
-    return tell(error, &err, rc);
+    struct err err = {0};
+    return tell(error, &err, fleet_probe_run(words, word_count, &err));
 }
 
 int mural_worker_run(struct mural_error *error)

@@ -20,7 +20,7 @@
  *                                   "width=7680", "height=4320", "output=harbour.tif"};
  *         struct mural_error error;
  *         mural_job *job = NULL;
- *         int code = mural_job_open(&job, MURAL_RENDER, settings, 5, &error);
+ *         int code = mural_job_open(&job, MURAL_RENDER, settings, 5, NULL, &error);
  *
  *         if (code == 0) code = mural_job_run(job, show, NULL, &error);
  *         if (code != 0) fprintf(stderr, "%s error: %s\n", mural_error_name(code), error.text);
@@ -103,24 +103,26 @@ struct mural_progress {
 typedef int (*mural_progress_fn)(const struct mural_progress *progress, void *user);
 
 /* Read the settings and the model's configuration and make the plan.  No weights are read, nothing
- * large is allocated, no file is written.  On failure *out is NULL and *error says why. */
+ * large is allocated, no file is written.  On failure *out is NULL and *error says why.
+ *
+ * With `program` the job paints in processes of its own, as many as the setting "workers" says, and
+ * asks about a GPU in one more: whatever befalls them, they are started again, the job goes on, and
+ * this process touches no GPU.  They are run as `program worker` and `program probe WORDS`, and
+ * those must call mural_worker_run and mural_probe_run: the command line's program does, and yours
+ * may.  It must live as long as the job.  NULL, or the setting "persistent_workers" false: all of it
+ * happens in this process. */
 int mural_job_open(mural_job **out, enum mural_task task, const char *const *settings,
-                   size_t setting_count, struct mural_error *error);
+                   size_t setting_count, const char *program, struct mural_error *error);
 
 void mural_job_plan(const mural_job *job, struct mural_plan_info *info_out);
 
 /* The file that mural_job_run makes; the string lives as long as the job. */
 const char *mural_job_output(const mural_job *job);
 
-/* Let the job paint in `count` (1..64) processes of its own instead of in this one: whatever
- * befalls them, they are started again, and the job goes on.  They are run as `program worker`, and
- * that must call mural_worker_run: the command line's program does, and yours may.  The memory in
- * mural_job_plan then counts them.  `program` must live as long as the job. */
-int mural_job_use_workers(mural_job *job, const char *program, uint32_t count,
-                          struct mural_error *error);
-
-/* The whole of what such a process does: return from main after it. */
+/* The whole of what such a process does: return from main after it.  `words` are what stands behind
+ * "probe". */
 int mural_worker_run(struct mural_error *error);
+int mural_probe_run(const char *const *words, size_t word_count, struct mural_error *error);
 
 /* Do the work.  `on_progress` may be NULL.  The output appears under its name only when it is
  * complete and was checked. */

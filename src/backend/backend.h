@@ -49,6 +49,8 @@ struct backend_device {
     uint64_t bytes_total, bytes_free;
     int32_t  major, minor; /* compute capability */
     char     numeric[96];  /* card and versions: what decides the bits of its results */
+    char     absent[128]; /* when it failed: why there is no GPU that could be used, in a few words;
+                            empty: there is one, and it fails */
 };
 int backend_find_cuda(struct backend_device *out, int32_t device, struct err *err);
 

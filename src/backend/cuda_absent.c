@@ -17,7 +17,7 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
 {
     int rc = ERR_OK;
 
-    *out = (struct backend_device){.major = 0};
+    *out = (struct backend_device){.absent = "this mural was built without CUDA"};
     RAISE(
         err, ERR_DEVICE, 0,
         "device: cuda:%d was asked for, but this mural was built without CUDA; build it where nvcc "

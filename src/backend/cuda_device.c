@@ -11,26 +11,36 @@
 
 enum { LEAST_MAJOR = 8 }; /* bf16 in hardware */
 
-static int no_devices(int status, struct err *err)
+static void note_absent(struct backend_device *device, const char *why)
+{
+    (void)snprintf(device->absent, sizeof device->absent, "%s", why);
+}
+
+static int no_devices(struct backend_device *out, int status, struct err *err)
 {
     int rc = ERR_OK, driver = 0, runtime = 0;
 
     (void)cudaDriverGetVersion(&driver);
     (void)cudaRuntimeGetVersion(&runtime);
-    if (driver == 0)
+    if (driver == 0) {
+        note_absent(out, "there is no NVIDIA driver");
         RAISE(
             err, ERR_DEVICE, status,
             "device: there is no NVIDIA driver on this machine; install one, or use --device cpu");
+    }
     if (status == (int)cudaErrorInsufficientDriver)
         RAISE(err, ERR_DEVICE, status,
               "device: the NVIDIA driver knows CUDA %d.%d and this program needs %d.%d; install a "
               "newer driver, or use --device cpu",
               driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-    if (status == (int)cudaErrorNoDevice || status == 0)
+    if (status == (int)cudaErrorNoDevice || status == 0) {
+        note_absent(out, "the NVIDIA driver sees no GPU");
         RAISE(err, ERR_DEVICE, status,
               "device: the NVIDIA driver sees no GPU here; check nvidia-smi and "
               "CUDA_VISIBLE_DEVICES, or use --device cpu");
-    RAISE(err, ERR_DEVICE, status, "device: CUDA does not start: %s",
+    }
+    RAISE(err, ERR_DEVICE, status,
+          "device: CUDA does not start: %s; see whether nvidia-smi answers, or use --device cpu",
           cudaGetErrorString((cudaError_t)status));
 out:
     return rc;
@@ -43,28 +53,35 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
     size_t                available = 0, total = 0;
 
     *out = (struct backend_device){.major = 0};
-    if (status != 0 || count == 0) TRY(no_devices(status, err));
+    if (status != 0 || count == 0) TRY(no_devices(out, status, err));
     if (device < 0 || device >= count)
         RAISE(err, ERR_DEVICE, 0, "device: cuda:%d was asked for, but this machine has %d GPU%s",
               device, count, count == 1 ? " (cuda:0)" : "s, counted from 0");
     status = (int)cudaGetDeviceProperties(&properties, device);
     if (status != 0)
-        RAISE(err, ERR_DEVICE, status, "device: GPU %d does not answer: %s", device,
-              cudaGetErrorString((cudaError_t)status));
+        RAISE(
+            err, ERR_DEVICE, status,
+            "device: GPU %d does not answer: %s; see whether nvidia-smi does, or use --device cpu",
+            device, cudaGetErrorString((cudaError_t)status));
     (void)snprintf(out->name, sizeof out->name, "%.127s", properties.name);
     out->major = properties.major;
     out->minor = properties.minor;
-    if (out->major < LEAST_MAJOR)
-        RAISE(
-            err, ERR_DEVICE, 0,
-            "device: GPU %d (%s) has compute capability %d.%d and 8.0 is needed; use --device cpu",
-            device, out->name, out->major, out->minor);
+    if (out->major < LEAST_MAJOR) {
+        (void)snprintf(out->absent, sizeof out->absent,
+                       "GPU %d (%.48s) is of compute capability %d.%d", device, out->name,
+                       out->major, out->minor);
+        RAISE(err, ERR_DEVICE, 0,
+              "device: GPU %d (%s) is of compute capability %d.%d and 8.0 is needed (RTX 30, A100 "
+              "and newer); use --device cpu",
+              device, out->name, out->major, out->minor);
+    }
     status = (int)cudaSetDevice(device);
     if (status == 0) status = (int)cudaMemGetInfo(&available, &total);
     if (status != 0)
         RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
-              "device: GPU %d (%s) cannot be used: %s; is another program holding it?", device,
-              out->name, cudaGetErrorString((cudaError_t)status));
+              "device: GPU %d (%s) cannot be used: %s; end the program that holds it (nvidia-smi "
+              "names it), or use --device cpu",
+              device, out->name, cudaGetErrorString((cudaError_t)status));
     (void)snprintf(out->numeric, sizeof out->numeric, "%.60s sm_%d%d cuda %d", out->name,
                    out->major, out->minor, CUDART_VERSION);
     out->bytes_free = available;

@@ -122,7 +122,8 @@ static inline int64_t round_up_i64(int64_t a, int64_t multiple)
 
 /* ------------------------------------------------------------------------------------- log */
 
-enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_WARN, LOG_ERROR };
+/* NOTE: what everybody should know who did not ask for silence, and nothing is wrong. */
+enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_NOTE, LOG_WARN, LOG_ERROR };
 
 /* Where lines go.  Only main.c, a worker process (and tests) install a sink; without one, lines are
  * dropped.  `line` has no newline.  Any thread may log; the sink is called from one at a time. */

@@ -160,9 +160,9 @@ static const struct setting rows[] = {
      .sentence = "tiles to paint again, such as 3,7-9; they count in reading order"},
     /* ---- the machine */
     {.key = "device", .flag = "device", .type = SETTING_CHOICE, FIELD(device),
-     .choices = "auto|cpu|cuda|cuda:N", .absent = "cpu", .value = "NAME", .group = GROUP_MACHINE,
+     .choices = "auto|cpu|cuda|cuda:N", .absent = "auto", .value = "NAME", .group = GROUP_MACHINE,
      .commands = PAINT | PLANNED,
-     .sentence = "who paints; auto: a GPU if any"},
+     .sentence = "who paints; auto: the first GPU, else the CPU"},
     {.key = "threads", .flag = "threads", .type = SETTING_INT, FIELD(threads), RANGE(0, 1024),
      .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
      .marks = MARK_FREE, .sentence = "CPU threads, 0 for all"},

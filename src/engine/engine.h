@@ -21,6 +21,16 @@ enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 /* Who computes.  WALLED is the CPU behind a wall, for tests: it has memory of its own, as a GPU. */
 enum engine_machine { ENGINE_CPU = 0, ENGINE_CUDA, ENGINE_WALLED };
 
+/* A GPU as it was found at some moment. */
+struct engine_device {
+    char     name[128];
+    uint64_t bytes_total, bytes_free;
+    int32_t  major, minor; /* compute capability */
+    char     numeric[96];  /* card and versions: what decides the bits of its results */
+    char     absent[128];  /* after ERR_DEVICE: why there is no GPU to use at all, in a few words;
+                              empty: there is one, and it fails */
+};
+
 struct engine_options {
     const char         *model_folder;
     const char         *transformer; /* overriding file or folder, or NULL */
@@ -29,8 +39,10 @@ struct engine_options {
     int32_t             gpu;       /* number of the GPU, with ENGINE_CUDA */
     enum precision      precision; /* AUTO: bf16 where the machine multiplies bf16 in hardware */
     uint32_t            threads;   /* 0: all */
-    uint32_t text_tokens;          /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
-    uint64_t *pulse; /* as in struct backend_options; NULL: nobody watches */
+    uint32_t  text_tokens;         /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+    uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
+    /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
+    const struct engine_device *device;
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
@@ -67,14 +79,20 @@ int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
 
+/* The GPU of the options, from them or from the driver, which opens a context in this process.
+ * ERR_DEVICE, ERR_DEVICE_MEM: one sentence, and in *out whether there is one at all. */
+int engine_find_device(struct engine_device *out, const struct engine_options *options,
+                       struct err *err);
+
 /* Is the GPU of the options there and usable, and has it room for `cost` (NULL: not asked)?  One
  * sentence otherwise.  Always well on the CPU. */
 int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
                         struct err *err);
 
-/* FLOPs per second of this machine in a short trial at the model's widths; reads no weights. */
+/* FLOPs per second of this machine in a short trial at the model's widths, of which the facts tell;
+ * opens no model.  A GPU is used in this process. */
 int engine_speed(double *flops_per_second_out, const struct engine_options *options,
-                 struct err *err);
+                 const struct engine_facts *facts, struct err *err);
 
 /* Maps the weights and checks every tensor that will be used. */
 int  engine_open(struct engine **out, const struct engine_options *options, struct err *err);

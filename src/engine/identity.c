@@ -14,12 +14,12 @@ const char *engine_numeric_version(char out[128], const struct engine_options *o
 {
     const char *compute =
         engine_compute(options->machine, options->precision) == DTYPE_BF16 ? "bf16" : "f32";
-    struct backend_device device;
-    struct err            ignored = {.code = ERR_OK};
-    char                  library[96];
+    struct engine_device device;
+    struct err           ignored = {.code = ERR_OK};
+    char                 library[96];
 
     if (options->machine == ENGINE_CUDA) {
-        (void)backend_find_cuda(&device, options->gpu, &ignored);
+        (void)engine_find_device(&device, options, &ignored);
         (void)snprintf(out, 128, "%d %s cuda %.80s", ARITHMETIC_VERSION, compute, device.numeric);
     } else {
         (void)snprintf(out, 128, "%d %s cpu %s", ARITHMETIC_VERSION, compute,

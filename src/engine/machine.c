@@ -1,10 +1,13 @@
 /*
- * machine.c - what this machine computes in, and how fast, asked before anything is loaded.
+ * machine.c - which GPU there is, what this machine computes in, and how fast: asked before
+ * anything is loaded.
  *
  * The trial runs one linear layer and one attention of the model's own widths on made-up numbers.
  * An estimate from it is right within a factor: convolutions and memory have rates of their own.
  */
 #include "engine/compute_int.h"
+
+#include <stdio.h>
 
 /* Enough arithmetic to be measured, little enough not to be noticed. */
 static const double TRIAL_FLOP = 2e9;
@@ -36,28 +39,45 @@ static int64_t trial_rows(enum engine_machine machine, int64_t hidden)
     return max_i64(32, min_i64(4096, (int64_t)rows));
 }
 
-int engine_speed(double *flops_per_second_out, const struct engine_options *options,
-                 struct err *err)
+int engine_find_device(struct engine_device *out, const struct engine_options *options,
+                       struct err *err)
 {
-    int                rc = ERR_OK;
-    struct model_paths paths = {
-        .folder = options->model_folder, .transformer = options->transformer, .vae = options->vae};
+    struct backend_device found;
+    int                   rc;
+
+    must(options->machine == ENGINE_CUDA);
+    if (options->device != NULL) {
+        *out = *options->device;
+        return ERR_OK;
+    }
+    rc = backend_find_cuda(&found, options->gpu, err);
+    *out = (struct engine_device){.bytes_total = found.bytes_total,
+                                  .bytes_free = found.bytes_free,
+                                  .major = found.major,
+                                  .minor = found.minor};
+    (void)snprintf(out->name, sizeof out->name, "%s", found.name);
+    (void)snprintf(out->numeric, sizeof out->numeric, "%s", found.numeric);
+    (void)snprintf(out->absent, sizeof out->absent, "%s", found.absent);
+    return rc;
+}
+
+int engine_speed(double *flops_per_second_out, const struct engine_options *options,
+                 const struct engine_facts *facts, struct err *err)
+{
+    int                    rc = ERR_OK;
     struct backend_options machine = {
         .machine = options->machine == ENGINE_CUDA ? MACHINE_CUDA : MACHINE_CPU,
         .device = options->gpu,
         .compute = engine_compute(options->machine, options->precision),
         .threads = options->threads,
         .arena_limit_bytes = (uint64_t)1 << 32};
-    struct model   *model = NULL;
     struct backend *backend = NULL;
     double          linear = 0, attention = 0, begin, flop;
 
-    TRY(model_open(&model, &paths, err));
     TRY(backend_open(&backend, &machine, err));
-    const struct transformer_config *config = &model->transformer;
-    int64_t                          hidden = config->hidden;
-    int64_t                          rows = trial_rows(options->machine, hidden);
-    int64_t                          tokens = options->machine == ENGINE_CUDA ? 4096 : 1024;
+    int64_t       hidden = facts->hidden;
+    int64_t       rows = trial_rows(options->machine, hidden);
+    int64_t       tokens = options->machine == ENGINE_CUDA ? 4096 : 1024;
     struct matrix x = filled(backend, rows, hidden), y = filled(backend, rows, 4 * hidden);
     struct matrix w = filled(backend, 4 * hidden, hidden);
     struct matrix qkv = filled(backend, tokens, 3 * hidden);
@@ -66,8 +86,8 @@ int engine_speed(double *flops_per_second_out, const struct engine_options *opti
                                         .q = matrix_cols(qkv, 0, hidden),
                                         .k = matrix_cols(qkv, hidden, hidden),
                                         .v = matrix_cols(qkv, 2 * hidden, hidden),
-                                        .heads = (int32_t)config->heads,
-                                        .dim = (int32_t)config->head_dim,
+                                        .heads = (int32_t)facts->heads,
+                                        .dim = (int32_t)(hidden / facts->heads),
                                         .scale = 1};
 
     for (int pass = 0; pass < 2; pass++) { /* the first one warms up */
@@ -85,6 +105,5 @@ int engine_speed(double *flops_per_second_out, const struct engine_options *opti
     *flops_per_second_out = linear > 0 && attention > 0 ? 2 / (1 / linear + 1 / attention) : 0;
 out:
     backend_close(backend);
-    model_close(model);
     return rc;
 }

@@ -70,19 +70,19 @@ out:
 int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
                         struct err *err)
 {
-    int                   rc = ERR_OK;
-    struct backend_device device;
-    uint64_t              need;
-    char                  words[5][32];
+    int                  rc = ERR_OK;
+    struct engine_device device;
+    uint64_t             need;
+    char                 words[5][32];
 
     if (options->machine != ENGINE_CUDA) goto out;
-    TRY(backend_find_cuda(&device, options->gpu, err));
+    TRY(engine_find_device(&device, options, err));
     if (cost == NULL) goto out;
     need = cost->kept_bytes + cost->scratch_bytes + cost->fixed_bytes;
     if (need > device.bytes_free)
         RAISE(err, ERR_DEVICE_MEM, 0,
               "plan: GPU %d (%.60s) has %s free of %s, and %s are needed (%s of weights, %s of "
-              "scratch); close other programs on it or give a smaller --tile",
+              "scratch); close other programs on it, give a smaller --tile, or use --device cpu",
               options->gpu, device.name, text_bytes(words[0], sizeof words[0], device.bytes_free),
               text_bytes(words[1], sizeof words[1], device.bytes_total),
               text_bytes(words[2], sizeof words[2], need),

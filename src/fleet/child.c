@@ -21,20 +21,20 @@
  * finish what it does. */
 static const double KILL_SECONDS = 5;
 
-int child_start(struct child *out, const char *program, int shared_fd, struct err *err)
+int child_run(struct child *out, const char *program, const char *const *argv, int second_fd,
+              struct err *err)
 {
     int                  rc = ERR_OK, pair[2] = {-1, -1}, failed;
-    const char *const    argv[] = {"mural", "worker", NULL};
     struct spawn_request request = {.program = program, .argv = argv};
 
     must(out->pid == 0 && out->channel == -1);
     if (os.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
-        RAISE(err, ERR_PEER, errno, "cannot make a channel to a worker: %s", strerror(errno));
+        RAISE(err, ERR_PEER, errno, "cannot make a channel to a %s: %s", argv[1], strerror(errno));
     request.fds[WORKER_CHANNEL_FD - WORKER_CHANNEL_FD] = pair[1];
-    request.fds[WORKER_SHARED_FD - WORKER_CHANNEL_FD] = shared_fd;
+    request.fds[WORKER_SHARED_FD - WORKER_CHANNEL_FD] = second_fd >= 0 ? second_fd : pair[1];
     failed = os.spawn(&out->pid, &request);
     if (failed != 0)
-        RAISE(err, ERR_PEER, failed, "cannot start '%s' as a worker: %s", program,
+        RAISE(err, ERR_PEER, failed, "cannot start '%s' as a %s: %s", program, argv[1],
               strerror(failed));
     out->channel = pair[0];
     pair[0] = -1;
@@ -42,6 +42,13 @@ out:
     if (pair[0] >= 0) (void)os.close(pair[0]);
     if (pair[1] >= 0) (void)os.close(pair[1]);
     return rc;
+}
+
+int child_start(struct child *out, const char *program, int shared_fd, struct err *err)
+{
+    const char *const argv[] = {"mural", "worker", NULL};
+
+    return child_run(out, program, argv, shared_fd, err);
 }
 
 void child_hang_up(struct child *child)

@@ -20,6 +20,23 @@ void studio_close(struct studio *studio); /* NULL is fine */
 /* A painter that lives as long as the studio. */
 struct painter studio_painter(struct studio *studio);
 
+/* ------------------------------------------------------------------ a GPU, asked from outside */
+
+struct probe_request {
+    const char                *program; /* run as `program probe ...` */
+    int32_t                    gpu;
+    const struct engine_facts *trial; /* also how fast it is at this model; NULL: not asked */
+    double                     timeout_seconds;
+};
+/* As engine_find_device, but another process asks: this one never touches the GPU, and a driver
+ * that crashes or hangs is one sentence (ERR_DEVICE; ERR_PEER when no process can be started).
+ * *flops_out: as engine_speed; 0 when it was not asked. */
+int fleet_probe(struct engine_device *out, double *flops_out, const struct probe_request *request,
+                struct err *err);
+/* What `program probe WORDS` does: asks, and answers whoever started it.  ERR_USAGE when nobody
+ * started it so. */
+int fleet_probe_run(const char *const *words, size_t word_count, struct err *err);
+
 /* ----------------------------------------------------------------------- in worker processes */
 
 /* Each worker is a process with an engine of its own that stays loaded from tile to tile.  Weights

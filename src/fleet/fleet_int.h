@@ -6,8 +6,8 @@
 
 #include "fleet/fleet.h"
 
-/* Where a worker finds what it was started with. */
-enum { WORKER_CHANNEL_FD = 3, WORKER_SHARED_FD = 4 };
+/* Where a worker finds what it was started with, and a probe. */
+enum { WORKER_CHANNEL_FD = 3, WORKER_SHARED_FD = 4, PROBE_CHANNEL_FD = 3 };
 
 /* The noise levels of the stage that has begun; steps 0 before the first. */
 const struct schedule *studio_schedule(const struct studio *studio);
@@ -123,7 +123,11 @@ struct child {
     int pid;     /* 0: none */
     int channel; /* -1: none */
 };
-/* `program worker` with one end of a channel, and the shared memory. */
+/* `program` with one end of a channel as descriptor 3, and `second_fd`, -1 for none, as 4. argv[1]
+ * says in sentences what it is. */
+int child_run(struct child *out, const char *program, const char *const *argv, int second_fd,
+              struct err *err);
+/* `program worker` with the shared memory. */
 int  child_start(struct child *out, const char *program, int shared_fd, struct err *err);
 void child_hang_up(struct child *child); /* closes the channel */
 /* Hang up, give it `patience` seconds to end by itself, kill it, and reap it; how it ended goes

@@ -23,6 +23,22 @@ export TINY=$work/tiny
 "$MURAL" synth "$TINY" >/dev/null 2>"$work/synth.err" || sed 's/^/no tiny model: /' "$work/synth.err"
 passed=0 failed=0 skipped=0
 
+# Stories are of the CPU, on any machine, unless they speak of a device.
+export MURAL_ITSELF=$MURAL
+export MURAL=$work/mural
+cat >"$MURAL" <<'SCRIPT'
+#!/bin/sh
+case " $* " in
+*" --device "*) ;;
+" render "* | " draft "* | " upscale "* | " plan "*)
+    command=$1
+    shift
+    set -- "$command" --device cpu "$@" ;;
+esac
+exec "$MURAL_ITSELF" "$@"
+SCRIPT
+chmod +x "$MURAL"
+
 matches() { # expected file, actual file
     awk 'function fits(want, line) {
              if (want ~ /^~ /) return line ~ ("^(" substr(want, 3) ")$")

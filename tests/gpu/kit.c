@@ -4,8 +4,12 @@
  *
  * use: kit NAME [ARGUMENTS]
  *
+ * Under the name of one of its programs, kit is that program: by a link of that name, and where
+ * mural starts itself again, as it does to paint in processes of its own.
+ *
  * KIT_PROGRAMS is X(name) for each program, whose main was renamed to name_main.
  */
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -22,11 +26,25 @@ static const struct {
 #undef X
 };
 
+/* Runs the program of this name, if it is one of ours. */
+static bool run(const char *name, int argc, char **argv, int *status_out)
+{
+    for (size_t i = 0; i < sizeof programs / sizeof *programs; i++)
+        if (strcmp(programs[i].name, name) == 0) {
+            *status_out = programs[i].run(argc, argv);
+            return true;
+        }
+    return false;
+}
+
 int main(int argc, char **argv)
 {
-    for (size_t i = 0; argc > 1 && i < sizeof programs / sizeof *programs; i++)
-        if (strcmp(programs[i].name, argv[1]) == 0) return programs[i].run(argc - 1, argv + 1);
+    const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+    int         status = argc > 1;
+
+    if (argc > 0 && run(slash != NULL ? slash + 1 : argv[0], argc, argv, &status)) return status;
+    if (argc > 1 && run(argv[1], argc - 1, argv + 1, &status)) return status;
     for (size_t i = 0; i < sizeof programs / sizeof *programs; i++)
         puts(programs[i].name);
-    return argc > 1;
+    return status;
 }

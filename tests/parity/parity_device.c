@@ -68,7 +68,7 @@ static void paint(char path[256], const char *name, const char *device, const ch
     (void)snprintf(words[1], sizeof words[1], "output=%s", path);
     (void)snprintf(words[2], sizeof words[2], "device=%s", device);
     (void)snprintf(words[3], sizeof words[3], "precision=%s", precision);
-    if (mural_job_open(&job, MURAL_RENDER, settings, ARRAY_COUNT(settings), &error) != 0 ||
+    if (mural_job_open(&job, MURAL_RENDER, settings, ARRAY_COUNT(settings), NULL, &error) != 0 ||
         mural_job_run(job, NULL, NULL, &error) != 0)
         fail_msg("%s on %s: %s", name, device, error.text);
     mural_job_close(job);
