@@ -21,6 +21,18 @@ enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 /* Who computes.  WALLED is the CPU behind a wall, for tests: it has memory of its own, as a GPU. */
 enum engine_machine { ENGINE_CPU = 0, ENGINE_CUDA, ENGINE_WALLED };
 
+/* How a GPU's memory may be used; zeros: everything stays there, grown by the default step. */
+struct engine_memory {
+    uint64_t vram_bytes;        /* hard cap on all that this engine takes there; 0: what is free */
+    bool     offload;           /* blocks of the transformer may live in the host's memory       */
+    double   keep_share;        /* least share of the blocks' bytes that stays, 0..1             */
+    uint32_t tiles_per_pass;    /* most tiles that advance together; 0: the planner's choice      */
+    bool     expandable;        /* arenas grow and shrink by segments; else one piece of the plan's size */
+    uint64_t segment_bytes;     /* growth step                                                    */
+    double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to others */
+    uint64_t pool_bytes;        /* mapped at start, never given back                              */
+};
+
 struct engine_options {
     const char         *model_folder;
     const char         *transformer; /* overriding file or folder, or NULL */
@@ -31,6 +43,7 @@ struct engine_options {
     uint32_t            threads;   /* 0: all */
     uint32_t text_tokens;          /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
     uint64_t *pulse; /* as in struct backend_options; NULL: nobody watches */
+    struct engine_memory memory;
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
