@@ -124,8 +124,11 @@ struct transformer;
 /* With a keeper: without the layers that only a prompt reads. */
 int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
 void transformer_free(struct transformer *transformer);
-/* Most rows of tokens that the MLP of a block sees at a time, which then come in parts of about the
- * same size; 0: all rows at once.  Fewer take less scratch. */
+/* Most rows of tokens that the MLP of a block sees at a time, a multiple of the step; they then come
+ * in parts of about the same size, whole steps but for the last.  0: all rows at once.  Fewer take
+ * less scratch.  The CPU multiplies by pieces of the step's rows, so there no bit changes as long as
+ * the last part has more than 16. */
+enum { TRANSFORMER_MLP_STEP = 256 };
 void transformer_set_mlp_rows(struct transformer *transformer, int64_t rows);
 
 /* Everything that depends on prompt and schedule only, in host memory. */

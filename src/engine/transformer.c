@@ -40,9 +40,6 @@
 
 static const float EPS = 1e-6f;
 
-/* Parts of the MLP begin at multiples of this. */
-enum { PART_STEP = 16 };
-
 /* What one forward works with, or the rows of it that belong to one tile or one modality. */
 struct pass {
     const struct transformer *transformer;
@@ -65,15 +62,13 @@ static struct pass pass_rows(const struct pass *pass, int64_t first, int64_t cou
     return part;
 }
 
-/* How many rows the MLP takes at a time, of `rows`: parts of about the same size, none of them
- * short, and the starts where all kernels like them. */
+/* How many rows the MLP takes at a time, of `rows`: parts of about the same size. */
 static int64_t part_rows(const struct pass *pass, int64_t rows)
 {
     int64_t most = pass->transformer->mlp_rows;
 
     if (!pass->in_parts || rows <= most) return rows;
-    int64_t even = ceil_div_i64(rows, ceil_div_i64(rows, most));
-    return min_i64(most, round_up_i64(even, PART_STEP));
+    return round_up_i64(ceil_div_i64(rows, ceil_div_i64(rows, most)), TRANSFORMER_MLP_STEP);
 }
 
 /* Rows [first, first + count) for the MLP, which has `wide` for itself in parts. */

@@ -219,7 +219,7 @@ out:
 
 void transformer_set_mlp_rows(struct transformer *transformer, int64_t rows)
 {
-    must(rows >= 0);
+    must(rows >= 0 && rows % TRANSFORMER_MLP_STEP == 0);
     transformer->mlp_rows = rows;
 }
 
