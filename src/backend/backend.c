@@ -9,6 +9,8 @@
  */
 #include "backend/backend_int.h"
 
+#include <string.h>
+
 static const struct backend_needs *needs_of(enum machine machine)
 {
     switch (machine) {
@@ -17,6 +19,14 @@ static const struct backend_needs *needs_of(enum machine machine)
     case MACHINE_CPU: break;
     }
     return &cpu_needs;
+}
+
+/* Addresses that arithmetic may start from, and no end. */
+static void place_dry_slots(struct backend *backend)
+{
+    backend->parcels->slot_bytes = UINT64_MAX / 4;
+    for (int slot = 0; slot < PARCEL_SLOTS; slot++)
+        backend->parcels->slots[slot] = arena_take(backend->kept_matrices, 0, "a slot");
 }
 
 int backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err)
@@ -31,6 +41,8 @@ int backend_open_dry(struct backend **out, const struct backend_options *options
     TRY(arena_open_dry(&backend->arena, err));
     if (backend->needs->distant) TRY(arena_open_dry(&backend->kept_matrices, err));
     if (backend->needs->distant) TRY(arena_open_dry(&backend->kept_vectors, err));
+    if (backend->needs->distant) TRY(parcels_open(&backend->parcels, err));
+    if (backend->needs->distant) place_dry_slots(backend);
     *out = backend;
     backend = NULL;
 out:
@@ -55,6 +67,7 @@ void backend_close(struct backend *backend)
     arena_close(backend->arena);
     arena_close(backend->kept_matrices);
     arena_close(backend->kept_vectors);
+    parcels_close(backend->parcels);
     os_free(backend);
 }
 
@@ -80,16 +93,23 @@ uint64_t backend_fixed_bytes(const struct backend *backend)
 
 int backend_wait(struct backend *backend, struct err *err)
 {
-    int         rc = ERR_OK, status = backend->status;
+    int         rc = ERR_OK, status = backend->status, late = 0;
     const char *op = backend->failed_op;
     char        words[160] = "";
 
     backend->status = 0;
-    if (status == 0 && backend->ops != NULL && backend->ops->wait != NULL) {
-        status = backend->ops->wait(backend);
+    /* After a failure too: what was begun before it still uses the caller's memory. */
+    if (backend->ops != NULL && backend->ops->wait != NULL) late = backend->ops->wait(backend);
+    if (status == 0) {
+        status = late;
         op = "an operation";
     }
     if (status == 0) goto out;
+    if (status >= STATUS_READ)
+        RAISE(err, ERR_IO, status - STATUS_READ,
+              "weights: a block of the model cannot be read any more (%s); was its file cut or its "
+              "disk removed?",
+              strerror(status - STATUS_READ));
     if (backend->ops->describe != NULL)
         backend->ops->describe(backend, status, words, sizeof words);
     RAISE(err, ERR_DEVICE, status, "device: %s failed with status %d%s%s", op, status,
@@ -195,7 +215,57 @@ static struct matrix copy_into(struct backend *backend, struct arena *arena, str
 struct matrix backend_keep(struct backend *backend, struct matrix weight)
 {
     if (!backend->needs->distant) return weight;
+    if (backend->parcels->open)
+        return parcels_add(backend->parcels, weight, kept_dtype(backend, weight.dtype));
     return copy_into(backend, backend->kept_matrices, weight, kept_dtype(backend, weight.dtype));
+}
+
+void backend_parcel_begin(struct backend *backend, uint32_t index)
+{
+    struct parcels *parcels = backend->parcels;
+
+    if (parcels == NULL) return;
+    must(!parcels->open && index == parcels->sizes.count && index < PARCELS_MAX);
+    parcels->open = true;
+}
+
+void backend_parcel_end(struct backend *backend)
+{
+    struct parcels *parcels = backend->parcels;
+
+    if (parcels == NULL) return;
+    must(parcels->open);
+    parcels->open = false;
+    parcels->sizes.count++;
+    PREPARE_OR_PERFORM(settle, parcels->sizes.count - 1);
+}
+
+/* In a rehearsal too: choices that are made by trial are made with the weights. */
+void backend_arrive(struct backend *backend, uint32_t index)
+{
+    if (backend->parcels == NULL) return;
+    must(index < backend->parcels->sizes.count && !backend->parcels->open);
+    backend->link.arrivals++;
+    PREPARE_OR_PERFORM(arrive, index);
+}
+
+void backend_depart(struct backend *backend, uint32_t index)
+{
+    if (backend->parcels == NULL) return;
+    must(index < backend->parcels->sizes.count);
+    PREPARE_OR_PERFORM(depart, index);
+}
+
+const struct parcel_sizes *backend_parcels(const struct backend *backend)
+{
+    static const struct parcel_sizes none = {.count = 0};
+
+    return backend->parcels == NULL ? &none : &backend->parcels->sizes;
+}
+
+struct backend_link backend_link(const struct backend *backend)
+{
+    return backend->link;
 }
 
 const float *backend_keep_vector(struct backend *backend, struct matrix values)

@@ -9,6 +9,10 @@
  * must be its own: taken from its arena, kept (for as long as the backend) or fetched (scratch). On
  * the CPU keeping and fetching cost nothing and give back what they were given.
  *
+ * Weights that a distant machine has no room for are kept in parcels: their bytes stay on the host and
+ * visit one of two slots there, each for the operations between its arrival and its departure, while
+ * another travels.
+ *
  * An operation never reports on its own.  The first failure is kept, later operations do nothing,
  * and backend_wait tells it: so the engine reads like the model's equations.
  */
@@ -24,6 +28,13 @@ struct backend;
 /* WALLED is the CPU behind a wall, for tests: distant, and it checks whose each operand is. */
 enum machine { MACHINE_CPU = 0, MACHINE_CUDA, MACHINE_WALLED };
 
+/* How many bytes each parcel takes in its slot. */
+enum { PARCELS_MAX = 128 };
+struct parcel_sizes {
+    uint32_t count;
+    uint64_t bytes[PARCELS_MAX];
+};
+
 struct backend_options {
     enum machine machine;
     int32_t      device;  /* number of the GPU                                            */
@@ -32,6 +43,9 @@ struct backend_options {
     uint64_t     conv_weight_elements_max; /* largest convolution weight of the model     */
     uint64_t     arena_limit_bytes;        /* scratch may never exceed this               */
     uint64_t     kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    struct parcel_sizes parcels; /* of a distant machine: as a dry run found them         */
+    uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
+                              where the weights are whenever they travel                    */
     uint64_t *pulse; /* counted up, atomically, with every operation; another process may watch it
                         to see that this one lives; NULL: nobody does                          */
 };
@@ -85,6 +99,27 @@ const float  *backend_keep_vector(struct backend *backend, struct matrix values)
 /* The same until the arena is rewound. */
 struct matrix backend_fetch(struct backend *backend, struct matrix weight);
 const float  *backend_fetch_vector(struct backend *backend, const float *values, int64_t count);
+
+/* Weights that visit.  Between begin and end backend_keep puts matrices into parcel `index` instead
+ * of the arena of kept matrices; indices count up from 0.  The sources must stay readable as long as
+ * the backend is open.  Where a machine is not distant nothing is different. */
+void backend_parcel_begin(struct backend *backend, uint32_t index);
+void backend_parcel_end(struct backend *backend);
+/* Around each use of a parcel.  Called for all of them in the order of their indices, again and
+ * again, a copy is ahead of its use; any other order is as right, and slower.  A parcel that cannot
+ * be read fails the operation. */
+void backend_arrive(struct backend *backend, uint32_t index);
+void backend_depart(struct backend *backend, uint32_t index);
+/* The parcels so far, dry or not; and the bytes of all slots that they need. */
+const struct parcel_sizes *backend_parcels(const struct backend *backend);
+uint64_t                   backend_ring_bytes(const struct parcel_sizes *sizes);
+/* What parcels did since the backend was opened, up to its last wait. */
+struct backend_link {
+    uint64_t bytes;         /* that crossed to the machine                              */
+    uint64_t arrivals;
+    double   stall_seconds; /* that a GPU stood still because a parcel was not there yet */
+};
+struct backend_link backend_link(const struct backend *backend);
 
 /* A matrix of rows x cols in the arena, contiguous. */
 struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t rows, int64_t cols,

@@ -9,7 +9,7 @@
  * (vmem_cuda.c); the vectors have a shadow, the same numbers in bf16 at half their offsets, because
  * the epilogue that adds a bias to bf16 wants it in bf16, and neighbours must stay neighbours.
  *
- * Read next: cuda_linear.c, cuda_conv.c, cuda_gemm.c, cuda_graph.c.
+ * Read next: cuda_ring.c, cuda_linear.c, cuda_conv.c, cuda_gemm.c, cuda_graph.c.
  */
 #include "backend/cuda_int.h"
 #include "kernels/kernels_cuda.h"
@@ -156,9 +156,29 @@ static int cuda_gather_rows(struct backend *backend, struct matrix y, struct mat
 
 static int wait(struct backend *backend)
 {
-    int status = (int)cudaStreamSynchronize(cuda_of(backend)->stream);
+    struct cuda *cuda = cuda_of(backend);
+    int          status = (int)cudaStreamSynchronize(cuda->stream);
 
-    return status ? status : (int)cudaGetLastError();
+    if (!status) status = (int)cudaGetLastError();
+    if (!status && cuda->ring != NULL) status = ring_wait(cuda->ring, &backend->link);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------- parcels */
+
+static int cuda_settle(struct backend *backend, uint32_t parcel)
+{
+    return ring_settle(cuda_of(backend)->ring, parcel);
+}
+
+static int cuda_arrive(struct backend *backend, uint32_t parcel)
+{
+    return ring_arrive(cuda_of(backend)->ring, parcel, cuda_of(backend)->stream);
+}
+
+static int cuda_depart(struct backend *backend, uint32_t parcel)
+{
+    return ring_depart(cuda_of(backend)->ring, parcel, cuda_of(backend)->stream);
 }
 
 static const char *words_of(const struct cuda *cuda, int status)
@@ -188,6 +208,7 @@ static void close_cuda(struct backend *backend)
     struct cuda *cuda = cuda_of(backend);
 
     if (cuda->stream != NULL) (void)cudaStreamSynchronize(cuda->stream);
+    ring_close(cuda->ring);
     graphs_close(cuda->graphs);
     gemm_close(&cuda->gemm);
     cuda_staging_close(&cuda->staging);
@@ -219,6 +240,9 @@ static const struct backend_ops cuda_ops = {
     .unpack_latent = cuda_unpack_latent,
     .upload = put,
     .download = get,
+    .settle = cuda_settle,
+    .arrive = cuda_arrive,
+    .depart = cuda_depart,
     .wait = wait,
     .describe = describe_status,
     .close = close_cuda,
@@ -292,6 +316,8 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
               "device: no stream or pinned memory for GPU %d (%s): %s", cuda->device,
               cuda->facts.name, cudaGetErrorString((cudaError_t)status));
     TRY(open_arenas(cuda, options, err));
+    TRY(parcels_open(&cuda->base.parcels, err));
+    TRY(ring_open(&cuda->ring, cuda->base.parcels, options, err));
     if (options->compute == DTYPE_BF16) open_graphs(cuda);
     if (options->threads > 0) omp_set_num_threads((int)options->threads);
     *out = &cuda->base;

@@ -7,6 +7,7 @@
 #define MURAL_BACKEND_INT_H
 
 #include "backend/backend.h"
+#include "backend/parcels.h"
 
 /* What a machine takes beside the operands; pure, so that dry backends can ask without one.  Every
  * entry may be NULL: nothing.  Scratch lies on top of the arena during the operation. */
@@ -20,7 +21,10 @@ struct backend_needs {
     uint64_t (*conv2d)(const struct backend *, const struct conv_request *);
 };
 
-/* Operations return 0 or a status that `describe` turns into words.  linear, attention and conv2d
+/* A status of this or more is an errno above it: weights could not be read on their way. */
+enum { STATUS_READ = 4000000 };
+
+/* Operations return 0 or a status that `describe` turns into words, but for those of STATUS_READ.  linear, attention and conv2d
  * are called in a rehearsal too, and then only prepare. */
 struct backend_ops {
     int (*linear)(struct backend *, struct matrix y, struct matrix x, struct matrix w,
@@ -55,6 +59,10 @@ struct backend_ops {
     /* One side is the host's, of any type; the other ours, f32 or bf16. */
     int (*upload)(struct backend *, struct matrix target, struct matrix source);
     int (*download)(struct backend *, struct matrix target, struct matrix source);
+    /* Of a distant machine, with parcels: all pieces of one are known; it is used; it was used. */
+    int (*settle)(struct backend *, uint32_t parcel);
+    int (*arrive)(struct backend *, uint32_t parcel);
+    int (*depart)(struct backend *, uint32_t parcel);
     int (*wait)(struct backend *); /* (optional) */
     /* Where and why, after "linear failed: ". (optional) */
     void (*describe)(const struct backend *, int status, char *text_out, size_t capacity);
@@ -66,6 +74,8 @@ struct backend {
     const struct backend_needs *needs;
     struct arena               *arena;
     struct arena               *kept_matrices, *kept_vectors; /* NULL unless distant */
+    struct parcels             *parcels; /* NULL unless distant */
+    struct backend_link         link;
     enum dtype                  compute;
     uint64_t                    fixed_bytes;
     double                      flops;

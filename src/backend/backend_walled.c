@@ -6,13 +6,20 @@
  * the caller, and stops the process with the operation's name.  A GPU would read garbage there, or
  * die, and the tests that run without one would never know.
  *
+ * Parcels visit two slots of real memory, from copies of their own as far as pinned_bytes go and then
+ * from where the weights are.  A slot is poisoned with NaN when its parcel departs.
+ *
  * Read next: backend_cuda.c, which asks the same of its callers and cannot check it.
  */
 #include "backend/backend_int.h"
 
+#include <string.h>
+
 struct walled {
     struct backend  base;
     struct backend *cpu; /* computes; its arena is not used */
+    struct arena   *ring; /* NULL: there are no parcels */
+    uint64_t        pinned_left;
 };
 
 static struct backend *cpu_of(struct backend *backend)
@@ -22,7 +29,9 @@ static struct backend *cpu_of(struct backend *backend)
 
 static bool is_ours(const struct backend *backend, const void *data, uint64_t bytes)
 {
-    return arena_holds(backend->arena, data, bytes) ||
+    const struct arena *ring = ((const struct walled *)backend)->ring;
+
+    return (ring != NULL && arena_holds(ring, data, bytes)) || arena_holds(backend->arena, data, bytes) ||
            arena_holds(backend->kept_matrices, data, bytes) ||
            arena_holds(backend->kept_vectors, data, bytes);
 }
@@ -244,8 +253,76 @@ static int walled_download(struct backend *backend, struct matrix target, struct
     return cpu_of(backend)->ops->download(cpu_of(backend), target, source);
 }
 
+/* ----------------------------------------------------------------------------------- parcels */
+
+static int walled_settle(struct backend *backend, uint32_t index)
+{
+    struct walled *walled = (struct walled *)backend;
+    struct parcel *parcel = &backend->parcels->parcel[index];
+    uint64_t       bytes = backend->parcels->sizes.bytes[index];
+    int            status;
+
+    if (bytes > walled->pinned_left) return 0;
+    parcel->host = os.aligned_alloc(64, (size_t)bytes);
+    if (parcel->host == NULL) return 0;
+    walled->pinned_left -= bytes;
+    status = parcels_read(parcel, 0, bytes, parcel->host, 0);
+    return status == 0 ? 0 : STATUS_READ + status;
+}
+
+static int walled_arrive(struct backend *backend, uint32_t index)
+{
+    struct parcels      *parcels = backend->parcels;
+    const struct parcel *parcel = &parcels->parcel[index];
+    uint64_t             bytes = parcels->sizes.bytes[index];
+    char                *slot = parcels->slots[index % PARCEL_SLOTS];
+    int                  status = 0;
+
+    backend->link.bytes += bytes;
+    if (parcel->host != NULL)
+        memcpy(slot, parcel->host, (size_t)bytes);
+    else
+        status = parcels_read(parcel, 0, bytes, slot, 0);
+    return status == 0 ? 0 : STATUS_READ + status;
+}
+
+/* All ones are a NaN in every type. */
+static int walled_depart(struct backend *backend, uint32_t index)
+{
+    struct parcels *parcels = backend->parcels;
+
+    memset(parcels->slots[index % PARCEL_SLOTS], 0xff, (size_t)parcels->slot_bytes);
+    return 0;
+}
+
+static int open_ring(struct walled *walled, const struct backend_options *options, struct err *err)
+{
+    int             rc = ERR_OK;
+    uint64_t        bytes = backend_ring_bytes(&options->parcels);
+    struct parcels *parcels;
+
+    TRY(parcels_open(&walled->base.parcels, err));
+    if (bytes == 0) goto out;
+    parcels = walled->base.parcels;
+    parcels->slot_bytes = bytes / (options->parcels.count > 1 ? PARCEL_SLOTS : 1);
+    walled->pinned_left = options->pinned_bytes;
+    TRY(arena_open(&walled->ring, bytes, err));
+    TRY(arena_seal(walled->ring, bytes, err));
+    for (uint32_t slot = 0; slot < PARCEL_SLOTS && slot < options->parcels.count; slot++) {
+        parcels->slots[slot] = arena_take(walled->ring, parcels->slot_bytes, "a slot");
+        (void)memset(parcels->slots[slot], 0xff, (size_t)parcels->slot_bytes);
+    }
+out:
+    return rc;
+}
+
 static void walled_close(struct backend *backend)
 {
+    struct parcels *parcels = backend->parcels;
+
+    for (uint32_t i = 0; parcels != NULL && i < parcels->sizes.count; i++)
+        os_free(parcels->parcel[i].host);
+    arena_close(((struct walled *)backend)->ring);
     backend_close(cpu_of(backend));
 }
 
@@ -273,6 +350,9 @@ static const struct backend_ops walled_ops = {
     .unpack_latent = walled_unpack_latent,
     .upload = walled_upload,
     .download = walled_download,
+    .settle = walled_settle,
+    .arrive = walled_arrive,
+    .depart = walled_depart,
     .close = walled_close,
 };
 
@@ -300,6 +380,7 @@ int walled_open(struct backend **out, const struct backend_options *options, str
     TRY(arena_open(&walled->base.arena, options->arena_limit_bytes, err));
     TRY(arena_open(&walled->base.kept_matrices, max_u64(options->kept_matrix_bytes, 64), err));
     TRY(arena_open(&walled->base.kept_vectors, max_u64(options->kept_vector_bytes, 64), err));
+    TRY(open_ring(walled, options, err));
     *out = &walled->base;
     walled = NULL;
 out:

@@ -154,6 +154,16 @@ static int describe(const struct gemm *gemm, struct gemm_plan *plan)
     return status;
 }
 
+/* Proposals that the library itself takes back are none. */
+static int keep_usable(cublasLtMatmulHeuristicResult_t *results, int count)
+{
+    int kept = 0;
+
+    for (int i = 0; i < count; i++)
+        if (results[i].state == CUBLAS_STATUS_SUCCESS) results[kept++] = results[i];
+    return kept;
+}
+
 static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
                    cublasLtMatmulHeuristicResult_t *results, int *count_out)
 {
@@ -185,6 +195,7 @@ static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
                                                             plan->x, plan->y, plan->y, preference,
                                                             CANDIDATES_MAX, results, count_out);
     if (preference != NULL) (void)calls->cublasLtMatmulPreferenceDestroy(preference);
+    if (!status) *count_out = keep_usable(results, *count_out);
     return status;
 }
 
@@ -266,7 +277,6 @@ static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_r
     best = first;
     best.seconds *= 1 - TRIAL_MARGIN;
     for (int i = 1; i < count && !status; i++) {
-        if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
         status = try_one(gemm, plan, request, &results[i].algo, stream, &now);
         if (status >= STATUS_CUBLAS) { /* refused after all; the card is well */
             status = 0;

@@ -8,6 +8,7 @@
 #define MURAL_CUDA_INT_H
 
 #include "backend/backend_int.h"
+#include "backend/cuda_ring.h"
 #include "kernels/kernels.h"
 
 #include <cublasLt.h>
@@ -150,6 +151,7 @@ struct cuda {
     cudaStream_t          stream;
     struct arena         *shadow; /* bf16 copies of the kept vectors, at half their offsets */
     char                 *shadow_base;
+    struct ring          *ring; /* NULL: no weights visit */
     struct cuda_staging   staging;
     struct gemm           gemm;
     struct graphs        *graphs; /* NULL: own kernels */

@@ -82,7 +82,8 @@ int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struc
     if (y.rows == 0) return 0;
     int status = as_computed(cuda, &request.x, &scratch);
     if (!status) status = as_computed(cuda, &request.w, &scratch);
-    request.w_kept = arena_holds(backend->kept_matrices, request.w.data, 1);
+    request.w_kept = arena_holds(backend->kept_matrices, request.w.data, 1) ||
+                     ring_holds(cuda->ring, request.w.data);
     if (!status && in_epilogue) {
         status = bias_in_bf16(cuda, &request, bias, &scratch);
         request.act = act;

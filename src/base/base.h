@@ -171,6 +171,9 @@ struct os_calls {
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
+    /* Copies out of a map of a file; 0 or errno.  Where reading the map itself would end the
+     * process, because the file was cut or its disk fails, this is EFAULT. */
+    int (*map_read)(void *target, const void *source, size_t bytes);
     void *(*calloc)(size_t count, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
     /* processes, and what they talk through */

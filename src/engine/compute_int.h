@@ -35,6 +35,8 @@ struct engine {
     struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
     struct transformer_tile *tiles;        /* [tiles_max]                                       */
     uint32_t                 tiles_max, steps_max;
+    struct budget            budget;   /* of the GPU: which blocks visit it                    */
+    int64_t                  mlp_rows; /* see transformer_set_mlp_rows                         */
 };
 
 /* An engine that measures only: no file of weights is mapped. */
@@ -66,6 +68,7 @@ struct measured {
     uint64_t           tile_bytes, tile_workspace_bytes;     /* arena and more of engine.machine  */
     uint64_t           text_bytes, text_workspace_bytes;     /* the same of engine.text_machine   */
     uint64_t           kept_matrix_bytes, kept_vector_bytes; /* of a distant engine.machine   */
+    struct parcel_sizes parcels;                             /* the same                      */
     uint64_t           table_bytes;                          /* of one prompt                     */
     struct engine_cost cost;
 };

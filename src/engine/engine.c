@@ -81,6 +81,25 @@ static enum machine machine_of(enum engine_machine machine)
     return MACHINE_CPU;
 }
 
+/* Which blocks visit a GPU: what may not stay, spread evenly over the sequence, and an even number so
+ * that two slots take turns without end. */
+static void choose_streamed(struct budget *budget, const struct engine_facts *facts,
+                            const struct engine_memory *memory)
+{
+    uint32_t blocks = (uint32_t)min_i64(facts->doubles + facts->singles, BLOCKS_MAX);
+    uint32_t count = (uint32_t)((1 - memory->keep_share) * blocks), error = 0;
+
+    *budget = (struct budget){.block_count = blocks, .pinned_bytes = UINT64_MAX};
+    if (!memory->offload) return;
+    if (count > 1) count -= count % 2;
+    for (uint32_t i = 0; i < blocks; i++) {
+        error += count;
+        budget->streamed[i] = error >= blocks;
+        if (budget->streamed[i]) error -= blocks;
+    }
+    budget->streamed_count = count;
+}
+
 static void gather_facts(struct engine *engine, const struct engine_options *options)
 {
     const struct model      *model = engine->model;
@@ -111,6 +130,7 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
     engine->text_machine = engine->machine;
     engine->text_machine.compute = DTYPE_F32;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
+    choose_streamed(&engine->budget, facts, &options->memory);
 }
 
 static void free_networks(struct networks *networks)

@@ -31,6 +31,18 @@ struct engine_device {
                               empty: there is one, and it fails */
 };
 
+/* How a GPU's memory may be used; zeros: everything stays there, grown by the default step. */
+struct engine_memory {
+    uint64_t vram_bytes;        /* hard cap on all that this engine takes there; 0: what is free */
+    bool     offload;           /* blocks of the transformer may live in the host's memory       */
+    double   keep_share;        /* least share of the blocks' bytes that stays, 0..1             */
+    uint32_t tiles_per_pass;    /* most tiles that advance together; 0: the planner's choice      */
+    bool     expandable;        /* arenas grow and shrink by segments; else one piece of the plan's size */
+    uint64_t segment_bytes;     /* growth step                                                    */
+    double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to others */
+    uint64_t pool_bytes;        /* mapped at start, never given back                              */
+};
+
 struct engine_options {
     const char         *model_folder;
     const char         *transformer; /* overriding file or folder, or NULL */
@@ -43,6 +55,7 @@ struct engine_options {
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
     const struct engine_device *device;
+    struct engine_memory        memory;
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */

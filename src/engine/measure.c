@@ -127,6 +127,7 @@ static int measure_size(struct measured *out, const struct engine *engine,
     TRY(engine_keep(&painters, engine, backend, err));
     raise_bytes(&out->kept_matrix_bytes, backend_kept_matrix_bytes(backend));
     raise_bytes(&out->kept_vector_bytes, backend_kept_vector_bytes(backend));
+    out->parcels = *backend_parcels(backend);
     TRY(rehearse_size(out, &compute, size, err));
 out:
     engine_release(&painters, engine);
@@ -135,7 +136,18 @@ out:
 }
 
 /* What the host gives to a distant machine's copies. */
-static const uint64_t STAGING_BYTES = 128u << 20;
+static const uint64_t STAGING_BYTES = 128u << 20, WINDOWS_BYTES = 256u << 20;
+
+/* Of the host, for weights that visit: their own copies, as far as the budget goes, or windows. */
+static uint64_t pinned_bytes(const struct engine *engine, const struct parcel_sizes *parcels)
+{
+    uint64_t all = 0;
+
+    for (uint32_t i = 0; i < parcels->count; i++)
+        all += parcels->bytes[i];
+    if (all <= engine->budget.pinned_bytes) return all;
+    return engine->budget.pinned_bytes + WINDOWS_BYTES;
+}
 
 int measure_sizes(struct measured *out, const struct engine *engine,
                   const struct engine_size *sizes, size_t size_count, struct err *err)
@@ -154,8 +166,9 @@ int measure_sizes(struct measured *out, const struct engine *engine,
         goto out;
     }
     /* Half as much again: biases are kept in two types. */
-    out->cost.kept_bytes = out->kept_matrix_bytes + out->kept_vector_bytes * 3 / 2;
-    out->cost.host_bytes = host_bytes + STAGING_BYTES;
+    out->cost.kept_bytes = out->kept_matrix_bytes + out->kept_vector_bytes * 3 / 2 +
+                           backend_ring_bytes(&out->parcels);
+    out->cost.host_bytes = host_bytes + STAGING_BYTES + pinned_bytes(engine, &out->parcels);
 out:
     return rc;
 }

@@ -20,14 +20,17 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
                 struct err *err)
 {
     int                 rc = ERR_OK;
-    struct layer_loader loader = {.model = engine->model, .keeper = backend};
+    struct layer_loader loader = {
+        .model = engine->model, .keeper = backend, .streamed = engine->budget.streamed};
     struct networks     kept = {.clip = NULL};
 
     if (!backend_is_distant(backend)) {
         *out = engine->networks;
+        transformer_set_mlp_rows(out->transformer, engine->mlp_rows);
         goto out;
     }
     TRY(transformer_load(&kept.transformer, &loader, err));
+    transformer_set_mlp_rows(kept.transformer, engine->mlp_rows);
     TRY(vae_load(&kept.vae, &loader, err));
     TRY(backend_wait(backend, err));
     *out = kept;
@@ -101,6 +104,8 @@ static int open_backend(struct engine *engine, const struct measured *measured, 
     engine->machine.arena_limit_bytes = measured->tile_bytes;
     engine->machine.kept_matrix_bytes = measured->kept_matrix_bytes;
     engine->machine.kept_vector_bytes = measured->kept_vector_bytes;
+    engine->machine.parcels = measured->parcels;
+    engine->machine.pinned_bytes = engine->budget.pinned_bytes;
     engine->text_machine.arena_limit_bytes = measured->text_bytes;
     TRY(backend_open(&engine->backend, &engine->machine, err));
     TRY(arena_seal(backend_arena(engine->backend), measured->tile_bytes, err));

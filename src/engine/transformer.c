@@ -25,8 +25,12 @@
  *
  *     sum over t of  4 (S_t H + n_t D + m) + a S_t H   +   a max(S_t) (4 H + M)
  *
+ * or, with the MLP in parts of R rows, a (max(S_t) 4 H + R (H + M)) for the last term.
+ *
  * A group never needs more than as many tiles of its largest size would: nothing is shared between
  * tiles because they happen to be alike.
+ *
+ * Around each block whose weights only visit the machine, they arrive and depart, once a group.
  *
  * Read next: modulation.c, then engine.c, which calls this.
  */
@@ -42,7 +46,9 @@ struct pass {
     struct backend           *backend;
     struct matrix             normed; /* [S, H]: of the tile                    */
     struct matrix             qkv;    /* [S, 3 H]: q, k, v side by side         */
-    struct matrix             wide;   /* [S, H + M]: attended, inner of the MLP */
+    struct matrix             attended; /* [S, H]: the left of `wide`, or by itself in parts */
+    struct matrix             wide;   /* [S, H + M]: attended, inner of the MLP; or of one part */
+    bool                      in_parts; /* the MLP sees a part of the rows at a time */
 };
 
 static struct pass pass_rows(const struct pass *pass, int64_t first, int64_t count)
@@ -51,13 +57,27 @@ static struct pass pass_rows(const struct pass *pass, int64_t first, int64_t cou
 
     part.normed = matrix_rows(pass->normed, first, count);
     part.qkv = matrix_rows(pass->qkv, first, count);
-    part.wide = matrix_rows(pass->wide, first, count);
+    part.attended = matrix_rows(pass->attended, first, count);
+    if (!pass->in_parts) part.wide = matrix_rows(pass->wide, first, count);
     return part;
 }
 
-static struct matrix attended(const struct pass *pass)
+/* How many rows the MLP takes at a time, of `rows`: parts of about the same size. */
+static int64_t part_rows(const struct pass *pass, int64_t rows)
 {
-    return matrix_cols(pass->wide, 0, pass->transformer->config.hidden);
+    int64_t most = pass->transformer->mlp_rows;
+
+    if (!pass->in_parts || rows <= most) return rows;
+    return round_up_i64(ceil_div_i64(rows, ceil_div_i64(rows, most)), TRANSFORMER_MLP_STEP);
+}
+
+/* Rows [first, first + count) for the MLP, which has `wide` for itself in parts. */
+static struct pass mlp_part(const struct pass *pass, int64_t first, int64_t count)
+{
+    struct pass part = pass_rows(pass, first, count);
+
+    part.wide = matrix_rows(part.wide, 0, count);
+    return part;
 }
 
 static struct matrix inner(const struct pass *pass)
@@ -112,7 +132,7 @@ static void attend(const struct pass *pass)
 {
     const struct transformer_config *config = &pass->transformer->config;
     int64_t                          h = config->hidden;
-    struct attention_request         request = {.out = attended(pass),
+    struct attention_request         request = {.out = pass->attended,
                                                 .q = matrix_cols(pass->qkv, 0, h),
                                                 .k = matrix_cols(pass->qkv, h, h),
                                                 .v = matrix_cols(pass->qkv, 2 * h, h),
@@ -154,10 +174,13 @@ static void finish_stream(const struct pass *pass, const struct stream *stream, 
     int64_t       h = pass->transformer->config.hidden;
     struct follow mlp = {.shift = modulation + 3 * h, .scale = modulation + 4 * h};
 
-    run_linear(pass, pass->normed, attended(pass), &stream->out, ACT_NONE);
+    run_linear(pass, pass->normed, pass->attended, &stream->out, ACT_NONE);
     add_branch(pass, x, modulation + 2 * h, mlp);
-    run_linear(pass, inner(pass), pass->normed, &stream->mlp_in, ACT_GELU_TANH);
-    run_linear(pass, pass->normed, inner(pass), &stream->mlp_out, ACT_NONE);
+    for (int64_t first = 0, most = part_rows(pass, x.rows); first < x.rows; first += most) {
+        struct pass part = mlp_part(pass, first, min_i64(most, x.rows - first));
+        run_linear(&part, inner(&part), part.normed, &stream->mlp_in, ACT_GELU_TANH);
+        run_linear(&part, part.normed, inner(&part), &stream->mlp_out, ACT_NONE);
+    }
     add_branch(pass, x, modulation + 5 * h, follow);
 }
 
@@ -186,13 +209,18 @@ static void run_single(const struct pass *pass, const struct single_block *block
                        const struct transformer_tile *tile, const float *modulation,
                        struct follow follow)
 {
-    int64_t     h = pass->transformer->config.hidden;
-    struct pass all = pass_rows(pass, 0, tile->stream.rows);
+    int64_t     h = pass->transformer->config.hidden, rows = tile->stream.rows;
+    struct pass all = pass_rows(pass, 0, rows);
 
     project(&all, &block->in, tile, tile->conditioning->text_tokens);
-    run_linear(&all, inner(&all), all.normed, &block->mlp_in, ACT_GELU_TANH);
     attend(&all);
-    run_linear(&all, all.normed, all.wide, &block->out, ACT_NONE);
+    for (int64_t first = 0, most = part_rows(&all, rows); first < rows; first += most) {
+        struct pass part = mlp_part(&all, first, min_i64(most, rows - first));
+        if (part.in_parts)
+            backend_copy(part.backend, matrix_cols(part.wide, 0, h), part.attended);
+        run_linear(&part, inner(&part), part.normed, &block->mlp_in, ACT_GELU_TANH);
+        run_linear(&part, part.normed, part.wide, &block->out, ACT_NONE);
+    }
     add_branch(&all, tile->stream, modulation + 2 * h, follow);
 }
 
@@ -290,13 +318,27 @@ static void run_block(const struct pass *pass, const struct transformer_tile *ti
                    modulation_at(tile, h * (12 * doubles + 3 * (index - doubles))), follow[0]);
 }
 
+/* What the blocks share, for the tile with the most rows. */
+static void take_scratch(struct pass *pass, int64_t rows)
+{
+    const struct transformer_config *config = &pass->transformer->config;
+    enum dtype                       act = backend_act(pass->backend);
+    int64_t h = config->hidden, most = pass->transformer->mlp_rows;
+
+    pass->in_parts = most > 0 && most < rows;
+    pass->qkv = backend_take(pass->backend, act, rows, 3 * h, "q, k, v");
+    pass->wide = backend_take(pass->backend, act, pass->in_parts ? most : rows, h + config->mlp,
+                              "attended and inner");
+    pass->attended = pass->in_parts ? backend_take(pass->backend, act, rows, h, "attended")
+                                    : matrix_cols(pass->wide, 0, h);
+}
+
 void transformer_forward(const struct transformer *transformer, struct backend *backend,
                          struct transformer_tile *tiles, uint32_t count, uint32_t step)
 {
     const struct transformer_config *config = &transformer->config;
     struct arena_mark                mark = arena_mark(backend_arena(backend));
-    enum dtype                       act = backend_act(backend);
-    int64_t                          h = config->hidden, rows_max = 0;
+    int64_t                          rows_max = 0;
     struct pass                      pass = {.transformer = transformer, .backend = backend};
 
     must(count > 0);
@@ -304,16 +346,19 @@ void transformer_forward(const struct transformer *transformer, struct backend *
         begin_tile(transformer, backend, &tiles[t], step);
         rows_max = max_i64(rows_max, tiles[t].stream.rows);
     }
-    pass.qkv = backend_take(backend, act, rows_max, 3 * h, "q, k, v");
-    pass.wide = backend_take(backend, act, rows_max, h + config->mlp, "attended and inner");
+    take_scratch(&pass, rows_max);
 
     for (uint32_t t = 0; t < count; t++) {
         pass.normed = tiles[t].normed;
         norm_first(&pass, &tiles[t]);
     }
-    for (int64_t i = 0; i < config->doubles + config->singles; i++)
+    for (int64_t i = 0; i < config->doubles + config->singles; i++) {
+        int32_t parcel = i < BLOCKS_MAX ? transformer->parcels[i] : -1;
+        if (parcel >= 0) backend_arrive(backend, (uint32_t)parcel);
         for (uint32_t t = 0; t < count; t++)
             run_block(&pass, &tiles[t], i);
+        if (parcel >= 0) backend_depart(backend, (uint32_t)parcel);
+    }
     for (uint32_t t = 0; t < count; t++) {
         pass.normed = tiles[t].normed;
         finish_tile(&pass, &tiles[t]);

@@ -51,6 +51,8 @@ struct transformer {
     struct embedder           time, guidance, pooled;            /* prompt */
     struct double_block      *doubles;
     struct single_block      *singles;
+    int32_t parcels[BLOCKS_MAX]; /* by block, doubles first: the parcel it visits in; -1: stays */
+    int64_t mlp_rows;            /* see transformer_set_mlp_rows                                */
     /* Rotation of every position of an axis: [TRANSFORMER_SIDE_TOKENS_MAX, axis / 2] f32. */
     struct matrix cos[3], sin[3];
 };

@@ -175,6 +175,54 @@ out:
     return rc;
 }
 
+/* Matrices of a block that visits go into a parcel; vectors stay, for they are few. */
+static void begin_block(struct transformer *transformer, struct layer_loader *loader, int64_t index,
+                        uint32_t *parcel_count)
+{
+    if (loader->keeper == NULL || loader->streamed == NULL || index >= BLOCKS_MAX ||
+        !loader->streamed[index])
+        return;
+    transformer->parcels[index] = (int32_t)*parcel_count;
+    backend_parcel_begin(loader->keeper, (*parcel_count)++);
+}
+
+static void end_block(const struct transformer *transformer, struct layer_loader *loader,
+                      int64_t index)
+{
+    if (index < BLOCKS_MAX && transformer->parcels[index] >= 0) backend_parcel_end(loader->keeper);
+}
+
+static int load_blocks(struct transformer *made, struct layer_loader *loader, struct err *err)
+{
+    int                              rc = ERR_OK;
+    const struct transformer_config *config = &made->config;
+    uint32_t                         parcel_count = 0;
+
+    for (int64_t i = 0; i < BLOCKS_MAX; i++)
+        made->parcels[i] = -1;
+    for (int64_t i = 0; i < config->doubles; i++) {
+        layer_scope(loader, "transformer_blocks.%lld.", (long long)i);
+        begin_block(made, loader, i, &parcel_count);
+        TRY(load_stream(&made->doubles[i].image, &image_names, config, loader, err));
+        TRY(load_stream(&made->doubles[i].text, &text_names, config, loader, err));
+        end_block(made, loader, i);
+    }
+    for (int64_t i = 0; i < config->singles; i++) {
+        layer_scope(loader, "single_transformer_blocks.%lld.", (long long)i);
+        begin_block(made, loader, config->doubles + i, &parcel_count);
+        TRY(load_single(&made->singles[i], config, loader, err));
+        end_block(made, loader, config->doubles + i);
+    }
+out:
+    return rc;
+}
+
+void transformer_set_mlp_rows(struct transformer *transformer, int64_t rows)
+{
+    must(rows >= 0 && rows % TRANSFORMER_MLP_STEP == 0);
+    transformer->mlp_rows = rows;
+}
+
 int transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err)
 {
     int                              rc = ERR_OK;
@@ -190,15 +238,7 @@ int transformer_load(struct transformer **out, struct layer_loader *loader, stru
     TRY(os_alloc((void **)&made->singles, (uint64_t)config->singles, sizeof *made->singles,
                  "single blocks", err));
     TRY(load_ends(made, loader, err));
-    for (int64_t i = 0; i < config->doubles; i++) {
-        layer_scope(loader, "transformer_blocks.%lld.", (long long)i);
-        TRY(load_stream(&made->doubles[i].image, &image_names, config, loader, err));
-        TRY(load_stream(&made->doubles[i].text, &text_names, config, loader, err));
-    }
-    for (int64_t i = 0; i < config->singles; i++) {
-        layer_scope(loader, "single_transformer_blocks.%lld.", (long long)i);
-        TRY(load_single(&made->singles[i], config, loader, err));
-    }
+    TRY(load_blocks(made, loader, err));
     TRY(make_rope(made, loader, err));
     *out = made;
     made = NULL;

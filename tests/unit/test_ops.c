@@ -1,6 +1,7 @@
 /*
  * test_ops.c - operations of a distant backend against the CPU's in f32: products of every type and
- * epilogue, convolutions by every way, attention by every way; rehearsals; the same bits twice.
+ * epilogue, convolutions by every way, attention by every way; rehearsals; the same bits twice;
+ * weights that visit.
  *
  * MURAL_TEST_DEVICE=cuda runs it on the GPU; without, the machine under test is the CPU behind its
  * wall, which shows at least that the test itself is right.
@@ -387,11 +388,140 @@ static void copies_arrive_whole(void **state)
     }
 }
 
+/* ----------------------------------------------------------------------------------- parcels */
+
+enum { PARCELS = 5, PIECES = 3 };
+
+/* Three weights a parcel, of several types, at any address, with rows apart; two parcels are longer
+ * than a window of the reader's. */
+struct visitors {
+    struct matrix source[PARCELS][PIECES], slot[PARCELS][PIECES];
+    float        *values[PARCELS][PIECES]; /* what they are */
+};
+
+static void visitors_make(struct visitors *v, struct pair *pair)
+{
+    static const enum dtype dtypes[PIECES] = {DTYPE_BF16, DTYPE_F32, DTYPE_F16};
+
+    for (int p = 0; p < PARCELS; p++)
+        for (int i = 0; i < PIECES; i++) {
+            int64_t rows = 3 + p, cols = 17 + 2 * i, gap = i == 1 ? 3 : 0;
+            if (i == 0 && (p == 1 || p == 2)) rows = 3000, cols = 12001;
+            size_t         each = dtype_bytes(dtypes[i]);
+            char          *bytes = calloc((size_t)(rows * (cols + gap)) * each + 2, 1);
+            struct matrix *source = &v->source[p][i];
+            assert_non_null(bytes);
+            *source = (struct matrix){bytes + 2, dtypes[i], rows, cols, cols + gap};
+            v->values[p][i] = numbers(pair, rows * cols);
+            k_cast_cpu(*source, (struct matrix){v->values[p][i], DTYPE_F32, rows, cols, cols});
+        }
+}
+
+static void visitors_free(struct visitors *v)
+{
+    for (int p = 0; p < PARCELS; p++)
+        for (int i = 0; i < PIECES; i++) {
+            free((char *)v->source[p][i].data - 2);
+            free(v->values[p][i]);
+        }
+}
+
+static void keep_visitors(struct backend *backend, struct visitors *v)
+{
+    struct err err = {0};
+
+    for (uint32_t p = 0; p < PARCELS; p++) {
+        backend_parcel_begin(backend, p);
+        for (int i = 0; i < PIECES; i++)
+            v->slot[p][i] = backend_keep(backend, v->source[p][i]);
+        backend_parcel_end(backend);
+    }
+    ASSERT_OK(backend_wait(backend, &err));
+}
+
+static void assert_arrives(struct backend *backend, struct visitors *v, uint32_t p)
+{
+    backend_arrive(backend, p);
+    for (int i = 0; i < PIECES; i++) {
+        struct matrix m = v->slot[p][i];
+        float        *got = received(backend, m);
+        if (memcmp(got, v->values[p][i], (size_t)(m.rows * m.cols) * sizeof *got) != 0)
+            fail_msg("piece %d of parcel %u is not what was kept", i, p);
+        free(got);
+    }
+    backend_depart(backend, p);
+}
+
+static struct backend *backend_for(struct visitors *v, enum dtype compute, uint64_t pinned_bytes)
+{
+    struct err             err = {0};
+    struct backend_options options = {.machine = machine_under_test(),
+                                      .compute = compute,
+                                      .conv_weight_elements_max = 1000,
+                                      .arena_limit_bytes = 64 << 20,
+                                      .pinned_bytes = pinned_bytes};
+    struct backend        *backend = NULL;
+
+    ASSERT_OK(backend_open_dry(&backend, &options, &err));
+    keep_visitors(backend, v);
+    options.parcels = *backend_parcels(backend);
+    backend_close(backend);
+    ASSERT_OK(backend_open(&backend, &options, &err));
+    keep_visitors(backend, v);
+    assert_memory_equal(backend_parcels(backend), &options.parcels, sizeof options.parcels);
+    return backend;
+}
+
+/* In turn, and in any order; from pinned memory, through windows, and by both. */
+static void parcels_arrive_as_they_were_kept(void **state)
+{
+    static const uint32_t order[] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 2, 2, 4, 0, 3};
+    static const uint64_t pinned[] = {UINT64_MAX, 0, 80 << 20};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(pinned); i++) {
+        struct pair     pair = pair_open(DTYPE_BF16);
+        struct visitors v;
+        visitors_make(&v, &pair);
+        struct backend *backend =
+            backend_for(&v, machine_under_test() == MACHINE_CUDA ? DTYPE_BF16 : DTYPE_F32, pinned[i]);
+
+        for (size_t k = 0; k < ARRAY_COUNT(order); k++)
+            assert_arrives(backend, &v, order[k]);
+        backend_close(backend);
+        visitors_free(&v);
+        pair_close(&pair);
+    }
+}
+
+/* What departed is there no more: a forgotten arrival shows behind the wall. */
+static void a_slot_is_poison_between_visits(void **state)
+{
+    struct pair     pair = pair_open(DTYPE_F32);
+    struct visitors v;
+
+    (void)state;
+    if (machine_under_test() == MACHINE_CUDA) {
+        pair_close(&pair);
+        skip();
+    }
+    visitors_make(&v, &pair);
+    struct backend *backend = backend_for(&v, DTYPE_F32, 0);
+    assert_arrives(backend, &v, 3);
+    float *got = received(backend, v.slot[3][1]);
+    assert_true(isnan(got[0]) && isnan(got[1]));
+    free(got);
+    backend_close(backend);
+    visitors_free(&v);
+    pair_close(&pair);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_agree), cmocka_unit_test(convolutions_agree),
         cmocka_unit_test(attentions_agree), cmocka_unit_test(a_rehearsal_changes_no_bit),
-        cmocka_unit_test(copies_arrive_whole)};
+        cmocka_unit_test(copies_arrive_whole), cmocka_unit_test(parcels_arrive_as_they_were_kept),
+        cmocka_unit_test(a_slot_is_poison_between_visits)};
     return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
 }

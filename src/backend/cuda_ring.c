@@ -1,0 +1,280 @@
+/*
+ * cuda_ring.c - weights that visit a GPU, copied ahead of their use.
+ *
+ * Owns two slots of device memory, the stream of copies and the pinned memory that they come from.
+ * Parcel p always visits slot p % 2:
+ *
+ *     stream of operations       wait ready[s] .. use p .. record freed[s]
+ *     stream of copies                                       wait freed[s], copy p + 2, record ready[s]
+ *
+ * So while one parcel is used the next is on its way or there, and the host waits for neither.  After
+ * the last parcels come the first of the next round; a parcel that has its slot to itself stays.
+ * Parcels used in another order, as after an operation that failed, are copied when they arrive.
+ *
+ * Pinned memory is taken in the order of the parcels, as far as pinned_bytes go and the host gives
+ * it; the rest passes through windows, and then every copy is the reader's to begin, so that copies
+ * keep their order.  The events freed[] and ready[] may be used by it because an order is placed after
+ * its slot's record and awaited before the next.
+ *
+ * Read next: cuda_windows.c.
+ */
+#include "backend/cuda_ring.h"
+
+#include "backend/parcels.h"
+
+#include <stdio.h>
+#include <sys/mman.h>
+
+/* When the stream of operations came to a wait, and when it went on. */
+struct lap {
+    cudaEvent_t begin, end;
+};
+
+struct ring {
+    struct ring_track track;
+    struct arena     *arena;
+    struct windows   *windows; /* NULL: every parcel is pinned */
+    uint64_t          pinned_left, parcel_count, copied_bytes;
+    uint64_t          tickets[PARCEL_SLOTS]; /* of the last order, with windows */
+    bool              started;
+    struct lap        laps[PARCELS_MAX];
+    uint32_t          lap_count; /* since the last wait; more than there are: not timed */
+};
+
+/* ------------------------------------------------------------------------------------- pinned */
+
+/* Pages that are there already are pinned much faster than those that the driver has to ask for one
+ * by one: so all threads fill them first. */
+static void *pin(const struct parcel *parcel, uint64_t bytes, int *status)
+{
+    void *memory = os.mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (memory == MAP_FAILED) return NULL;
+    (void)madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
+    *status = parcels_read(parcel, 0, bytes, memory, 0);
+    if (*status != 0) *status += STATUS_READ;
+    if (*status == 0 &&
+        cudaHostRegister(memory, (size_t)bytes, cudaHostRegisterDefault) == cudaSuccess)
+        return memory;
+    (void)cudaGetLastError();
+    (void)os.munmap(memory, (size_t)bytes);
+    return NULL;
+}
+
+static void unpin(void *memory, uint64_t bytes)
+{
+    (void)cudaHostUnregister(memory);
+    (void)os.munmap(memory, (size_t)bytes);
+}
+
+int ring_settle(struct ring *ring, uint32_t index)
+{
+    struct parcel *parcel = &ring->track.parcels->parcel[index];
+    uint64_t       bytes = ring->track.parcels->sizes.bytes[index];
+    int            status = 0;
+    char           words[32];
+
+    if (bytes == 0) return 0;
+    if (bytes <= ring->pinned_left) {
+        parcel->host = pin(parcel, bytes, &status);
+        if (parcel->host == NULL && status == 0) {
+            log_line(LOG_WARN, "the host pins no more memory after block %u that visits the GPU; "
+                               "the rest is read through windows, and slower",
+                     index);
+            ring->pinned_left = 0;
+        }
+    }
+    if (status != 0) return status;
+    if (parcel->host != NULL) {
+        ring->pinned_left -= bytes;
+        return 0;
+    }
+    if (ring->windows == NULL) {
+        log_line(LOG_DEBUG, "windows: %s are read from where the weights are whenever they travel",
+                 text_bytes(words, sizeof words, bytes));
+        status = windows_open(&ring->windows, &ring->track);
+    }
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------- copies */
+
+int ring_copy(const struct ring_track *track, uint32_t index)
+{
+    const uint32_t slot = index % PARCEL_SLOTS;
+    int            status = (int)cudaStreamWaitEvent(track->copies, track->freed[slot], 0);
+
+    if (!status)
+        status = (int)cudaMemcpyAsync(track->parcels->slots[slot],
+                                      track->parcels->parcel[index].host,
+                                      (size_t)track->parcels->sizes.bytes[index],
+                                      cudaMemcpyHostToDevice, track->copies);
+    return status ? status : (int)cudaEventRecord(track->ready[slot], track->copies);
+}
+
+/* The slot is the parcel's as soon as freed[slot] has come, which was recorded before. */
+static int order(struct ring *ring, uint32_t index)
+{
+    const uint32_t slot = index % PARCEL_SLOTS;
+
+    ring->track.parcels->holds[slot] = (int32_t)index;
+    ring->copied_bytes += ring->track.parcels->sizes.bytes[index];
+    if (ring->windows == NULL) return ring_copy(&ring->track, index);
+    ring->tickets[slot] = windows_order(ring->windows, index);
+    return 0;
+}
+
+static void forget(struct ring *ring)
+{
+    for (int slot = 0; slot < PARCEL_SLOTS; slot++)
+        ring->track.parcels->holds[slot] = -1;
+}
+
+/* Between two records, so that a wait which ended at once shows as next to nothing. */
+static int wait_ready(struct ring *ring, uint32_t slot, cudaStream_t stream)
+{
+    struct lap *lap = ring->lap_count < PARCELS_MAX ? &ring->laps[ring->lap_count++] : NULL;
+    int         status = lap == NULL ? 0 : (int)cudaEventRecord(lap->begin, stream);
+
+    if (!status) status = (int)cudaStreamWaitEvent(stream, ring->track.ready[slot], 0);
+    if (!status && lap != NULL) status = (int)cudaEventRecord(lap->end, stream);
+    return status;
+}
+
+int ring_arrive(struct ring *ring, uint32_t index, cudaStream_t stream)
+{
+    const uint32_t slot = index % PARCEL_SLOTS;
+    int            status = 0;
+
+    if (ring->track.parcels->holds[slot] != (int32_t)index) {
+        status = (int)cudaEventRecord(ring->track.freed[slot], stream);
+        if (!status) status = order(ring, index);
+    }
+    if (!status && ring->windows != NULL)
+        status = windows_await(ring->windows, ring->tickets[slot]);
+    if (!status) status = wait_ready(ring, slot, stream);
+    if (status) forget(ring);
+    return status;
+}
+
+int ring_depart(struct ring *ring, uint32_t index, cudaStream_t stream)
+{
+    const uint32_t slot = index % PARCEL_SLOTS, next = parcels_after(ring->track.parcels, index);
+    int            status;
+
+    if (next == index) return 0;
+    status = (int)cudaEventRecord(ring->track.freed[slot], stream);
+    if (!status) status = order(ring, next);
+    if (status) forget(ring);
+    return status;
+}
+
+static int start(struct ring *ring)
+{
+    int status = 0;
+
+    ring->started = true;
+    for (uint32_t i = 0; i < PARCEL_SLOTS && i < ring->parcel_count && !status; i++)
+        status = order(ring, i);
+    if (status) forget(ring);
+    return status;
+}
+
+int ring_wait(struct ring *ring, struct backend_link *link)
+{
+    float milliseconds = 0;
+    int   status = (int)cudaStreamQuery(ring->track.copies);
+
+    if (status == (int)cudaErrorNotReady) status = 0;
+    for (uint32_t i = 0; i < ring->lap_count && !status; i++) {
+        status = (int)cudaEventElapsedTime(&milliseconds, ring->laps[i].begin, ring->laps[i].end);
+        link->stall_seconds += 1e-3 * (double)milliseconds;
+    }
+    ring->lap_count = 0;
+    link->bytes += ring->copied_bytes;
+    ring->copied_bytes = 0;
+    if (!status && !ring->started && ring->track.parcels->sizes.count == ring->parcel_count)
+        status = start(ring);
+    if (status) forget(ring);
+    return status;
+}
+
+/* --------------------------------------------------------------------------------------- open */
+
+bool ring_holds(const struct ring *ring, const void *data)
+{
+    return ring != NULL && arena_holds(ring->arena, data, 1);
+}
+
+static int open_events(struct ring *ring)
+{
+    struct ring_track *track = &ring->track;
+    int status = (int)cudaStreamCreateWithFlags(&track->copies, cudaStreamNonBlocking);
+
+    for (int slot = 0; slot < PARCEL_SLOTS && !status; slot++) {
+        status = (int)cudaEventCreateWithFlags(&track->ready[slot], cudaEventDisableTiming);
+        if (!status)
+            status = (int)cudaEventCreateWithFlags(&track->freed[slot], cudaEventDisableTiming);
+    }
+    for (int i = 0; i < PARCELS_MAX && !status; i++) {
+        status = (int)cudaEventCreate(&ring->laps[i].begin);
+        if (!status) status = (int)cudaEventCreate(&ring->laps[i].end);
+    }
+    return status;
+}
+
+int ring_open(struct ring **out, struct parcels *parcels, const struct backend_options *options,
+              struct err *err)
+{
+    int            rc = ERR_OK, status;
+    const uint64_t bytes = backend_ring_bytes(&options->parcels);
+    const uint32_t slots = options->parcels.count > 1 ? PARCEL_SLOTS : 1;
+    struct ring   *ring = NULL;
+
+    *out = NULL;
+    if (bytes == 0) goto out;
+    TRY(os_alloc((void **)&ring, 1, sizeof *ring, "a ring of weights", err));
+    ring->track.parcels = parcels;
+    ring->track.device = options->device;
+    ring->pinned_left = options->pinned_bytes;
+    ring->parcel_count = options->parcels.count;
+    status = open_events(ring);
+    if (status != 0)
+        RAISE(err, ERR_DEVICE, status, "device: no stream or events for weights on GPU %d: %s",
+              options->device, cudaGetErrorString((cudaError_t)status));
+    TRY(arena_open_on(&ring->arena, &vmem_cuda, options->device, bytes, err));
+    TRY(arena_seal(ring->arena, bytes, err));
+    parcels->slot_bytes = bytes / slots;
+    for (uint32_t slot = 0; slot < slots; slot++)
+        parcels->slots[slot] = arena_take(ring->arena, parcels->slot_bytes, "a slot");
+    *out = ring;
+    ring = NULL;
+out:
+    ring_close(ring);
+    return rc;
+}
+
+/* Copies may be under way: their source is freed when they have ended. */
+void ring_close(struct ring *ring)
+{
+    if (ring == NULL) return;
+    struct ring_track *track = &ring->track;
+
+    windows_close(ring->windows);
+    if (track->copies != NULL) (void)cudaStreamSynchronize(track->copies);
+    for (uint32_t i = 0; i < track->parcels->sizes.count; i++)
+        if (track->parcels->parcel[i].host != NULL)
+            unpin(track->parcels->parcel[i].host, track->parcels->sizes.bytes[i]);
+    for (int i = 0; i < PARCELS_MAX; i++) {
+        if (ring->laps[i].begin != NULL) (void)cudaEventDestroy(ring->laps[i].begin);
+        if (ring->laps[i].end != NULL) (void)cudaEventDestroy(ring->laps[i].end);
+    }
+    for (int slot = 0; slot < PARCEL_SLOTS; slot++) {
+        if (track->ready[slot] != NULL) (void)cudaEventDestroy(track->ready[slot]);
+        if (track->freed[slot] != NULL) (void)cudaEventDestroy(track->freed[slot]);
+    }
+    if (track->copies != NULL) (void)cudaStreamDestroy(track->copies);
+    arena_close(ring->arena);
+    os_free(ring);
+}

@@ -1,0 +1,151 @@
+/*
+ * parcels.c - what each parcel is made of, and its bytes read from where the weights are.
+ *
+ * Owns the list of pieces.  Knows no machine: where slots are and when bytes move is theirs.  Every
+ * read goes through os.map_read, so that a file cut under us is a status and not a signal.
+ */
+#include "backend/parcels.h"
+
+#include <omp.h>
+#include <string.h>
+
+/* As arenas align: neighbours of one size stay neighbours. */
+enum { ALIGNMENT = 64 };
+
+/* What one thread reads at a time; what is cast on the way rests in a buffer of its stack. */
+static const uint64_t CHUNK_BYTES = 1u << 20;
+enum { CAST_BYTES = 16384 };
+
+uint64_t backend_ring_bytes(const struct parcel_sizes *sizes)
+{
+    uint64_t most = 0;
+
+    for (uint32_t i = 0; i < sizes->count; i++)
+        most = max_u64(most, sizes->bytes[i]);
+    return most * (sizes->count < PARCEL_SLOTS ? sizes->count : PARCEL_SLOTS);
+}
+
+int parcels_open(struct parcels **out, struct err *err)
+{
+    int rc = ERR_OK;
+
+    TRY(os_alloc((void **)out, 1, sizeof **out, "a list of weights", err));
+    for (int slot = 0; slot < PARCEL_SLOTS; slot++)
+        (*out)->holds[slot] = -1;
+out:
+    return rc;
+}
+
+void parcels_close(struct parcels *parcels)
+{
+    os_free(parcels);
+}
+
+struct matrix parcels_add(struct parcels *parcels, struct matrix source, enum dtype dtype)
+{
+    uint32_t             index = parcels->sizes.count;
+    struct parcel       *parcel = &parcels->parcel[index];
+    struct parcel_piece *piece = &parcel->pieces[parcel->piece_count];
+    uint64_t             bytes = 0, end = 0;
+    struct matrix        target = source;
+
+    must(parcels->open && parcel->piece_count < PARCEL_PIECES_MAX);
+    must(source.rows > 0 && source.cols > 0);
+    must(mul_u64((uint64_t)source.rows, (uint64_t)source.cols, &bytes));
+    must(mul_u64(bytes, dtype_bytes(dtype), &bytes) && bytes < UINT64_MAX / 8);
+    *piece = (struct parcel_piece){
+        .source = source, .dtype = dtype, .offset = parcels->sizes.bytes[index], .bytes = bytes};
+    must(add_u64(piece->offset, (uint64_t)round_up_i64((int64_t)bytes, ALIGNMENT), &end));
+    must(end <= parcels->slot_bytes);
+    parcel->piece_count++;
+    parcels->sizes.bytes[index] = end;
+    target.data = parcels->slots[index % PARCEL_SLOTS] + piece->offset;
+    target.dtype = dtype;
+    target.ld = source.cols;
+    return target;
+}
+
+uint32_t parcels_after(const struct parcels *parcels, uint32_t index)
+{
+    uint32_t next = index + PARCEL_SLOTS;
+
+    return next < parcels->sizes.count ? next : index % PARCEL_SLOTS;
+}
+
+/* `count` neighbours of the source, as the piece's type. */
+static int read_run(const struct parcel_piece *piece, const char *source, int64_t count, char *out)
+{
+    char          buffer[CAST_BYTES] __attribute__((aligned(64)));
+    const int64_t from = dtype_bytes(piece->source.dtype), to = dtype_bytes(piece->dtype);
+    const int64_t most = CAST_BYTES / from;
+    int           status = 0;
+
+    if (piece->source.dtype == piece->dtype)
+        return os.map_read(out, source, (size_t)(count * from));
+    for (int64_t done = 0; done < count && status == 0; done += most) {
+        int64_t       now = min_i64(most, count - done);
+        struct matrix read = {buffer, piece->source.dtype, 1, now, now};
+        struct matrix cast = {out + done * to, piece->dtype, 1, now, now};
+
+        status = os.map_read(buffer, source + done * from, (size_t)(now * from));
+        if (status == 0) k_cast_cpu(cast, read);
+    }
+    return status;
+}
+
+/* Elements [first, first + count) of the piece, row by row where its rows are apart. */
+static int read_elements(const struct parcel_piece *piece, int64_t first, int64_t count, char *out)
+{
+    const struct matrix *m = &piece->source;
+    const int64_t        from = dtype_bytes(m->dtype), to = dtype_bytes(piece->dtype);
+    int                  status = 0;
+
+    while (count > 0 && status == 0) {
+        int64_t row = first / m->cols, col = first % m->cols;
+        int64_t run = m->ld == m->cols ? count : min_i64(count, m->cols - col);
+
+        status = read_run(piece, (const char *)m->data + (row * m->ld + col) * from, run, out);
+        first += run;
+        count -= run;
+        out += run * to;
+    }
+    return status;
+}
+
+/* Both ends of the range are multiples of every element's size. */
+static int read_range(const struct parcel *parcel, uint64_t first, uint64_t bytes, char *out)
+{
+    const uint64_t end = first + bytes;
+    int            status = 0;
+
+    for (uint32_t i = 0; i < parcel->piece_count && status == 0; i++) {
+        const struct parcel_piece *piece = &parcel->pieces[i];
+        const uint64_t             each = dtype_bytes(piece->dtype);
+        const uint64_t             from = max_u64(first, piece->offset);
+        const uint64_t piece_end = piece->offset + piece->bytes, to = piece_end < end ? piece_end : end;
+
+        if (from >= to) continue;
+        status = read_elements(piece, (int64_t)((from - piece->offset) / each),
+                               (int64_t)((to - from) / each), out + (from - first));
+    }
+    return status;
+}
+
+int parcels_read(const struct parcel *parcel, uint64_t first, uint64_t bytes, void *bytes_out,
+                 uint32_t threads)
+{
+    const int64_t chunks = ceil_div_i64((int64_t)bytes, (int64_t)CHUNK_BYTES);
+    const int     team = threads > 0 ? (int)threads : omp_get_max_threads();
+    int           status = 0;
+
+    must(first % ALIGNMENT == 0);
+#pragma omp parallel for schedule(dynamic) num_threads(team) reduction(max : status)
+    for (int64_t i = 0; i < chunks; i++) {
+        uint64_t at = (uint64_t)i * CHUNK_BYTES;
+        uint64_t count = bytes - at < CHUNK_BYTES ? bytes - at : CHUNK_BYTES;
+        int      now = read_range(parcel, first + at, count, (char *)bytes_out + at);
+
+        if (now > status) status = now;
+    }
+    return status;
+}

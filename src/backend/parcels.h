@@ -1,0 +1,49 @@
+/*
+ * parcels.h - weights that visit: what each parcel is made of, and which slot it goes to.
+ *
+ * Private to backend/.  Parcel p visits slot p % 2, always: so every weight has one address for as
+ * long as the backend is open, whether its bytes are there or not.
+ *
+ * Read next: parcels.c, then backend_walled.c and cuda_ring.c, which move the bytes.
+ */
+#ifndef MURAL_PARCELS_H
+#define MURAL_PARCELS_H
+
+#include "backend/backend.h"
+
+enum { PARCEL_PIECES_MAX = 32, PARCEL_SLOTS = 2 };
+
+/* One matrix of a parcel: contiguous, at `offset` of the slot. */
+struct parcel_piece {
+    struct matrix source; /* the host's, of any type and alignment */
+    enum dtype    dtype;  /* in the slot                           */
+    uint64_t      offset, bytes;
+};
+struct parcel {
+    struct parcel_piece pieces[PARCEL_PIECES_MAX];
+    uint32_t            piece_count;
+    void               *host; /* the bytes as in the slot, the machine's own; NULL: in pieces only */
+};
+struct parcels {
+    struct parcel       parcel[PARCELS_MAX];
+    struct parcel_sizes sizes;                /* of those that were begun                        */
+    bool                open;                 /* between begin and end                           */
+    char               *slots[PARCEL_SLOTS];  /* addresses of the machine; of a dry one, nobody's */
+    uint64_t            slot_bytes;           /* of each slot                                    */
+    int32_t             holds[PARCEL_SLOTS];  /* whose bytes a slot has, or gets next; -1: none  */
+};
+
+/* Nothing is begun and no slot placed. */
+int  parcels_open(struct parcels **out, struct err *err);
+void parcels_close(struct parcels *parcels); /* not what `host` points to */
+
+/* The next piece of the open parcel; the matrix as it will lie in the slot. */
+struct matrix parcels_add(struct parcels *parcels, struct matrix source, enum dtype dtype);
+/* Which parcel visits the slot of `index` after it; itself when no other does. */
+uint32_t parcels_after(const struct parcels *parcels, uint32_t index);
+/* Bytes [first, first + bytes) of the parcel, as in its slot, gaps undefined.  By `threads` threads
+ * (0: as many as OpenMP gives).  0 or errno: a file that was cut is EFAULT, and no signal. */
+int parcels_read(const struct parcel *parcel, uint64_t first, uint64_t bytes, void *bytes_out,
+                 uint32_t threads);
+
+#endif
