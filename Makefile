@@ -80,7 +80,7 @@ ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
 SETUP := setup
 endif
 
-.PHONY: all help setup demo test quick unit checks lint soak fuzz clean bundle kit test-gpu bench-gpu
+.PHONY: all help setup demo test quick unit checks lint soak fuzz clean bundle kit test-gpu poster-gpu bench-gpu
 .DELETE_ON_ERROR:
 .PRECIOUS: $(B)/%.o
 
@@ -176,15 +176,18 @@ KEPT_OUT := linux-vdso|ld-linux|/libc\.so|/libm\.so|libpthread|libdl\.|librt\.|l
 carried = ldd $(1) | awk '$$2 == "=>" {print $$3}' | grep -vE '$(KEPT_OUT)'
 BUNDLE  := build/bundle
 KIT     := build/kit
-KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu
+KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu \
+           $(B)/tests/gpu/hog $(B)/tests/gpu/psnr
 
-bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle (and what it weighs)
+bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle, packed build/bundle.tar.xz
 	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
 	@cp $(PROGRAM) $(BUNDLE)/mural && strip $(BUNDLE)/mural
 	@$(call carried,$(PROGRAM)) | xargs -I{} cp -L {} $(BUNDLE)/lib/
 	@cp LICENSE README.md $(BUNDLE)/
 	@if [ -d samples/model ]; then cp -r samples/model $(BUNDLE)/model; fi
-	@$(BUNDLE)/mural help >/dev/null && du -sm $(BUNDLE) | awk '{print "built $(BUNDLE): " $$1 " MB"}'
+	@tar -C build -cf - bundle | xz -T0 -6 >build/bundle.tar.xz
+	@$(BUNDLE)/mural help >/dev/null && du -m --apparent-size -s $(BUNDLE) build/bundle.tar.xz | \
+	    awk '{print "built " $$2 ": " $$1 " MB"}'
 
 # The mains of many programs get names of their own, and one more main calls them.
 $(B)/kit/%.o: | $(SETUP)
@@ -199,7 +202,7 @@ $(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(n
 
 kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
 	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden
-	@cp $< $(KIT)/kit && strip $(KIT)/kit && cp tests/gpu/run.sh $(KIT)/
+	@cp $< $(KIT)/kit && strip $(KIT)/kit && cp tests/gpu/run.sh tests/gpu/poster.sh $(KIT)/
 	@$(call carried,$<) | xargs -I{} cp -L {} $(KIT)/lib/
 	@cp -r tests/golden/engine tests/golden/models $(KIT)/golden/
 	@tar -C build -cf - kit | xz -T0 -3 >build/kit.tar.xz
@@ -207,6 +210,9 @@ kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, b
 
 test-gpu: kit ## what only a GPU can show: kernels, parity, the same bytes twice, compute-sanitizer
 	@$(KIT)/run.sh
+
+poster-gpu: kit ## whole posters of the sample model on a GPU, undisturbed and in bad luck
+	@$(KIT)/poster.sh
 
 bench-gpu: kit ## FLUX.1-dev's parts at their real shapes on the GPU, as CSV
 	@$(KIT)/kit bench_gpu

@@ -109,8 +109,8 @@ typedef int (*mural_progress_fn)(const struct mural_progress *progress, void *us
  * asks about a GPU in one more: whatever befalls them, they are started again, the job goes on, and
  * this process touches no GPU.  They are run as `program worker` and `program probe WORDS`, and
  * those must call mural_worker_run and mural_probe_run: the command line's program does, and yours
- * may.  It must live as long as the job.  NULL, or the setting "persistent_workers" false: all of it
- * happens in this process. */
+ * may.  The string must live as long as the job.  NULL, or the setting "persistent_workers" false:
+ * all of it happens in this process. */
 int mural_job_open(mural_job **out, enum mural_task task, const char *const *settings,
                    size_t setting_count, const char *program, struct mural_error *error);
 

@@ -122,8 +122,7 @@ static inline int64_t round_up_i64(int64_t a, int64_t multiple)
 
 /* ------------------------------------------------------------------------------------- log */
 
-/* NOTE: what everybody should know who did not ask for silence, and nothing is wrong. */
-enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_NOTE, LOG_WARN, LOG_ERROR };
+enum log_level { LOG_DEBUG = 0, LOG_INFO, LOG_NOTE /* worth a line */, LOG_WARN, LOG_ERROR };
 
 /* Where lines go.  Only main.c, a worker process (and tests) install a sink; without one, lines are
  * dropped.  `line` has no newline.  Any thread may log; the sink is called from one at a time. */
