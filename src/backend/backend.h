@@ -9,9 +9,9 @@
  * must be its own: taken from its arena, kept (for as long as the backend) or fetched (scratch). On
  * the CPU keeping and fetching cost nothing and give back what they were given.
  *
- * Weights that a distant machine has no room for are kept in parcels: their bytes stay on the host and
- * visit one of two slots there, each for the operations between its arrival and its departure, while
- * another travels.
+ * Weights that a distant machine has no room for are kept in parcels: their bytes stay on the host
+ * and visit one of two slots there, each for the operations between its arrival and its departure,
+ * while another travels.
  *
  * An operation never reports on its own.  The first failure is kept, later operations do nothing,
  * and backend_wait tells it: so the engine reads like the model's equations.
@@ -36,13 +36,13 @@ struct parcel_sizes {
 };
 
 struct backend_options {
-    enum machine machine;
-    int32_t      device;  /* number of the GPU                                            */
-    enum dtype   compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
-    uint32_t     threads; /* 0: all CPUs this process may use                             */
-    uint64_t     conv_weight_elements_max; /* largest convolution weight of the model     */
-    uint64_t     arena_limit_bytes;        /* scratch may never exceed this               */
-    uint64_t     kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    enum machine        machine;
+    int32_t             device;  /* number of the GPU                                            */
+    enum dtype          compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
+    uint32_t            threads; /* 0: all CPUs this process may use                             */
+    uint64_t            conv_weight_elements_max; /* largest convolution weight of the model     */
+    uint64_t            arena_limit_bytes;        /* scratch may never exceed this               */
+    uint64_t            kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
     struct parcel_sizes parcels; /* of a distant machine: as a dry run found them         */
     uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
                               where the weights are whenever they travel                    */
@@ -101,7 +101,7 @@ struct matrix backend_fetch(struct backend *backend, struct matrix weight);
 const float  *backend_fetch_vector(struct backend *backend, const float *values, int64_t count);
 
 /* Weights that visit.  Between begin and end backend_keep puts matrices into parcel `index` instead
- * of the arena of kept matrices; indices count up from 0.  The sources must stay readable as long as
+ * of the arena of kept matrices; indices count up from 0.  The sources must stay mapped as long as
  * the backend is open.  Where a machine is not distant nothing is different. */
 void backend_parcel_begin(struct backend *backend, uint32_t index);
 void backend_parcel_end(struct backend *backend);
@@ -115,7 +115,7 @@ const struct parcel_sizes *backend_parcels(const struct backend *backend);
 uint64_t                   backend_ring_bytes(const struct parcel_sizes *sizes);
 /* What parcels did since the backend was opened, up to its last wait. */
 struct backend_link {
-    uint64_t bytes;         /* that crossed to the machine                              */
+    uint64_t bytes; /* that crossed to the machine                              */
     uint64_t arrivals;
     double   stall_seconds; /* that a GPU stood still because a parcel was not there yet */
 };

@@ -24,8 +24,8 @@ struct backend_needs {
 /* A status of this or more is an errno above it: weights could not be read on their way. */
 enum { STATUS_READ = 4000000 };
 
-/* Operations return 0 or a status that `describe` turns into words, but for those of STATUS_READ.  linear, attention and conv2d
- * are called in a rehearsal too, and then only prepare. */
+/* Operations return 0 or a status that `describe` turns into words, but for STATUS_READ.  linear,
+ * attention and conv2d are called in a rehearsal too, and then only prepare. */
 struct backend_ops {
     int (*linear)(struct backend *, struct matrix y, struct matrix x, struct matrix w,
                   const float *bias, enum activation act);
@@ -74,7 +74,7 @@ struct backend {
     const struct backend_needs *needs;
     struct arena               *arena;
     struct arena               *kept_matrices, *kept_vectors; /* NULL unless distant */
-    struct parcels             *parcels; /* NULL unless distant */
+    struct parcels             *parcels;                      /* NULL unless distant */
     struct backend_link         link;
     enum dtype                  compute;
     uint64_t                    fixed_bytes;

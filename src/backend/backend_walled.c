@@ -6,8 +6,8 @@
  * the caller, and stops the process with the operation's name.  A GPU would read garbage there, or
  * die, and the tests that run without one would never know.
  *
- * Parcels visit two slots of real memory, from copies of their own as far as pinned_bytes go and then
- * from where the weights are.  A slot is poisoned with NaN when its parcel departs.
+ * Parcels visit two slots of real memory, from copies of their own as far as pinned_bytes go and
+ * then from where the weights are.  A slot is poisoned with NaN when its parcel departs.
  *
  * Read next: backend_cuda.c, which asks the same of its callers and cannot check it.
  */
@@ -17,7 +17,7 @@
 
 struct walled {
     struct backend  base;
-    struct backend *cpu; /* computes; its arena is not used */
+    struct backend *cpu;  /* computes; its arena is not used */
     struct arena   *ring; /* NULL: there are no parcels */
     uint64_t        pinned_left;
 };
@@ -31,7 +31,8 @@ static bool is_ours(const struct backend *backend, const void *data, uint64_t by
 {
     const struct arena *ring = ((const struct walled *)backend)->ring;
 
-    return (ring != NULL && arena_holds(ring, data, bytes)) || arena_holds(backend->arena, data, bytes) ||
+    return (ring != NULL && arena_holds(ring, data, bytes)) ||
+           arena_holds(backend->arena, data, bytes) ||
            arena_holds(backend->kept_matrices, data, bytes) ||
            arena_holds(backend->kept_vectors, data, bytes);
 }

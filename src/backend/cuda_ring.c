@@ -5,16 +5,18 @@
  * Parcel p always visits slot p % 2:
  *
  *     stream of operations       wait ready[s] .. use p .. record freed[s]
- *     stream of copies                                       wait freed[s], copy p + 2, record ready[s]
+ *     stream of copies                                       wait freed[s], copy p + 2, record
+ * ready[s]
  *
- * So while one parcel is used the next is on its way or there, and the host waits for neither.  After
- * the last parcels come the first of the next round; a parcel that has its slot to itself stays.
- * Parcels used in another order, as after an operation that failed, are copied when they arrive.
+ * So while one parcel is used the next is on its way or there, and the host waits for neither.
+ * After the last parcels come the first of the next round; a parcel that has its slot to itself
+ * stays. Parcels used in another order, as after an operation that failed, are copied when they
+ * arrive.
  *
  * Pinned memory is taken in the order of the parcels, as far as pinned_bytes go and the host gives
  * it; the rest passes through windows, and then every copy is the reader's to begin, so that copies
- * keep their order.  The events freed[] and ready[] may be used by it because an order is placed after
- * its slot's record and awaited before the next.
+ * keep their order.  The events freed[] and ready[] may be used by it because an order is placed
+ * after its slot's record and awaited before the next.
  *
  * Read next: cuda_windows.c.
  */
@@ -24,6 +26,10 @@
 
 #include <stdio.h>
 #include <sys/mman.h>
+
+/* Long enough that a copy's start costs nothing beside it; four of them are a quarter of a
+ * gigabyte, whatever the model. */
+#define WINDOW_BYTES ((uint64_t)64 << 20)
 
 /* When the stream of operations came to a wait, and when it went on. */
 struct lap {
@@ -79,8 +85,9 @@ int ring_settle(struct ring *ring, uint32_t index)
     if (bytes <= ring->pinned_left) {
         parcel->host = pin(parcel, bytes, &status);
         if (parcel->host == NULL && status == 0) {
-            log_line(LOG_WARN, "the host pins no more memory after block %u that visits the GPU; "
-                               "the rest is read through windows, and slower",
+            log_line(LOG_WARN,
+                     "the host pins no more memory after block %u that visits the GPU; "
+                     "the rest is read through windows, and slower",
                      index);
             ring->pinned_left = 0;
         }
@@ -106,10 +113,9 @@ int ring_copy(const struct ring_track *track, uint32_t index)
     int            status = (int)cudaStreamWaitEvent(track->copies, track->freed[slot], 0);
 
     if (!status)
-        status = (int)cudaMemcpyAsync(track->parcels->slots[slot],
-                                      track->parcels->parcel[index].host,
-                                      (size_t)track->parcels->sizes.bytes[index],
-                                      cudaMemcpyHostToDevice, track->copies);
+        status = (int)cudaMemcpyAsync(
+            track->parcels->slots[slot], track->parcels->parcel[index].host,
+            (size_t)track->parcels->sizes.bytes[index], cudaMemcpyHostToDevice, track->copies);
     return status ? status : (int)cudaEventRecord(track->ready[slot], track->copies);
 }
 
@@ -237,6 +243,7 @@ int ring_open(struct ring **out, struct parcels *parcels, const struct backend_o
     TRY(os_alloc((void **)&ring, 1, sizeof *ring, "a ring of weights", err));
     ring->track.parcels = parcels;
     ring->track.device = options->device;
+    ring->track.window_bytes = WINDOW_BYTES;
     ring->pinned_left = options->pinned_bytes;
     ring->parcel_count = options->parcels.count;
     status = open_events(ring);

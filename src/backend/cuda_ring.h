@@ -2,8 +2,8 @@
  * cuda_ring.h - parcels on a GPU: two slots, one stream that copies into them, and where the bytes
  * come from.
  *
- * Private to backend/, and only in builds that have CUDA.  One thread uses a ring; a second one, the
- * reader, exists when some parcels have no pinned memory of their own.
+ * Private to backend/, and only in builds that have CUDA.  One thread uses a ring; a second one,
+ * the reader, exists when some parcels have no pinned memory of their own.
  *
  * Read next: cuda_ring.c, cuda_windows.c.
  */
@@ -18,6 +18,7 @@
 struct ring_track {
     struct parcels *parcels;
     int32_t         device;
+    uint64_t        window_bytes; /* a multiple of 64 */
     cudaStream_t    copies;
     cudaEvent_t     ready[PARCEL_SLOTS]; /* what was copied last is there       */
     cudaEvent_t     freed[PARCEL_SLOTS]; /* what was used last is used no more  */

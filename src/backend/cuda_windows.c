@@ -2,20 +2,17 @@
  * cuda_windows.c - weights on their way to a GPU that the host has no pinned memory for.
  *
  * Owns a few pinned windows and one thread, the reader, which fills them in order from where the
- * weights are and puts their copies on the stream.  A window is filled again when its copy has ended:
- * that is all the back-pressure there is, and nothing is allocated.
+ * weights are and puts their copies on the stream.  A window is filled again when its copy has
+ * ended: that is all the back-pressure there is, and nothing is allocated.
  *
- * Threads: the ring's thread places orders and awaits tickets; the reader takes orders.  Both meet in
- * the fields below `lock`.  Windows, their events and the stream of copies are the reader's alone from
- * the first order on.  A read that fails ends all orders, and is told to the next that awaits one.
+ * Threads: the ring's thread places orders and awaits tickets; the reader takes orders.  Both meet
+ * in the fields below `lock`.  Windows, their events and the stream of copies are the reader's
+ * alone from the first order on.  A read that fails ends all orders, and is told to the next that
+ * awaits one.
  */
 #include "backend/cuda_ring.h"
 
 enum { WINDOWS = 4, ORDERS_MAX = 8, READ_THREADS = 4 };
-
-/* Long enough that a copy's start costs nothing beside it; four of them are a quarter of a
- * gigabyte, whatever the model. */
-#define WINDOW_BYTES ((uint64_t)64 << 20)
 
 struct windows {
     struct ring_track track;
@@ -65,14 +62,13 @@ static int move(struct windows *windows, uint32_t index)
     const struct ring_track *track = &windows->track;
     const uint32_t           slot = index % PARCEL_SLOTS;
     const uint64_t           bytes = track->parcels->sizes.bytes[index];
+    const uint64_t           most = track->window_bytes;
     int                      status;
 
     if (track->parcels->parcel[index].host != NULL) return ring_copy(track, index);
     status = (int)cudaStreamWaitEvent(track->copies, track->freed[slot], 0);
-    for (uint64_t first = 0; first < bytes && !status && !is_stopping(windows);
-         first += WINDOW_BYTES)
-        status = pass(windows, index, first,
-                      bytes - first < WINDOW_BYTES ? bytes - first : WINDOW_BYTES);
+    for (uint64_t first = 0; first < bytes && !status && !is_stopping(windows); first += most)
+        status = pass(windows, index, first, bytes - first < most ? bytes - first : most);
     return status ? status : (int)cudaEventRecord(track->ready[slot], track->copies);
 }
 
@@ -124,6 +120,9 @@ int windows_await(struct windows *windows, uint64_t ticket)
     while (windows->issued < ticket && windows->status == 0)
         (void)pthread_cond_wait(&windows->changed, &windows->lock);
     status = windows->status;
+    /* Orders placed since are looked through first: none may fail behind the caller's back. */
+    while (status != 0 && windows->issued < windows->ordered)
+        (void)pthread_cond_wait(&windows->changed, &windows->lock);
     windows->status = 0;
     (void)pthread_mutex_unlock(&windows->lock);
     return status;
@@ -141,7 +140,7 @@ int windows_open(struct windows **out, const struct ring_track *track)
     (void)pthread_mutex_init(&windows->lock, NULL);
     (void)pthread_cond_init(&windows->changed, NULL);
     for (int i = 0; i < WINDOWS && !status; i++) {
-        status = (int)cudaHostAlloc(&windows->memory[i], (size_t)WINDOW_BYTES, 0);
+        status = (int)cudaHostAlloc(&windows->memory[i], (size_t)track->window_bytes, 0);
         if (!status)
             status = (int)cudaEventCreateWithFlags(&windows->used[i], cudaEventDisableTiming);
     }

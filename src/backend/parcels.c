@@ -122,7 +122,8 @@ static int read_range(const struct parcel *parcel, uint64_t first, uint64_t byte
         const struct parcel_piece *piece = &parcel->pieces[i];
         const uint64_t             each = dtype_bytes(piece->dtype);
         const uint64_t             from = max_u64(first, piece->offset);
-        const uint64_t piece_end = piece->offset + piece->bytes, to = piece_end < end ? piece_end : end;
+        const uint64_t             piece_end = piece->offset + piece->bytes,
+                       to = piece_end < end ? piece_end : end;
 
         if (from >= to) continue;
         status = read_elements(piece, (int64_t)((from - piece->offset) / each),

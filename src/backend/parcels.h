@@ -22,15 +22,15 @@ struct parcel_piece {
 struct parcel {
     struct parcel_piece pieces[PARCEL_PIECES_MAX];
     uint32_t            piece_count;
-    void               *host; /* the bytes as in the slot, the machine's own; NULL: in pieces only */
+    void *host; /* the bytes as in the slot, the machine's own; NULL: in pieces only */
 };
 struct parcels {
     struct parcel       parcel[PARCELS_MAX];
-    struct parcel_sizes sizes;                /* of those that were begun                        */
-    bool                open;                 /* between begin and end                           */
-    char               *slots[PARCEL_SLOTS];  /* addresses of the machine; of a dry one, nobody's */
-    uint64_t            slot_bytes;           /* of each slot                                    */
-    int32_t             holds[PARCEL_SLOTS];  /* whose bytes a slot has, or gets next; -1: none  */
+    struct parcel_sizes sizes;               /* of those that were begun                        */
+    bool                open;                /* between begin and end                           */
+    char               *slots[PARCEL_SLOTS]; /* addresses of the machine; of a dry one, nobody's */
+    uint64_t            slot_bytes;          /* of each slot                                    */
+    int32_t             holds[PARCEL_SLOTS]; /* whose bytes a slot has, or gets next; -1: none  */
 };
 
 /* Nothing is begun and no slot placed. */

@@ -151,7 +151,6 @@ const char *text_bytes(char *out, size_t capacity, uint64_t bytes);
 /* -------------------------------------------------------------------------------------- os */
 
 struct spawn_request;
-
 /* Every call into the operating system that can fail goes through this table, so that tests can
  * make its n-th use fail.  Production code never writes to it. */
 struct os_calls {
@@ -170,12 +169,10 @@ struct os_calls {
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
-    /* Copies out of a map of a file; 0 or errno.  Where reading the map itself would end the
-     * process, because the file was cut or its disk fails, this is EFAULT. */
+    /* Copies out of a file's map; 0 or errno, where reading the map would be a signal. */
     int (*map_read)(void *target, const void *source, size_t bytes);
     void *(*calloc)(size_t count, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
-    /* processes, and what they talk through */
     int (*socketpair)(int domain, int type, int protocol, int fds_out[2]);
     int64_t (*send)(int socket, const void *bytes, size_t count, int flags);
     int64_t (*recv)(int socket, void *bytes, size_t count, int flags);

@@ -10,15 +10,17 @@
 #include <stdint.h>
 
 enum { BLOCKS_MAX = 128 };
-struct budget {                     /* what was decided; all bytes of one device */
-    bool     streamed[BLOCKS_MAX];  /* by block, doubles first, then singles; false: stays */
+
+struct budget {                    /* what was decided; all bytes of one device */
+    bool     streamed[BLOCKS_MAX]; /* by block, doubles first, then singles; false: stays */
     uint32_t block_count, streamed_count;
-    uint64_t resident_bytes;        /* of blocks that stay */
-    uint64_t ring_bytes;            /* two slots of the largest streamed block; 0: nothing streams */
-    uint64_t pinned_bytes; /* host memory for streamed blocks; less than theirs: the rest comes
-                              through windows */
+    uint64_t resident_bytes; /* of blocks that stay */
+    uint64_t ring_bytes;     /* two slots of the largest streamed block; 0: nothing streams */
+    uint64_t pinned_bytes;   /* host memory for streamed blocks; less than theirs: the rest comes
+                                through windows */
     uint32_t tiles_per_pass;
-    uint64_t scratch_bytes, fixed_bytes, ends_bytes; /* arena; libraries; VAE, vectors, first and last layers */
+    /* arena; libraries; VAE, vectors, first and last layers */
+    uint64_t scratch_bytes, fixed_bytes, ends_bytes;
 };
 
 #endif

@@ -81,8 +81,8 @@ static enum machine machine_of(enum engine_machine machine)
     return MACHINE_CPU;
 }
 
-/* Which blocks visit a GPU: what may not stay, spread evenly over the sequence, and an even number so
- * that two slots take turns without end. */
+/* Which blocks visit a GPU: what may not stay, spread evenly over the sequence, and an even number
+ * so that two slots take turns without end. */
 static void choose_streamed(struct budget *budget, const struct engine_facts *facts,
                             const struct engine_memory *memory)
 {

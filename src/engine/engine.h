@@ -37,9 +37,11 @@ struct engine_memory {
     bool     offload;           /* blocks of the transformer may live in the host's memory       */
     double   keep_share;        /* least share of the blocks' bytes that stays, 0..1             */
     uint32_t tiles_per_pass;    /* most tiles that advance together; 0: the planner's choice      */
-    bool     expandable;        /* arenas grow and shrink by segments; else one piece of the plan's size */
+    bool     expandable;        /* arenas grow and shrink by segments; else one piece of the
+                                   plan's size                                                    */
     uint64_t segment_bytes;     /* growth step                                                    */
-    double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to others */
+    double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to
+                                   others                                                         */
     uint64_t pool_bytes;        /* mapped at start, never given back                              */
 };
 

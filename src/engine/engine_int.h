@@ -55,9 +55,9 @@ struct layer_loader {
     enum model_part     part;
     struct arena       *vectors; /* where fp32 copies of vectors go                          */
     bool                dry;
-    struct backend     *keeper;     /* distant: views are of what it keeps; NULL: of the host   */
-    const bool *streamed; /* [BLOCKS_MAX] with a keeper: transformer blocks that visit; NULL: none */
-    char                scope[128]; /* put before every name asked for; empty at first          */
+    struct backend     *keeper; /* distant: views are of what it keeps; NULL: of the host   */
+    const bool *streamed;   /* [BLOCKS_MAX] with a keeper: blocks that visit it; NULL: none       */
+    char        scope[128]; /* put before every name asked for; empty at first          */
 };
 /* All names that follow are relative to this one, for example "encoder.block.%lld.". */
 void layer_scope(struct layer_loader *loader, const char *format, ...)
@@ -124,10 +124,10 @@ struct transformer;
 /* With a keeper: without the layers that only a prompt reads. */
 int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
 void transformer_free(struct transformer *transformer);
-/* Most rows of tokens that the MLP of a block sees at a time, a multiple of the step; they then come
- * in parts of about the same size, whole steps but for the last.  0: all rows at once.  Fewer take
- * less scratch.  The CPU multiplies by pieces of the step's rows, so there no bit changes as long as
- * the last part has more than 16. */
+/* Most rows of tokens that the MLP of a block sees at a time, a multiple of the step; they then
+ * come in parts of about the same size, whole steps but for the last.  0: all rows at once.  Fewer
+ * take less scratch.  The CPU multiplies by pieces of the step's rows, so there no bit changes as
+ * long as the last part has more than 16. */
 enum { TRANSFORMER_MLP_STEP = 256 };
 void transformer_set_mlp_rows(struct transformer *transformer, int64_t rows);
 

@@ -166,8 +166,8 @@ int measure_sizes(struct measured *out, const struct engine *engine,
         goto out;
     }
     /* Half as much again: biases are kept in two types. */
-    out->cost.kept_bytes = out->kept_matrix_bytes + out->kept_vector_bytes * 3 / 2 +
-                           backend_ring_bytes(&out->parcels);
+    out->cost.kept_bytes =
+        out->kept_matrix_bytes + out->kept_vector_bytes * 3 / 2 + backend_ring_bytes(&out->parcels);
     out->cost.host_bytes = host_bytes + STAGING_BYTES + pinned_bytes(engine, &out->parcels);
 out:
     return rc;

@@ -22,7 +22,7 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
     int                 rc = ERR_OK;
     struct layer_loader loader = {
         .model = engine->model, .keeper = backend, .streamed = engine->budget.streamed};
-    struct networks     kept = {.clip = NULL};
+    struct networks kept = {.clip = NULL};
 
     if (!backend_is_distant(backend)) {
         *out = engine->networks;

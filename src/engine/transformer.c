@@ -44,10 +44,10 @@ static const float EPS = 1e-6f;
 struct pass {
     const struct transformer *transformer;
     struct backend           *backend;
-    struct matrix             normed; /* [S, H]: of the tile                    */
-    struct matrix             qkv;    /* [S, 3 H]: q, k, v side by side         */
+    struct matrix             normed;   /* [S, H]: of the tile                    */
+    struct matrix             qkv;      /* [S, 3 H]: q, k, v side by side         */
     struct matrix             attended; /* [S, H]: the left of `wide`, or by itself in parts */
-    struct matrix             wide;   /* [S, H + M]: attended, inner of the MLP; or of one part */
+    struct matrix             wide;     /* [S, H + M]: attended, inner of the MLP; or of one part */
     bool                      in_parts; /* the MLP sees a part of the rows at a time */
 };
 
@@ -216,8 +216,7 @@ static void run_single(const struct pass *pass, const struct single_block *block
     attend(&all);
     for (int64_t first = 0, most = part_rows(&all, rows); first < rows; first += most) {
         struct pass part = mlp_part(&all, first, min_i64(most, rows - first));
-        if (part.in_parts)
-            backend_copy(part.backend, matrix_cols(part.wide, 0, h), part.attended);
+        if (part.in_parts) backend_copy(part.backend, matrix_cols(part.wide, 0, h), part.attended);
         run_linear(&part, inner(&part), part.normed, &block->mlp_in, ACT_GELU_TANH);
         run_linear(&part, part.normed, part.wide, &block->out, ACT_NONE);
     }
@@ -264,7 +263,7 @@ static void follow_of(struct follow out[2], const struct transformer *transforme
 {
     const struct transformer_config *config = &transformer->config;
     int64_t                          h = config->hidden, single = index - config->doubles;
-    int64_t      single_at = h * (12 * config->doubles + 3 * single);
+    int64_t                          single_at = h * (12 * config->doubles + 3 * single);
     const float *at = modulation_at(tile, single < 0 ? 12 * h * index : single_at);
 
     out[0] = out[1] = (struct follow){.shift = at, .scale = at + h};
@@ -323,7 +322,7 @@ static void take_scratch(struct pass *pass, int64_t rows)
 {
     const struct transformer_config *config = &pass->transformer->config;
     enum dtype                       act = backend_act(pass->backend);
-    int64_t h = config->hidden, most = pass->transformer->mlp_rows;
+    int64_t                          h = config->hidden, most = pass->transformer->mlp_rows;
 
     pass->in_parts = most > 0 && most < rows;
     pass->qkv = backend_take(pass->backend, act, rows, 3 * h, "q, k, v");

@@ -33,7 +33,7 @@ struct bench {
     struct backend    *backend;
     struct engine_size sizes[SIZES_MAX];
     size_t             size_count;
-    uint32_t           tiles; /* in a step */
+    uint32_t           tiles;   /* in a step */
     double             ceiling; /* TFLOP/s */
     uint32_t           stream;  /* blocks that visit              */
     uint64_t           pinned;  /* bytes of the host, for those   */
@@ -115,8 +115,8 @@ static void open_engine(struct bench *bench)
     engine->machine.pinned_bytes = bench->pinned;
     engine->tiles_max = TILES_MAX;
     engine->steps_max = STEPS;
-    check(os_alloc((void **)&engine->tiles, TILES_MAX, sizeof *engine->tiles, "tiles", &err), "tiles",
-          &err);
+    check(os_alloc((void **)&engine->tiles, TILES_MAX, sizeof *engine->tiles, "tiles", &err),
+          "tiles", &err);
     check(backend_open(&engine->backend, &engine->machine, &err), "backend", &err);
     bench->backend = engine->backend;
     check(arena_seal(backend_arena(engine->backend), measured.tile_bytes, &err), "scratch", &err);
@@ -125,8 +125,8 @@ static void open_engine(struct bench *bench)
     check(engine_keep(&engine->painters, engine, engine->backend, &err), "weights", &err);
     printf("# upload of %.2f GB,,%.0f\n", (double)measured.kept_matrix_bytes / 1e9,
            1e3 * (os_seconds() - begin));
-    fill_arena(bench, bench->backend->kept_matrices,
-               engine->painters.transformer->image_in.w.data, DTYPE_BF16);
+    fill_arena(bench, bench->backend->kept_matrices, engine->painters.transformer->image_in.w.data,
+               DTYPE_BF16);
     fill_arena(bench, bench->backend->kept_vectors, engine->painters.transformer->image_in.bias,
                DTYPE_F32);
 }
@@ -451,7 +451,8 @@ static void time_size(struct bench *bench, const struct engine_size *plan)
     time_whole(bench, plan, size);
 }
 
-/* ------------------------------------------------------------------------------ blocks that visit */
+/* ------------------------------------------------------------------------------ blocks that visit
+ */
 
 /* What one weight of the resident engine is, put where the same weight of the other comes from. */
 static void give(struct bench *from, struct bench *to, uint32_t parcel, struct matrix there,
@@ -475,7 +476,8 @@ static void give(struct bench *from, struct bench *to, uint32_t parcel, struct m
         if (first < 0 || first >= count) continue;
         /* In windows they come from the file: from memory then, for the file is hollow.  It is
          * needed as long as the program runs. */
-        void *target = home->host != NULL ? (char *)home->host + piece->offset : malloc(2 * (size_t)n);
+        void *target =
+            home->host != NULL ? (char *)home->host + piece->offset : malloc(2 * (size_t)n);
         if (target == NULL) exit(1);
         k_cast_cpu((struct matrix){target, DTYPE_BF16, 1, n, n},
                    (struct matrix){values + first, DTYPE_F32, 1, n, n});
@@ -524,7 +526,8 @@ static void give_weights(struct bench *from, struct bench *to)
     give_linear(from, to, -1, &there->image_in, &other->image_in);
     give_linear(from, to, -1, &there->image_out, &other->image_out);
     for (int64_t i = 0; i < doubles; i++) {
-        give_stream(from, to, other->parcels[i], &there->doubles[i].image, &other->doubles[i].image);
+        give_stream(from, to, other->parcels[i], &there->doubles[i].image,
+                    &other->doubles[i].image);
         give_stream(from, to, other->parcels[i], &there->doubles[i].text, &other->doubles[i].text);
     }
     for (int64_t i = 0; i < there->config.singles; i++) {

@@ -7,6 +7,7 @@
 #include "parity.h"
 
 #include <errno.h>
+#include <limits.h>
 
 enum { TILES = 3, STEPS = 2 };
 
@@ -101,8 +102,7 @@ static int step_of(struct engine *engine, struct prompt *const prompts[2], uint3
     rc = engine_predict(engine, tiles, count, step, err);
     for (uint32_t t = 0; t < count; t++) {
         int64_t values = 4 * tokens[t][0] * tokens[t][1] * engine->facts.latent_channels;
-        if (rc == ERR_OK)
-            memcpy(room(out, values), velocities[t], (size_t)values * sizeof(float));
+        if (rc == ERR_OK) memcpy(room(out, values), velocities[t], (size_t)values * sizeof(float));
         free(velocities[t]);
         free((void *)(uintptr_t)tiles[t].latent);
     }
@@ -180,8 +180,8 @@ static void any_blocks_may_visit(void **state)
     for (uint32_t streamed = 1; streamed <= all_blocks(p); streamed++) {
         /* From pinned memory, from where the weights are, and from both. */
         struct holding holding = {.streamed = streamed,
-                                  .pinned_bytes = (const uint64_t[]){UINT64_MAX, 0, 100000}
-                                      [streamed % 3]};
+                                  .pinned_bytes =
+                                      (const uint64_t[]){UINT64_MAX, 0, 100000}[streamed % 3]};
         struct engine *engine = engine_with(p, &holding);
         struct painted got = story(engine);
 
@@ -212,8 +212,8 @@ static void what_visits_takes_two_slots_and_no_more(void **state)
 {
     struct parity *p = parity_begin(state);
     struct engine *stays = engine_with(p, &(struct holding){.streamed = 0});
-    struct engine *visits = engine_with(
-        p, &(struct holding){.streamed = all_blocks(p), .pinned_bytes = UINT64_MAX});
+    struct engine *visits =
+        engine_with(p, &(struct holding){.streamed = all_blocks(p), .pinned_bytes = UINT64_MAX});
     const struct parcel_sizes *sizes = backend_parcels(visits->backend);
     uint64_t                   sum = 0, most = 0;
     struct painted             got;
@@ -264,13 +264,12 @@ static void an_engine_may_close_while_a_block_travels(void **state)
     }
 }
 
-static int        reads_left;
-static int        reads_answer;
+static int reads_left = INT_MAX;
 static int (*read_whole)(void *target, const void *source, size_t bytes);
 
 static int read_that_ends(void *target, const void *source, size_t bytes)
 {
-    if (__atomic_fetch_sub(&reads_left, 1, __ATOMIC_RELAXED) <= 0) return reads_answer;
+    if (__atomic_fetch_sub(&reads_left, 1, __ATOMIC_RELAXED) <= 0) return EIO;
     return read_whole(target, source, bytes);
 }
 
@@ -280,23 +279,23 @@ static void a_block_that_cannot_be_read_fails_its_step(void **state)
     struct err     err = {0};
     struct parity *p = parity_begin(state);
     struct holding holding = {.streamed = all_blocks(p), .pinned_bytes = 0};
-    struct engine *engine = engine_with(p, &holding);
+    struct engine *engine;
     struct painted wanted = {NULL, 0};
     struct prompt *prompts[2];
     int            n = 0, rc = ERR_IO;
 
     if (machine_under_test() == ENGINE_CPU) rc = ERR_OK;
+    read_whole = os.map_read;
+    os.map_read = read_that_ends;
+    engine = engine_with(p, &holding);
     prompts_open(prompts, engine);
     ASSERT_OK(step_of(engine, prompts, 2, 0, &wanted, &err));
-    read_whole = os.map_read;
     for (; rc != ERR_OK && n < 1000; n++) {
         struct painted got = {NULL, 0};
         err = (struct err){0};
-        reads_left = n;
-        reads_answer = EIO;
-        os.map_read = read_that_ends;
+        __atomic_store_n(&reads_left, n, __ATOMIC_RELAXED);
         rc = step_of(engine, prompts, 2, 0, &got, &err);
-        os.map_read = read_whole;
+        __atomic_store_n(&reads_left, INT_MAX, __ATOMIC_RELAXED);
         if (rc == ERR_OK) {
             assert_same(&got, &wanted, holding.streamed);
             break;
@@ -314,6 +313,7 @@ static void a_block_that_cannot_be_read_fails_its_step(void **state)
     prompt_close(prompts[1]);
     free(wanted.values);
     engine_close(engine);
+    os.map_read = read_whole;
 }
 
 static void a_file_that_was_cut_is_no_signal(void **state)

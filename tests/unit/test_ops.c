@@ -483,8 +483,8 @@ static void parcels_arrive_as_they_were_kept(void **state)
         struct pair     pair = pair_open(DTYPE_BF16);
         struct visitors v;
         visitors_make(&v, &pair);
-        struct backend *backend =
-            backend_for(&v, machine_under_test() == MACHINE_CUDA ? DTYPE_BF16 : DTYPE_F32, pinned[i]);
+        struct backend *backend = backend_for(
+            &v, machine_under_test() == MACHINE_CUDA ? DTYPE_BF16 : DTYPE_F32, pinned[i]);
 
         for (size_t k = 0; k < ARRAY_COUNT(order); k++)
             assert_arrives(backend, &v, order[k]);
@@ -518,10 +518,12 @@ static void a_slot_is_poison_between_visits(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_agree), cmocka_unit_test(convolutions_agree),
-        cmocka_unit_test(attentions_agree), cmocka_unit_test(a_rehearsal_changes_no_bit),
-        cmocka_unit_test(copies_arrive_whole), cmocka_unit_test(parcels_arrive_as_they_were_kept),
-        cmocka_unit_test(a_slot_is_poison_between_visits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(products_agree),
+                                       cmocka_unit_test(convolutions_agree),
+                                       cmocka_unit_test(attentions_agree),
+                                       cmocka_unit_test(a_rehearsal_changes_no_bit),
+                                       cmocka_unit_test(copies_arrive_whole),
+                                       cmocka_unit_test(parcels_arrive_as_they_were_kept),
+                                       cmocka_unit_test(a_slot_is_poison_between_visits)};
     return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
 }

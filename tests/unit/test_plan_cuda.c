@@ -31,11 +31,12 @@ static int remove_model(void **state)
     return 0;
 }
 
-static struct engine_cost cost_of(enum precision precision, int32_t side_px)
+static struct engine_cost cost_with(enum precision precision, int32_t side_px,
+                                    struct engine_memory memory)
 {
     struct err            err = {0};
     struct engine_options options = {
-        .model_folder = model, .machine = ENGINE_CUDA, .precision = precision};
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = precision, .memory = memory};
     struct engine_size  size = {.w_px = side_px, .h_px = side_px, .tiles = 1, .steps = 20};
     struct engine_cost  cost;
     struct engine_facts facts;
@@ -46,6 +47,11 @@ static struct engine_cost cost_of(enum precision precision, int32_t side_px)
                   (double)cost.kept_bytes / 1e9, (double)cost.scratch_bytes / 1e9,
                   (double)cost.fixed_bytes / 1e9, (double)cost.host_bytes / 1e9);
     return cost;
+}
+
+static struct engine_cost cost_of(enum precision precision, int32_t side_px)
+{
+    return cost_with(precision, side_px, (struct engine_memory){.offload = false});
 }
 
 /* 11.90 G parameters less the 3.23 G that make modulation and what only a prompt reads, at 2 bytes,
@@ -65,6 +71,24 @@ static void the_largest_tile_fits_24_gb(void **state)
 
     (void)state;
     assert_in_range(cost.kept_bytes + cost.scratch_bytes + cost.fixed_bytes, 1, 24500000000u);
+}
+
+/* Blocks that visit: two slots of the largest, 340 M parameters at 2 bytes each, what one of an odd
+ * number of blocks and the ends take, and the rest of the 17 GB pinned on the host. */
+static void blocks_that_visit_take_two_slots(void **state)
+{
+    struct engine_cost stays = cost_of(PRECISION_BF16, 1024);
+    struct engine_cost visits =
+        cost_with(PRECISION_BF16, 1024, (struct engine_memory){.offload = true});
+    struct engine_cost half =
+        cost_with(PRECISION_BF16, 1024, (struct engine_memory){.offload = true, .keep_share = 0.5});
+
+    (void)state;
+    assert_in_range(visits.kept_bytes, 1360000000u, 2400000000u);
+    assert_true(visits.host_bytes - stays.host_bytes > 16000000000u);
+    assert_true(visits.kept_bytes + visits.host_bytes > stays.kept_bytes + stays.host_bytes);
+    assert_in_range(half.kept_bytes, stays.kept_bytes / 2, stays.kept_bytes * 2 / 3);
+    assert_int_equal(visits.scratch_bytes, stays.scratch_bytes);
 }
 
 /* Kept in bf16 as they are, multiplied in f32. */
@@ -99,6 +123,7 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
+                                       cmocka_unit_test(blocks_that_visit_take_two_slots),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, remove_model);
 }

@@ -1,0 +1,502 @@
+/*
+ * test_ring_cuda.c - the ring of visiting weights on a runtime made of threads: no GPU is needed,
+ * and every order of events that a GPU could bring may come.
+ *
+ * Streams are threads with queues, events count their records, copies and uses take random times.
+ * A use looks at its parcel's bytes when it begins and again when it ends: a copy that came too
+ * late or too early shows.  The sources under test are compiled here, against these functions
+ * instead of CUDA's.
+ */
+#include "../test.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+
+#include <cuda_runtime_api.h>
+
+#include "memory/memory.h"
+
+/* ----------------------------------------------------------------------------------- a runtime */
+
+struct CUevent_st {
+    pthread_mutex_t lock;
+    pthread_cond_t  came;
+    uint64_t        recorded, done; /* asked for; come to */
+    double          seconds;
+};
+
+enum kind { KIND_COPY, KIND_RECORD, KIND_WAIT, KIND_USE };
+struct use {
+    const float *values;
+    int64_t      count;
+    float        first;
+    int         *bad;
+};
+struct job {
+    enum kind   kind;
+    cudaEvent_t event;
+    uint64_t    record;
+    void       *target;
+    const void *source;
+    size_t      bytes;
+    struct use  use;
+    struct job *next;
+};
+struct CUstream_st {
+    pthread_t       thread;
+    pthread_mutex_t lock;
+    pthread_cond_t  changed;
+    struct job     *head, *tail;
+    bool            works, stops;
+    uint64_t        random;
+};
+
+static int copy_us, use_us, visit_us, pins_left;
+
+static void nap(struct CUstream_st *stream, int most_us)
+{
+    if (most_us > 0) usleep((useconds_t)random_between(&stream->random, 0, most_us));
+}
+
+static void look(const struct use *use)
+{
+    for (int64_t i = 0; i < use->count; i++)
+        if (use->values[i] != use->first + (float)(i % 4096)) {
+            (void)__atomic_fetch_add(use->bad, 1, __ATOMIC_RELAXED);
+            return;
+        }
+}
+
+static void work(struct CUstream_st *stream, const struct job *job)
+{
+    switch (job->kind) {
+    case KIND_COPY:
+        nap(stream, copy_us);
+        memcpy(job->target, job->source, job->bytes);
+        break;
+    case KIND_RECORD:
+        (void)pthread_mutex_lock(&job->event->lock);
+        job->event->done = job->record;
+        job->event->seconds = os_seconds();
+        (void)pthread_cond_broadcast(&job->event->came);
+        (void)pthread_mutex_unlock(&job->event->lock);
+        break;
+    case KIND_WAIT:
+        (void)pthread_mutex_lock(&job->event->lock);
+        while (job->event->done < job->record)
+            (void)pthread_cond_wait(&job->event->came, &job->event->lock);
+        (void)pthread_mutex_unlock(&job->event->lock);
+        break;
+    case KIND_USE:
+        look(&job->use);
+        nap(stream, use_us);
+        look(&job->use);
+        break;
+    }
+}
+
+static void *run_stream(void *argument)
+{
+    struct CUstream_st *stream = argument;
+
+    (void)pthread_mutex_lock(&stream->lock);
+    while (stream->head != NULL || !stream->stops) {
+        struct job *job = stream->head;
+        if (job == NULL) {
+            (void)pthread_cond_wait(&stream->changed, &stream->lock);
+            continue;
+        }
+        stream->head = job->next;
+        if (stream->head == NULL) stream->tail = NULL;
+        stream->works = true;
+        (void)pthread_mutex_unlock(&stream->lock);
+        work(stream, job);
+        free(job);
+        (void)pthread_mutex_lock(&stream->lock);
+        stream->works = false;
+        (void)pthread_cond_broadcast(&stream->changed);
+    }
+    (void)pthread_mutex_unlock(&stream->lock);
+    return NULL;
+}
+
+static cudaError_t push(cudaStream_t stream, struct job job)
+{
+    struct job *copy = malloc(sizeof *copy);
+
+    must(copy != NULL);
+    *copy = job;
+    (void)pthread_mutex_lock(&stream->lock);
+    if (stream->tail != NULL)
+        stream->tail->next = copy;
+    else
+        stream->head = copy;
+    stream->tail = copy;
+    (void)pthread_cond_broadcast(&stream->changed);
+    (void)pthread_mutex_unlock(&stream->lock);
+    return cudaSuccess;
+}
+
+static cudaError_t made_StreamCreateWithFlags(cudaStream_t *out, unsigned flags)
+{
+    cudaStream_t stream = calloc(1, sizeof *stream);
+
+    (void)flags;
+    must(stream != NULL);
+    stream->random = (uint64_t)(uintptr_t)stream;
+    (void)pthread_mutex_init(&stream->lock, NULL);
+    (void)pthread_cond_init(&stream->changed, NULL);
+    must(pthread_create(&stream->thread, NULL, run_stream, stream) == 0);
+    *out = stream;
+    return cudaSuccess;
+}
+
+static cudaError_t made_StreamDestroy(cudaStream_t stream)
+{
+    (void)pthread_mutex_lock(&stream->lock);
+    stream->stops = true;
+    (void)pthread_cond_broadcast(&stream->changed);
+    (void)pthread_mutex_unlock(&stream->lock);
+    (void)pthread_join(stream->thread, NULL);
+    free(stream);
+    return cudaSuccess;
+}
+
+static cudaError_t made_StreamSynchronize(cudaStream_t stream)
+{
+    (void)pthread_mutex_lock(&stream->lock);
+    while (stream->head != NULL || stream->works)
+        (void)pthread_cond_wait(&stream->changed, &stream->lock);
+    (void)pthread_mutex_unlock(&stream->lock);
+    return cudaSuccess;
+}
+
+static cudaError_t made_StreamQuery(cudaStream_t stream)
+{
+    bool busy;
+
+    (void)pthread_mutex_lock(&stream->lock);
+    busy = stream->head != NULL || stream->works;
+    (void)pthread_mutex_unlock(&stream->lock);
+    return busy ? cudaErrorNotReady : cudaSuccess;
+}
+
+static cudaError_t made_EventCreate(cudaEvent_t *out)
+{
+    *out = calloc(1, sizeof **out);
+    must(*out != NULL);
+    (void)pthread_mutex_init(&(*out)->lock, NULL);
+    (void)pthread_cond_init(&(*out)->came, NULL);
+    return cudaSuccess;
+}
+
+static cudaError_t made_EventCreateWithFlags(cudaEvent_t *out, unsigned flags)
+{
+    (void)flags;
+    return made_EventCreate(out);
+}
+
+static cudaError_t made_EventDestroy(cudaEvent_t event)
+{
+    free(event);
+    return cudaSuccess;
+}
+
+static cudaError_t made_EventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    uint64_t record;
+
+    (void)pthread_mutex_lock(&event->lock);
+    record = ++event->recorded;
+    (void)pthread_mutex_unlock(&event->lock);
+    return push(stream, (struct job){.kind = KIND_RECORD, .event = event, .record = record});
+}
+
+/* For what was recorded before this call, as CUDA has it. */
+static cudaError_t made_StreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    uint64_t record;
+
+    (void)flags;
+    (void)pthread_mutex_lock(&event->lock);
+    record = event->recorded;
+    (void)pthread_mutex_unlock(&event->lock);
+    return push(stream, (struct job){.kind = KIND_WAIT, .event = event, .record = record});
+}
+
+static cudaError_t made_EventSynchronize(cudaEvent_t event)
+{
+    (void)pthread_mutex_lock(&event->lock);
+    for (uint64_t record = event->recorded; event->done < record;)
+        (void)pthread_cond_wait(&event->came, &event->lock);
+    (void)pthread_mutex_unlock(&event->lock);
+    return cudaSuccess;
+}
+
+static cudaError_t made_EventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end)
+{
+    *milliseconds = (float)(1e3 * (end->seconds - begin->seconds));
+    return cudaSuccess;
+}
+
+static cudaError_t made_MemcpyAsync(void *target, const void *source, size_t bytes,
+                                    enum cudaMemcpyKind kind, cudaStream_t stream)
+{
+    must(kind == cudaMemcpyHostToDevice);
+    return push(stream, (struct job){
+                            .kind = KIND_COPY, .target = target, .source = source, .bytes = bytes});
+}
+
+static cudaError_t made_HostRegister(void *memory, size_t bytes, unsigned flags)
+{
+    (void)memory;
+    (void)bytes;
+    (void)flags;
+    return pins_left-- > 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+static cudaError_t made_HostUnregister(void *memory)
+{
+    (void)memory;
+    return cudaSuccess;
+}
+
+static cudaError_t made_HostAlloc(void **out, size_t bytes, unsigned flags)
+{
+    (void)flags;
+    *out = malloc(bytes);
+    return *out == NULL ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+static cudaError_t made_FreeHost(void *memory)
+{
+    free(memory);
+    return cudaSuccess;
+}
+
+static cudaError_t made_GetLastError(void)
+{
+    return cudaSuccess;
+}
+
+static cudaError_t made_SetDevice(int device)
+{
+    (void)device;
+    return cudaSuccess;
+}
+
+static const char *made_GetErrorString(cudaError_t error)
+{
+    return error == cudaSuccess ? "no error" : "an error";
+}
+
+#define cudaStreamCreateWithFlags made_StreamCreateWithFlags
+#define cudaStreamDestroy         made_StreamDestroy
+#define cudaStreamSynchronize     made_StreamSynchronize
+#define cudaStreamQuery           made_StreamQuery
+#define cudaStreamWaitEvent       made_StreamWaitEvent
+#define cudaEventCreate           made_EventCreate
+#define cudaEventCreateWithFlags  made_EventCreateWithFlags
+#define cudaEventDestroy          made_EventDestroy
+#define cudaEventRecord           made_EventRecord
+#define cudaEventSynchronize      made_EventSynchronize
+#define cudaEventElapsedTime      made_EventElapsedTime
+#define cudaMemcpyAsync           made_MemcpyAsync
+#define cudaHostRegister          made_HostRegister
+#define cudaHostUnregister        made_HostUnregister
+#define cudaHostAlloc             made_HostAlloc
+#define cudaFreeHost              made_FreeHost
+#define cudaGetLastError          made_GetLastError
+#define cudaSetDevice             made_SetDevice
+#define cudaGetErrorString        made_GetErrorString
+#define vmem_cuda                 vmem_host
+#define ring_open                 made_ring_open
+#define ring_close                made_ring_close
+#define ring_holds                made_ring_holds
+#define ring_settle               made_ring_settle
+#define ring_copy                 made_ring_copy
+#define ring_arrive               made_ring_arrive
+#define ring_depart               made_ring_depart
+#define ring_wait                 made_ring_wait
+#define windows_open              made_windows_open
+#define windows_close             made_windows_close
+#define windows_order             made_windows_order
+#define windows_await             made_windows_await
+#include "../../src/backend/cuda_ring.c"
+#include "../../src/backend/cuda_windows.c"
+
+/* --------------------------------------------------------------------------------------- tests */
+
+enum { STEPS = 5, MOST = 7, EACH = 50000 };
+
+struct story {
+    struct ring        *ring;
+    struct parcels     *parcels;
+    struct backend_link link;
+    cudaStream_t        stream;
+    float              *source[MOST];
+    struct matrix       slot[MOST];
+    int                 bad;
+};
+
+static void story_open(struct story *story, uint32_t count, uint64_t pinned_bytes, int pins)
+{
+    struct err             err = {0};
+    struct backend_options options = {.pinned_bytes = pinned_bytes, .parcels = {.count = count}};
+
+    *story = (struct story){.bad = 0};
+    pins_left = pins;
+    for (uint32_t p = 0; p < count; p++)
+        options.parcels.bytes[p] = (EACH + p * 4096) * sizeof(float);
+    (void)cudaStreamCreateWithFlags(&story->stream, 0);
+    ASSERT_OK(parcels_open(&story->parcels, &err));
+    ASSERT_OK(ring_open(&story->ring, story->parcels, &options, &err));
+    story->ring->track.window_bytes = 65536;
+    for (uint32_t p = 0; p < count; p++) {
+        int64_t n = (int64_t)(options.parcels.bytes[p] / sizeof(float));
+        story->source[p] = calloc((size_t)n, sizeof(float));
+        assert_non_null(story->source[p]);
+        for (int64_t i = 0; i < n; i++)
+            story->source[p][i] = (float)(p * 10000 + i % 4096);
+        story->parcels->open = true;
+        story->slot[p] = parcels_add(
+            story->parcels, (struct matrix){story->source[p], DTYPE_F32, 1, n, n}, DTYPE_F32);
+        story->parcels->open = false;
+        story->parcels->sizes.count++;
+        assert_int_equal(ring_settle(story->ring, p), 0);
+    }
+    assert_int_equal(ring_wait(story->ring, &story->link), 0);
+}
+
+static int visit(struct story *story, uint32_t p)
+{
+    struct use use = {.values = story->slot[p].data,
+                      .count = story->slot[p].cols,
+                      .first = (float)(p * 10000),
+                      .bad = &story->bad};
+    int        status = ring_arrive(story->ring, p, story->stream);
+
+    for (int tile = 0; tile < 2 && !status; tile++)
+        (void)push(story->stream, (struct job){.kind = KIND_USE, .use = use});
+    if (visit_us > 0) (void)usleep((useconds_t)visit_us);
+    return status ? status : ring_depart(story->ring, p, story->stream);
+}
+
+/* All parcels, in their order or jumping about; ends as backend_wait does. */
+static int step(struct story *story, bool in_order)
+{
+    uint32_t count = story->parcels->sizes.count;
+    int      status = 0;
+
+    for (uint32_t p = 0; p < count && !status; p++)
+        status = visit(story, in_order ? p : (3 * p + 1) % count);
+    (void)cudaStreamSynchronize(story->stream);
+    assert_int_equal(ring_wait(story->ring, &story->link), 0);
+    return status;
+}
+
+/* Copies may be under way when this begins. */
+static void story_close(struct story *story)
+{
+    ring_close(story->ring);
+    (void)cudaStreamDestroy(story->stream);
+    parcels_close(story->parcels);
+    for (int p = 0; p < MOST; p++)
+        free(story->source[p]);
+    assert_int_equal(story->bad, 0);
+}
+
+/* All pinned; none; as far as the budget goes; as far as the host gives it. */
+static const struct tier {
+    uint64_t pinned_bytes;
+    int      pins;
+} tiers[] = {{UINT64_MAX, INT_MAX}, {0, INT_MAX}, {700000, INT_MAX}, {UINT64_MAX, 2}};
+
+/* Neither slow, then copies, then uses. */
+static void set_speed(int speed)
+{
+    copy_us = speed == 1 ? 1000 : 0;
+    use_us = speed == 2 ? 1000 : 0;
+}
+
+static void every_use_finds_its_parcel(void **state)
+{
+    (void)state;
+    for (uint32_t count = 1; count <= MOST; count++)
+        for (size_t t = 0; t < ARRAY_COUNT(tiers); t++)
+            for (int speed = 0; speed < 3; speed++) {
+                struct story story;
+                set_speed(speed);
+                story_open(&story, count, tiers[t].pinned_bytes, tiers[t].pins);
+                for (int i = 0; i < STEPS; i++)
+                    assert_int_equal(step(&story, i != 3), 0);
+                story_close(&story);
+            }
+}
+
+/* What has a slot to itself travels once. */
+static void few_parcels_stay(void **state)
+{
+    (void)state;
+    for (uint32_t count = 1; count <= 3; count++) {
+        struct story story;
+        story_open(&story, count, UINT64_MAX, INT_MAX);
+        for (int i = 0; i < STEPS; i++)
+            assert_int_equal(step(&story, true), 0);
+        const uint64_t *bytes = story.parcels->sizes.bytes;
+        uint64_t        first = bytes[0] + bytes[1]; /* [1] is 0 when there is but one */
+        /* The first and the third share a slot, the second has one. */
+        assert_int_equal(story.link.bytes,
+                         count < 3 ? first : first + STEPS * (bytes[0] + bytes[2]));
+        story_close(&story);
+    }
+}
+
+static int reads_left = INT_MAX;
+static int (*read_whole)(void *target, const void *source, size_t bytes);
+
+static int read_that_ends(void *target, const void *source, size_t bytes)
+{
+    if (__atomic_fetch_sub(&reads_left, 1, __ATOMIC_RELAXED) <= 0) {
+        (void)usleep(2000); /* a disk takes its time to fail */
+        return EIO;
+    }
+    return read_whole(target, source, bytes);
+}
+
+/* Each read of two steps in turn.  What is read ahead for a step fails that step. */
+static void a_read_that_fails_is_told_once(void **state)
+{
+    (void)state;
+    read_whole = os.map_read;
+    os.map_read = read_that_ends;
+    for (int n = 0; n < 40; n++) {
+        struct story story;
+        int          failed = 0;
+        set_speed(n % 3);
+        visit_us = n % 4 == 1 ? 5000 : 0; /* the reader may fail before the next order comes */
+        story_open(&story, 5, n % 2 == 0 ? 0 : 500000, INT_MAX);
+        __atomic_store_n(&reads_left, n, __ATOMIC_RELAXED);
+        for (int i = 0; i < 2 && failed == 0; i++)
+            failed = step(&story, true);
+        __atomic_store_n(&reads_left, INT_MAX, __ATOMIC_RELAXED);
+        if (failed != 0) assert_int_equal(failed, STATUS_READ + EIO);
+        /* Two steps read more than these; then all is well again. */
+        if (n < 20) assert_int_not_equal(failed, 0);
+        if (failed == 0) (void)step(&story, true);
+        assert_int_equal(step(&story, true), 0);
+        assert_int_equal(step(&story, true), 0);
+        story_close(&story);
+    }
+    os.map_read = read_whole;
+    visit_us = 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_use_finds_its_parcel),
+                                       cmocka_unit_test(few_parcels_stay),
+                                       cmocka_unit_test(a_read_that_fails_is_told_once)};
+    return cmocka_run_group_tests_name("ring_cuda", tests, NULL, NULL);
+}
