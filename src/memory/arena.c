@@ -102,8 +102,10 @@ static void unlink_arena(struct arena *arena)
 void arena_close(struct arena *arena)
 {
     struct pool *pool = arena == NULL ? NULL : arena->pool;
+    struct err   err = {0};
 
     if (pool != NULL) {
+        if (pool_settle(pool, &err) != ERR_OK) log_line(LOG_WARN, "%s", err.text);
         unlink_arena(arena);
         pool_note_give(pool, arena->live, arena->taken);
         pool_drop(pool, &arena->pieces);

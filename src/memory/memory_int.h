@@ -55,7 +55,10 @@ int pool_map_odd(struct pool *pool, uint32_t *list, char *at, uint64_t bytes, st
 /* Waits for the machine and unmaps pieces from the front of *list, until the next one begins below
  * `least`.  ERR_DEVICE; what was unmapped by then stays so. */
 int pool_unmap(struct pool *pool, uint32_t *list, const char *least, struct err *err);
-/* The same for a range that is about to be closed, and cannot fail. */
+/* Waits for all work on the machine. */
+int pool_settle(struct pool *pool, struct err *err);
+/* Unmaps all of *list, after pool_settle or when nobody has seen it.  What the driver does not let
+ * go of is out of use until its range is closed. */
 void pool_drop(struct pool *pool, uint32_t *list);
 /* Bytes that pool_unmap would unmap. */
 uint64_t pool_unmappable(const struct pool *pool, uint32_t list, const char *least);

@@ -279,7 +279,7 @@ out:
     return rc;
 }
 
-static int settle(struct pool *pool, struct err *err)
+int pool_settle(struct pool *pool, struct err *err)
 {
     int rc = ERR_OK;
 
@@ -294,7 +294,7 @@ int pool_unmap(struct pool *pool, uint32_t *list, const char *least, struct err 
     int rc = ERR_OK;
 
     if (*list == NO_PIECE || pool->pieces[*list].at < least) goto out;
-    TRY(settle(pool, err));
+    TRY(pool_settle(pool, err));
     while (*list != NO_PIECE && pool->pieces[*list].at >= least) {
         TRY(unmap_piece(pool, *list, err));
         put_back(pool, pop(pool, list));
@@ -314,10 +314,6 @@ uint64_t pool_unmappable(const struct pool *pool, uint32_t list, const char *lea
 
 void pool_drop(struct pool *pool, uint32_t *list)
 {
-    struct err err = {0};
-
-    if (*list == NO_PIECE) return;
-    if (settle(pool, &err) != ERR_OK) log_line(LOG_WARN, "%s", err.text);
     while (*list != NO_PIECE)
         take_back(pool, pop(pool, list));
 }
