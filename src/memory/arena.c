@@ -257,7 +257,7 @@ void arena_rewind(struct arena *arena, struct arena_mark mark)
 
 void arena_record(struct arena *arena, struct trace *trace)
 {
-    must(arena->pool == NULL && arena->taken == 0);
+    must(arena->pool == NULL && (trace == NULL || arena->taken == 0));
     arena->trace = trace;
 }
 

@@ -252,6 +252,25 @@ static void take_back(struct pool *pool, uint32_t id)
     push(pool, &pool->stuck, id);
 }
 
+/* Tries again what the driver refused to unmap. */
+static void unstick(struct pool *pool)
+{
+    struct err ignored = {0};
+    uint32_t   stuck = pool->stuck;
+
+    pool->stuck = NO_PIECE;
+    while (stuck != NO_PIECE) {
+        uint32_t      id = pop(pool, &stuck);
+        struct piece *piece = &pool->pieces[id];
+        if (pool->vmem.ops->unmap(&pool->vmem, piece->at, piece->bytes, &ignored) == ERR_OK) {
+            pool->counts.unmapped++;
+            put_back(pool, id);
+        } else {
+            push(pool, &pool->stuck, id);
+        }
+    }
+}
+
 static int map_all(struct pool *pool, uint32_t *list, uint32_t gathered, char *at, struct err *err)
 {
     int      rc = ERR_OK;
@@ -377,6 +396,7 @@ int pool_map(struct pool *pool, uint32_t *list, char *at, uint64_t bytes, const 
     uint32_t gathered = NO_PIECE;
 
     must(bytes > 0 && bytes % pool_step(pool) == 0);
+    unstick(pool);
     TRY(rob(pool, taker, bytes, err));
     TRY(gather(pool, &gathered, bytes, err));
     TRY(map_all(pool, list, gathered, at, err));
@@ -407,22 +427,18 @@ int pool_reserve(struct pool *pool, char **base_out, uint64_t bytes, struct err 
 
 void pool_close_range(struct pool *pool, char *base, uint64_t bytes)
 {
-    struct err ignored = {0};
-    uint32_t   stuck = pool->stuck;
+    uint32_t stuck;
 
+    unstick(pool);
+    stuck = pool->stuck;
     pool->stuck = NO_PIECE;
     while (stuck != NO_PIECE) {
-        uint32_t      id = pop(pool, &stuck);
-        struct piece *piece = &pool->pieces[id];
-        if (piece->at < base || piece->at >= base + bytes) {
+        uint32_t    id = pop(pool, &stuck);
+        const char *at = pool->pieces[id].at;
+        if (at >= base && at < base + bytes)
+            destroy(pool, id); /* nobody will look there again; its memory goes with the mapping */
+        else
             push(pool, &pool->stuck, id);
-            continue;
-        }
-        /* Whether it works or not, nobody will look there again; the memory goes with the mapping.
-         */
-        if (pool->vmem.ops->unmap(&pool->vmem, piece->at, piece->bytes, &ignored) == ERR_OK)
-            pool->counts.unmapped++;
-        destroy(pool, id);
     }
     pool->vmem.ops->close_range(&pool->vmem, base, bytes);
 }
