@@ -2,10 +2,11 @@
  * solve.c - fixed offsets for items whose lives are known, as low as they will go.
  *
  * Owns nothing between calls but the cache.  First greedy: the largest first, each into the
- * smallest gap among the items that it meets.  Then a search: one of the items that reach the top
- * moves forward in the order, and what is not worse is kept, until the top is what lives at one
- * time or the rounds are used up.  Both are functions of the input alone: no clock, no chance that
- * is not seeded here.
+ * smallest gap among the items that it meets; and in the order of births, each into the lowest gap,
+ * which is what a stack does and best for what is one.  From the better of both a search: one of
+ * the items that reach the top moves forward in the order, and what is not worse is kept, until the
+ * top is what lives at one time or the rounds are used up.  Both are functions of the input alone:
+ * no clock, no chance that is not seeded here.
  *
  * Read next: trace.c.
  */
@@ -13,6 +14,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+
+/* Of the search; those before it are the two starts. */
+enum { FIRST_ROUND = 3 };
 
 struct solver {
     const struct solve_item *items;
@@ -23,6 +27,7 @@ struct solver {
     uint64_t (*gaps)[2]; /* begin and end of the placed ones that an item meets */
     uint32_t *rank;      /* when an item was placed in this round */
     uint64_t  random;
+    bool      lowest; /* fit into the lowest gap instead of the smallest */
 };
 
 double solve_gap(const struct solve_result *result)
@@ -138,8 +143,8 @@ static int by_offset(const void *a, const void *b)
     return x[0] < y[0] ? -1 : x[0] > y[0];
 }
 
-/* The smallest gap that holds the item, or above all that it meets. */
-static uint64_t best_fit(struct solver *solver, uint32_t id, uint32_t round)
+/* The smallest gap that holds the item (or the lowest), or above all that it meets. */
+static uint64_t fit(struct solver *solver, uint32_t id, uint32_t round)
 {
     uint32_t count = 0;
     uint64_t bytes = solver->items[id].bytes, end = 0, best = UINT64_MAX, at = 0;
@@ -156,6 +161,7 @@ static uint64_t best_fit(struct solver *solver, uint32_t id, uint32_t round)
         if (gap >= bytes && gap < best) {
             best = gap;
             at = end;
+            if (solver->lowest) break;
         }
         end = max_u64(end, solver->gaps[k][1]);
     }
@@ -169,7 +175,7 @@ static uint64_t place(struct solver *solver, uint32_t round, uint64_t most)
 
     for (uint32_t i = 0; i < solver->count; i++) {
         uint32_t id = solver->order[i];
-        solver->offsets[id] = best_fit(solver, id, round);
+        solver->offsets[id] = fit(solver, id, round);
         solver->rank[id] = round;
         top = max_u64(top, solver->offsets[id] + solver->items[id].bytes);
         if (top > most) return UINT64_MAX;
@@ -213,7 +219,7 @@ static void search(struct solver *solver, uint64_t *offsets_out, struct solve_re
         if (next_random(solver) % 4 == 0) picked = (uint32_t)(next_random(solver) % solver->count);
         move_forward(solver, picked);
         result->rounds++;
-        top = place(solver, result->rounds + 1, result->placed_bytes);
+        top = place(solver, FIRST_ROUND + result->rounds, result->placed_bytes);
         if (top == UINT64_MAX) {
             memcpy(solver->order, solver->best_order, order_bytes);
             continue;
@@ -258,6 +264,27 @@ out:
     return rc;
 }
 
+/* Items are numbered by birth, or nearly: a trace has them so. */
+static void try_births(struct solver *solver, uint64_t *offsets_out, struct solve_result *result)
+{
+    size_t   order_bytes = solver->count * sizeof *solver->order;
+    uint64_t top;
+
+    if (result->placed_bytes == result->live_bytes) return;
+    memcpy(solver->best_order, solver->order, order_bytes);
+    for (uint32_t i = 0; i < solver->count; i++)
+        solver->order[i] = i;
+    solver->lowest = true;
+    top = place(solver, FIRST_ROUND - 1, result->placed_bytes);
+    if (top < result->placed_bytes) {
+        result->placed_bytes = top;
+        memcpy(offsets_out, solver->offsets, solver->count * sizeof *offsets_out);
+        return;
+    }
+    solver->lowest = false;
+    memcpy(solver->order, solver->best_order, order_bytes);
+}
+
 static int open_solver(struct solver *solver, struct err *err)
 {
     int      rc = ERR_OK;
@@ -299,6 +326,7 @@ int solve_offsets(uint64_t *offsets_out, struct solve_result *result_out,
     memset(solver.rank, 0, count * sizeof *solver.rank);
     result.placed_bytes = result.greedy_bytes = place(&solver, 1, UINT64_MAX - 1);
     memcpy(offsets_out, solver.offsets, count * sizeof *offsets_out);
+    try_births(&solver, offsets_out, &result);
     search(&solver, offsets_out, &result, rounds_max);
 out:
     close_solver(&solver);
