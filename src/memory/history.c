@@ -33,9 +33,9 @@ static void halve(struct history *history)
     history->lap *= 2;
 }
 
-void history_note(struct history *history, const struct pool_counts *now)
+void history_note(struct history *history, double seconds, const struct pool_counts *now)
 {
-    struct pool_sample  sample = {os_seconds(), now->live, now->placed, now->mapped};
+    struct pool_sample  sample = {seconds, now->live, now->placed, now->mapped};
     struct pool_sample *newest = history->count == 0 ? NULL : &history->samples[history->count - 1];
 
     if (newest != NULL && sample.seconds - newest->seconds < history->lap) {

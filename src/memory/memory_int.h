@@ -25,7 +25,7 @@ struct history {
     double             lap;
 };
 void history_restart(struct history *history);
-void history_note(struct history *history, const struct pool_counts *now);
+void history_note(struct history *history, double seconds, const struct pool_counts *now);
 
 struct pool {
     struct vmem         vmem;

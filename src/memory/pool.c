@@ -45,6 +45,11 @@ static void reverse(struct pool *pool, uint32_t *list)
 
 /* ----------------------------------------------------------------------------------- pieces */
 
+static void note(struct pool *pool)
+{
+    history_note(&pool->history, os_seconds(), &pool->counts);
+}
+
 static void count_peaks(struct pool *pool)
 {
     struct pool_counts *counts = &pool->counts;
@@ -53,7 +58,7 @@ static void count_peaks(struct pool *pool)
     counts->peak_placed = max_u64(counts->peak_placed, counts->placed);
     counts->peak_mapped = max_u64(counts->peak_mapped, counts->mapped);
     counts->peak_device = max_u64(counts->peak_device, counts->device);
-    history_note(&pool->history, counts);
+    note(pool);
 }
 
 static int create(struct pool *pool, uint32_t *id_out, uint64_t bytes, uint32_t size,
@@ -234,7 +239,7 @@ static int unmap_piece(struct pool *pool, uint32_t id, struct err *err)
     TRY(pool->vmem.ops->unmap(&pool->vmem, piece->at, piece->bytes, err));
     pool->counts.unmapped++;
     pool->counts.mapped -= piece->bytes;
-    history_note(&pool->history, &pool->counts);
+    note(pool);
 out:
     return rc;
 }
@@ -457,7 +462,7 @@ void pool_note_give(struct pool *pool, uint64_t live, uint64_t placed)
     must(live <= pool->counts.live && placed <= pool->counts.placed);
     pool->counts.live -= live;
     pool->counts.placed -= placed;
-    history_note(&pool->history, &pool->counts);
+    note(pool);
 }
 
 void pool_counts(const struct pool *pool, struct pool_counts *out)
@@ -470,7 +475,7 @@ void pool_counts(const struct pool *pool, struct pool_counts *out)
 void pool_history_restart(struct pool *pool)
 {
     history_restart(&pool->history);
-    history_note(&pool->history, &pool->counts);
+    note(pool);
 }
 
 uint32_t pool_history(const struct pool *pool, struct pool_sample out[POOL_SAMPLES_MAX])
