@@ -73,7 +73,8 @@ ifneq ($(NVCC),)
 CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cuda.c), \
                    $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
-CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS)
+BENCH   := $(B)/tests/bench/bench_memory
+CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS) $(BENCH)
 
 # Goals that promise to do everything themselves install what is missing first.
 ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
@@ -176,7 +177,7 @@ KEPT_OUT := linux-vdso|ld-linux|/libc\.so|/libm\.so|libpthread|libdl\.|librt\.|l
 carried = ldd $(1) | awk '$$2 == "=>" {print $$3}' | grep -vE '$(KEPT_OUT)'
 BUNDLE  := build/bundle
 KIT     := build/kit
-KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu \
+KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu $(BENCH) \
            $(B)/tests/gpu/hog $(B)/tests/gpu/psnr
 
 bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle, packed build/bundle.tar.xz

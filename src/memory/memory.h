@@ -2,51 +2,121 @@
  * memory.h - who may take how much memory, and from where.
  *
  * Rank 1.  Knows nothing of tensors, tiles or models.
+ *
+ * Three layers: vmem (one machine's physical memory and addresses), pool (what of it was created,
+ * and a cap), arena (a stack of bytes in a range of addresses).  A pool and all that lies over it
+ * belong to one thread.
  */
 #ifndef MURAL_MEMORY_H
 #define MURAL_MEMORY_H
 
 #include "base/base.h"
 
-/* A range of addresses whose memory comes later, piece by piece from its start.  The host's is made
- * by mmap (vmem_host.c), a GPU's by the driver (vmem_cuda.c, in builds that have CUDA).  Reserving
- * costs addresses only; what is committed stays until the range is released. */
+/* ------------------------------------------------------------------------------------- vmem */
+
+/* One machine's memory: physical pieces, ranges of addresses, and pieces shown at addresses. */
 struct vmem {
-    const struct vmem_ops *ops;
-    char                  *base;
-    uint64_t               bytes;     /* reserved, a multiple of `step`   */
-    uint64_t               committed; /* memory behind the first of these */
-    uint64_t               step;      /* commit counts in these           */
-    int32_t                device;    /* number of the GPU                */
-    uint32_t               piece_count;
-    uint64_t               pieces[256]; /* end of each piece that was committed on a GPU */
+    const struct vmem_ops *ops;         /* set by the caller, as is `device`                   */
+    int32_t                device;      /* number of the GPU                                   */
+    uint64_t               granularity; /* bytes and addresses are multiples of it; set by open */
+    int                    fd;          /* vmem_host: the file that stands for the memory      */
+    uint64_t               file_bytes;
+    void                  *driver; /* vmem_cuda: calls that were found; owned             */
 };
+/* What can fail leaves things as they were.  Bytes are multiples of the granularity. */
 struct vmem_ops {
-    /* Sets base, bytes and step; `device` and `ops` are set by the caller. */
-    int (*reserve)(struct vmem *vmem, uint64_t bytes, struct err *err);
-    /* Memory behind [0, bytes), bytes <= vmem->bytes, rounded up to `step`.  ERR_HOST_MEM or
-     * ERR_DEVICE_MEM; what was there before stays. */
-    int (*commit)(struct vmem *vmem, uint64_t bytes, struct err *err);
-    void (*release)(struct vmem *vmem);
+    enum err_code shortage; /* the code of this memory being short */
+    int (*open)(struct vmem *vmem, struct err *err);
+    void (*close)(struct vmem *vmem);
+    /* Addresses with nothing behind them; touching one is an error.  close_range takes back a
+     * range of `reserve`, and all that is still mapped there. */
+    int (*reserve)(struct vmem *vmem, char **base_out, uint64_t bytes, struct err *err);
+    void (*close_range)(struct vmem *vmem, char *base, uint64_t bytes);
+    /* A physical piece, its contents undefined. */
+    int (*create)(struct vmem *vmem, uint64_t *handle_out, uint64_t bytes, struct err *err);
+    /* Shows a whole piece at an address; it may be touched only after `access`, which is given for
+     * several neighbours at once. */
+    int (*map)(struct vmem *vmem, char *at, uint64_t handle, uint64_t bytes, struct err *err);
+    int (*access)(struct vmem *vmem, char *at, uint64_t bytes, struct err *err);
+    /* Waits for all work on the machine, which `unmap` does not. */
+    int (*settle)(struct vmem *vmem, struct err *err);
+    /* One whole piece; its contents stay with the handle. */
+    int (*unmap)(struct vmem *vmem, char *at, uint64_t bytes, struct err *err);
+    void (*release)(struct vmem *vmem, uint64_t handle, uint64_t bytes);
 };
-extern const struct vmem_ops vmem_host, vmem_cuda;
+/* A file in memory, standing for a GPU's memory where there is none (vmem_host.c); a GPU's, in
+ * builds that have CUDA (vmem_cuda.c); and the process's own, which has no physical side: what is
+ * unmapped is gone (vmem_host.c). */
+extern const struct vmem_ops vmem_host, vmem_cuda, vmem_own;
+
+/* ------------------------------------------------------------------------------------- pool */
+
+/* Physical memory of one device, shared by all arenas over it: pieces of three sizes, kept when an
+ * arena gives them back, and a hard cap. */
+struct pool;
+struct pool_options {
+    const struct vmem_ops *ops;
+    int32_t                device;
+    uint64_t cap_bytes;      /* most that is ever created; rounded down to 2 MiB             */
+    uint64_t segment_bytes;  /* by which arenas grow, and the largest piece; 0: 256 MiB      */
+    uint64_t start_bytes;    /* created at once and never given back to the driver           */
+    double   idle_share_max; /* an arena that is rewound to nothing gives back what its last
+                                cycles left unused, when such are more than this share of all
+                                that is mapped                                               */
+    bool expandable; /* false: an arena is one piece of its limit's size, from open to close */
+};
+/* ERR_DEVICE_MEM (or ERR_HOST_MEM, see struct vmem_ops) when start_bytes are not to be had. */
+int pool_open(struct pool **out, const struct pool_options *options, struct err *err);
+/* After all arenas over it. */
+void pool_close(struct pool *pool);
+/* Gives spare pieces back to the driver, until `bytes` have been or no more may be; returns how
+ * many. */
+uint64_t pool_trim(struct pool *pool, uint64_t bytes);
+
+/* Bytes: requested (live), with what alignment adds (placed), seen at addresses (mapped), taken
+ * from the device (device: mapped and spare).  Calls of the driver that succeeded.  Internal
+ * fragmentation is 1 - live / placed, utilisation peak_live / peak_mapped. */
+struct pool_counts {
+    uint64_t live, placed, mapped, device, peak_live, peak_placed, peak_mapped, peak_device;
+    uint64_t created, mapped_calls, access, unmapped, released, settled;
+    uint64_t robbed;     /* bytes that moved from one arena to another because of the cap */
+    double   idle_share; /* of mapped: what is not placed now                              */
+};
+void pool_counts(const struct pool *pool, struct pool_counts *out);
+
+/* Memory over time: of each lap of equal length the highest values.  When there is no more room,
+ * laps become twice as long, so that the whole time since the restart is always there. */
+struct pool_sample {
+    double   seconds; /* of os_seconds, when the lap began; of a GPU: when the host asked */
+    uint64_t live, placed, mapped;
+};
+enum { POOL_SAMPLES_MAX = 1024 };
+void     pool_history_restart(struct pool *pool);
+uint32_t pool_history(const struct pool *pool, struct pool_sample out[POOL_SAMPLES_MAX]);
+
+/* ------------------------------------------------------------------------------------ arena */
 
 /* A stack of bytes in one reserved range of address space.
  *
- * Two kinds share one interface.  A real arena commits pages as the stack grows, up to its limit.
- * A dry arena commits nothing: its addresses may be computed and compared, but never read or
+ * Two kinds share one interface.  A real arena maps memory as the stack grows, up to its limit.
+ * A dry arena maps nothing: its addresses may be computed and compared, but never read or
  * written.  Running the same code over a dry arena measures exactly what the real run will take;
  * this is how a plan knows its memory before anything is loaded. */
 struct arena;
 
 struct arena_mark {
-    uint64_t offset;
+    uint64_t offset, live; /* bytes taken, with and without what alignment adds */
 };
 
+/* Of this process's own memory. */
 int arena_open(struct arena **out, uint64_t limit_bytes, struct err *err);
-/* The same over addresses of a GPU: may be computed with, but not read or written, on the host. */
-int  arena_open_on(struct arena **out, const struct vmem_ops *ops, int32_t device,
-                   uint64_t limit_bytes, struct err *err);
+/* With a pool of its own on a device.  A GPU's addresses may be computed with, but not read or
+ * written, on the host. */
+int arena_open_on(struct arena **out, const struct vmem_ops *ops, int32_t device,
+                  uint64_t limit_bytes, struct err *err);
+/* Over a pool, which stays the caller's.  Where the cap leaves nothing, an arena that grows takes
+ * what others have mapped above their stacks; sealed ones are never touched. */
+int  arena_open_in(struct arena **out, struct pool *pool, uint64_t limit_bytes, struct err *err);
 int  arena_open_dry(struct arena **out, struct err *err);
 void arena_close(struct arena *arena);
 
@@ -59,10 +129,14 @@ struct arena_mark arena_mark(const struct arena *arena);
 /* Give back everything taken since the mark. */
 void arena_rewind(struct arena *arena, struct arena_mark mark);
 
-/* Commit `bytes` now and forbid any growth beyond.  After this no tile can run out of memory. */
+/* Map `bytes` now and forbid any growth beyond.  After this no tile can run out of memory. */
 int arena_seal(struct arena *arena, uint64_t bytes, struct err *err);
+/* Whole pieces mapped above `bytes` and above the stack go back to the pool; a seal ends with it.
+ * What cannot be unmapped stays, and the log says so. */
+void arena_trim(struct arena *arena, uint64_t bytes);
 
 uint64_t arena_bytes_peak(const struct arena *arena);
+uint64_t arena_bytes_mapped(const struct arena *arena);
 /* Does [data, data + bytes) lie in what is taken now? */
 bool arena_holds(const struct arena *arena, const void *data, uint64_t bytes);
 /* Bytes from the arena's first to `data`, which it holds. */

@@ -1,10 +1,12 @@
 /*
- * vmem_cuda.c - address ranges of a GPU, committed by the driver's virtual memory calls.
+ * vmem_cuda.c - a GPU's memory through the driver's virtual memory calls.
  *
- * Owns the mappings.  A piece's handle is given back as soon as it is mapped: the memory then lives
- * exactly as long as its mapping.  Pieces are remembered by their ends, because the driver unmaps
- * what it mapped and nothing less.  The driver is found through the runtime, so that nothing here
- * links to it and a program with this file starts where there is none.
+ * Owns the calls that were found, and nothing else: which piece is where is pool.c's to know.  The
+ * driver is found through the runtime, so that nothing here links to it and a program with this
+ * file starts where there is none.
+ *
+ * A piece is unmapped as it was mapped, whole.  Unmapping does not wait for kernels that still
+ * read: `settle` does, and pool.c calls it before.
  *
  * The caller has made the device's primary context current (cudaSetDevice).
  */
@@ -12,9 +14,6 @@
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
-
-/* Growth below this many bytes is not worth a call: each costs a fifth of a millisecond. */
-static const uint64_t STEP = 32u << 20;
 
 /* The oldest driver interface that has all of these. */
 enum { DRIVER_VERSION = 11020 };
@@ -36,6 +35,11 @@ struct driver {
 #undef FIELD
 };
 
+static const struct driver *driver_of(const struct vmem *vmem)
+{
+    return vmem->driver;
+}
+
 static int find(struct driver *driver, struct err *err)
 {
     int                                  rc = ERR_OK;
@@ -53,11 +57,9 @@ out:
     return rc;
 }
 
-static const char *words_of(const struct driver *driver, CUresult result)
+static CUdeviceptr address(const char *at)
 {
-    const char *words = NULL;
-
-    return driver->cuGetErrorString(result, &words) == CUDA_SUCCESS && words != NULL ? words : "?";
+    return (CUdeviceptr)(uintptr_t)at;
 }
 
 static CUmemAllocationProp properties(const struct vmem *vmem)
@@ -67,100 +69,133 @@ static CUmemAllocationProp properties(const struct vmem *vmem)
         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = vmem->device}};
 }
 
-static int reserve(struct vmem *vmem, uint64_t bytes, struct err *err)
+/* "device: cannot <do> <bytes> on GPU <n>, where <bytes> is free: <why>" */
+static int raise_result(const struct vmem *vmem, CUresult result, const char *what, uint64_t bytes,
+                        struct err *err)
+{
+    int         rc = ERR_OK;
+    const char *why = NULL;
+    size_t      available = 0, total = 0;
+    char        amount[32], have[32];
+
+    if (driver_of(vmem)->cuGetErrorString(result, &why) != CUDA_SUCCESS || why == NULL) why = "?";
+    (void)cudaMemGetInfo(&available, &total);
+    RAISE(err, result == CUDA_ERROR_OUT_OF_MEMORY ? ERR_DEVICE_MEM : ERR_DEVICE, (int)result,
+          "device: cannot %s %s on GPU %d, where %s is free: %s", what,
+          text_bytes(amount, sizeof amount, bytes), vmem->device,
+          text_bytes(have, sizeof have, available), why);
+out:
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------ open and close */
+
+static void close_driver(struct vmem *vmem)
+{
+    os_free(vmem->driver);
+    vmem->driver = NULL;
+}
+
+static int open_driver(struct vmem *vmem, struct err *err)
 {
     int                 rc = ERR_OK;
-    struct driver       driver;
-    CUmemAllocationProp properties_of_device = properties(vmem);
+    CUmemAllocationProp wanted = properties(vmem);
     size_t              granularity = 0;
-    CUdeviceptr         base = 0;
     CUresult            result;
-    char                words[32];
 
-    TRY(find(&driver, err));
-    result = driver.cuMemGetAllocationGranularity(&granularity, &properties_of_device,
-                                                  CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
+    TRY(os_alloc(&vmem->driver, 1, sizeof(struct driver), "calls of a driver", err));
+    TRY(find(vmem->driver, err));
+    result = driver_of(vmem)->cuMemGetAllocationGranularity(&granularity, &wanted,
+                                                            CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
     if (result != CUDA_SUCCESS || granularity == 0)
         RAISE(err, ERR_DEVICE, (int)result,
-              "device: GPU %d cannot map memory by pages (%s); its driver is too old or a virtual "
-              "machine hides this",
-              vmem->device, words_of(&driver, result));
-    vmem->step = (uint64_t)round_up_i64((int64_t)STEP, (int64_t)granularity);
-    vmem->bytes = (uint64_t)round_up_i64((int64_t)bytes, (int64_t)vmem->step);
-    result = driver.cuMemAddressReserve(&base, (size_t)vmem->bytes, 0, 0, 0);
+              "device: GPU %d cannot map memory by pages (status %d); its driver is too old or a "
+              "virtual machine hides this",
+              vmem->device, (int)result);
+    vmem->granularity = granularity;
+out:
+    if (rc != ERR_OK) close_driver(vmem);
+    return rc;
+}
+
+/* ---------------------------------------------------------------------------------- the calls */
+
+static int reserve(struct vmem *vmem, char **base_out, uint64_t bytes, struct err *err)
+{
+    CUdeviceptr base = 0;
+    CUresult    result = driver_of(vmem)->cuMemAddressReserve(&base, (size_t)bytes, 0, 0, 0);
+
     if (result != CUDA_SUCCESS)
-        RAISE(err, ERR_DEVICE_MEM, (int)result,
-              "device: cannot reserve %s of addresses on GPU %d: %s",
-              text_bytes(words, sizeof words, vmem->bytes), vmem->device,
-              words_of(&driver, result));
-    vmem->base = (char *)(uintptr_t)base;
+        return raise_result(vmem, result, "reserve addresses for", bytes, err);
+    *base_out = (char *)(uintptr_t)base;
+    return ERR_OK;
+}
+
+static void close_range(struct vmem *vmem, char *base, uint64_t bytes)
+{
+    (void)driver_of(vmem)->cuMemAddressFree(address(base), (size_t)bytes);
+}
+
+static int create(struct vmem *vmem, uint64_t *handle_out, uint64_t bytes, struct err *err)
+{
+    CUmemAllocationProp          wanted = properties(vmem);
+    CUmemGenericAllocationHandle handle = 0;
+    CUresult result = driver_of(vmem)->cuMemCreate(&handle, (size_t)bytes, &wanted, 0);
+
+    if (result != CUDA_SUCCESS) return raise_result(vmem, result, "take", bytes, err);
+    *handle_out = handle;
+    return ERR_OK;
+}
+
+static int map(struct vmem *vmem, char *at, uint64_t handle, uint64_t bytes, struct err *err)
+{
+    CUresult result = driver_of(vmem)->cuMemMap(address(at), (size_t)bytes, 0, handle, 0);
+
+    return result == CUDA_SUCCESS ? ERR_OK : raise_result(vmem, result, "map", bytes, err);
+}
+
+static int access_range(struct vmem *vmem, char *at, uint64_t bytes, struct err *err)
+{
+    CUmemAccessDesc access = {.location = properties(vmem).location,
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUresult result = driver_of(vmem)->cuMemSetAccess(address(at), (size_t)bytes, &access, 1);
+
+    return result == CUDA_SUCCESS ? ERR_OK : raise_result(vmem, result, "use", bytes, err);
+}
+
+static int settle(struct vmem *vmem, struct err *err)
+{
+    int         rc = ERR_OK;
+    cudaError_t status = cudaDeviceSynchronize();
+
+    if (status != cudaSuccess)
+        RAISE(err, ERR_DEVICE, (int)status, "device: work on GPU %d failed: %s", vmem->device,
+              cudaGetErrorString(status));
 out:
     return rc;
 }
 
-static CUresult map_piece(const struct driver *driver, const struct vmem *vmem, uint64_t bytes)
+static int unmap(struct vmem *vmem, char *at, uint64_t bytes, struct err *err)
 {
-    CUmemAllocationProp          properties_of_device = properties(vmem);
-    CUmemAccessDesc              access = {.location = properties_of_device.location,
-                                           .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-    CUmemGenericAllocationHandle handle;
-    CUdeviceptr                  at = (CUdeviceptr)(uintptr_t)(vmem->base + vmem->committed);
-    CUresult result = driver->cuMemCreate(&handle, (size_t)bytes, &properties_of_device, 0);
+    CUresult result = driver_of(vmem)->cuMemUnmap(address(at), (size_t)bytes);
 
-    if (result != CUDA_SUCCESS) return result;
-    result = driver->cuMemMap(at, (size_t)bytes, 0, handle, 0);
-    (void)driver->cuMemRelease(handle);
-    if (result != CUDA_SUCCESS) return result;
-    result = driver->cuMemSetAccess(at, (size_t)bytes, &access, 1);
-    if (result != CUDA_SUCCESS) (void)driver->cuMemUnmap(at, (size_t)bytes);
-    return result;
+    return result == CUDA_SUCCESS ? ERR_OK : raise_result(vmem, result, "unmap", bytes, err);
 }
 
-static int commit(struct vmem *vmem, uint64_t bytes, struct err *err)
+static void release(struct vmem *vmem, uint64_t handle, uint64_t bytes)
 {
-    int           rc = ERR_OK;
-    struct driver driver;
-    uint64_t      target = (uint64_t)round_up_i64((int64_t)bytes, (int64_t)vmem->step);
-    CUresult      result;
-    size_t        available = 0, total = 0;
-    char          need[32], have[32];
-
-    must(target <= vmem->bytes);
-    if (target <= vmem->committed) goto out;
-    if (vmem->piece_count == ARRAY_COUNT(vmem->pieces))
-        RAISE(err, ERR_DEVICE_MEM, 0, "memory: an arena of GPU %d grew %u times; reserve it whole",
-              vmem->device, vmem->piece_count);
-    TRY(find(&driver, err));
-    result = map_piece(&driver, vmem, target - vmem->committed);
-    if (result != CUDA_SUCCESS) {
-        (void)cudaMemGetInfo(&available, &total);
-        RAISE(err, result == CUDA_ERROR_OUT_OF_MEMORY ? ERR_DEVICE_MEM : ERR_DEVICE, (int)result,
-              "device: cannot take %s more on GPU %d, where %s is free: %s",
-              text_bytes(need, sizeof need, target - vmem->committed), vmem->device,
-              text_bytes(have, sizeof have, available), words_of(&driver, result));
-    }
-    vmem->committed = target;
-    vmem->pieces[vmem->piece_count++] = target;
-out:
-    return rc;
+    (void)bytes;
+    (void)driver_of(vmem)->cuMemRelease(handle);
 }
 
-static void release(struct vmem *vmem)
-{
-    struct err    err = {.code = ERR_OK};
-    struct driver driver;
-    uint64_t      start = 0;
-
-    if (find(&driver, &err) != ERR_OK) return;
-    for (uint32_t i = 0; i < vmem->piece_count; i++) {
-        (void)driver.cuMemUnmap((CUdeviceptr)(uintptr_t)(vmem->base + start),
-                                (size_t)(vmem->pieces[i] - start));
-        start = vmem->pieces[i];
-    }
-    (void)driver.cuMemAddressFree((CUdeviceptr)(uintptr_t)vmem->base, (size_t)vmem->bytes);
-    vmem->base = NULL;
-    vmem->committed = 0;
-    vmem->piece_count = 0;
-}
-
-const struct vmem_ops vmem_cuda = {.reserve = reserve, .commit = commit, .release = release};
+const struct vmem_ops vmem_cuda = {.shortage = ERR_DEVICE_MEM,
+                                   .open = open_driver,
+                                   .close = close_driver,
+                                   .reserve = reserve,
+                                   .close_range = close_range,
+                                   .create = create,
+                                   .map = map,
+                                   .access = access_range,
+                                   .settle = settle,
+                                   .unmap = unmap,
+                                   .release = release};
