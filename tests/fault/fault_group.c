@@ -212,12 +212,7 @@ static void a_worker_does_only_what_was_planned(void **state)
                                         question(WIRE_DECODE, 1, 0, SIDE / 2),
                                         {.kind = WIRE_OPEN}};
     struct fleet_request      request = usual_request();
-    struct wire_message       open = {.kind = WIRE_OPEN}, stage = {.kind = WIRE_BEGIN,
-                                                                   .as.begin = {.prompt = "a fox",
-                                                                                .steps = STEPS,
-                                                                                .tokens = 16,
-                                                                                .guidance = 3.5,
-                                                                                .sigma_start = 0.8}};
+    struct wire_message       open = {.kind = WIRE_OPEN}, stage = {.kind = WIRE_BEGIN};
     struct remains            before = look();
 
     (void)state;
@@ -226,6 +221,8 @@ static void a_worker_does_only_what_was_planned(void **state)
                                       .shared_bytes = shared_bytes(&SIZE, 1, CHANNELS),
                                       .size_count = 1,
                                       .sizes = {SIZE}};
+    stage.as.begin = (struct painter_stage){
+        .prompt = "a fox", .steps = STEPS, .tokens = 16, .guidance = 3.5, .sigma_start = 0.8};
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
         struct child        child = {.channel = -1};
         struct shared       shared = {.fd = -1};
