@@ -312,7 +312,7 @@ static int measure(struct mural_job *job, struct err *err)
     job->cost = both;
     job->scratch_bytes = on_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
     job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
-                                        paints_tiles(job) ? 1 : 0);
+                                        paints_tiles(job) ? 1 : 0, 1);
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
                                        .draft_decode = draft_cost.flop_decode,
                                        .encode = tile_cost.flop_encode,
@@ -437,7 +437,7 @@ static void count_workers(struct mural_job *job)
     if (count > 1) job->options.threads = threads > count ? threads / count : 1;
     job->scratch_bytes *= count;
     job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
-                                        paints_tiles(job) ? count : 0) +
+                                        paints_tiles(job) ? count : 0, 1) +
                       fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
 }
 

@@ -11,6 +11,7 @@
 
 #include "kernels/kernels.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* A worker that was hung up on has an engine to close. */
@@ -75,17 +76,21 @@ static void fleet_advance(void *self, uint32_t step, float *latent, const float 
     scheduler_step(&seat->schedule, step, latent, velocity, count);
 }
 
-/* Out of shared memory first, and looked at then: what lies there may yet change. */
-static int take_result(struct seat *seat, float *x_out, const float *x, int64_t count,
-                       const char *what, struct err *err)
+/* Out of shared memory first, and looked at then: what lies there may yet change.  How many values
+ * are bad. */
+static int64_t copy_result(float *x_out, const float *x, int64_t count)
 {
-    int     rc = ERR_OK;
-    int64_t bad;
-
     memcpy(x_out, x, (size_t)count * sizeof *x);
-    bad = k_count_bad_cpu(x_out, count);
+    return k_count_bad_cpu(x_out, count);
+}
+
+/* A sound engine tells of bad values itself. */
+static int check_result(struct seat *seat, int64_t bad, int64_t count, const char *what,
+                        struct err *err)
+{
+    int rc = ERR_OK;
+
     if (bad == 0) goto out;
-    /* A sound engine says so itself. */
     supervisor_bury(seat);
     RAISE(err, ERR_NUMERIC, 0,
           "numeric: %lld of %lld values of the %s from worker %u are NaN or "
@@ -126,9 +131,10 @@ static int convert(struct seat *seat, enum wire_kind kind, struct wire_rect rect
         memcpy(shared->latents, x, (size_t)latents * sizeof *x);
     TRY(do_work(seat, kind, &work, err));
     if (encodes)
-        TRY(take_result(seat, x_out, shared->latents, latents, "latent", err));
+        TRY(check_result(seat, copy_result(x_out, shared->latents, latents), latents, "latent",
+                         err));
     else
-        TRY(take_result(seat, x_out, shared->pixels, pixels, "picture", err));
+        TRY(check_result(seat, copy_result(x_out, shared->pixels, pixels), pixels, "picture", err));
 out:
     return rc;
 }
@@ -151,7 +157,7 @@ static int fleet_predict(void *self, const struct painter_tile *tiles, uint32_t 
     int              rc = ERR_OK;
     struct seat     *seat = self;
     struct wire_work work = {.step = step, .count = count};
-    int64_t          values[WIRE_TILES_MAX], at = 0;
+    int64_t          values[WIRE_TILES_MAX], at = 0, bad = 0;
 
     must(count > 0 && count <= WIRE_TILES_MAX && step < seat->schedule.steps);
     TRY(supervisor_ready(seat, err));
@@ -162,21 +168,43 @@ static int fleet_predict(void *self, const struct painter_tile *tiles, uint32_t 
         memcpy(seat->shared.latents + at, tiles[i].latent, (size_t)values[i] * sizeof(float));
         at += values[i];
     }
-    TRY(do_work(seat, WIRE_PREDICT, &work, err));
+    rc = do_work(seat, WIRE_PREDICT, &work, err);
+    if (rc != ERR_OK && rc != ERR_NUMERIC) goto out;
     at = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        TRY(take_result(seat, tiles[i].velocity, seat->shared.velocities + at, values[i],
-                        "velocity", err));
+    for (uint32_t i = 0; i < count; i++) { /* whatever some of them hold, the others count */
+        bad += copy_result(tiles[i].velocity, seat->shared.velocities + at, values[i]);
         at += values[i];
     }
+    if (rc == ERR_OK) rc = check_result(seat, bad, at, "velocity", err);
 out:
     return rc;
 }
 
-static struct painter painter_of(struct seat *seat)
+/* A process that is not there holds nothing, and one that dies of the question neither. */
+static bool fleet_yield_memory(void *self, char *words_out, size_t capacity)
+{
+    struct seat        *seat = self;
+    struct wire_message message = {.kind = WIRE_YIELD}, answer;
+    struct err          err = {.code = ERR_OK};
+    char                words[WIRE_WORDS_MAX + 1];
+
+    if (!seat->ready) return false;
+    if (supervisor_ask(seat, seat->out, wire_pack(seat->out, &message), WIRE_YIELDED, &answer,
+                       &err) != ERR_OK) {
+        log_line(LOG_WARN, "%s", err.text);
+        return false;
+    }
+    if (answer.as.yielded[0] == '\0') return false;
+    (void)snprintf(words_out, capacity, "worker %u: %s", seat->number,
+                   supervisor_plain(words, sizeof words, answer.as.yielded));
+    return true;
+}
+
+static struct painter painter_of(struct seat *seat, uint32_t tiles_max)
 {
     return (struct painter){.self = seat,
                             .channels = seat->fleet->request.channels,
+                            .tiles_max = tiles_max,
                             .begin = fleet_begin,
                             .end = fleet_end,
                             .noise = fleet_noise,
@@ -184,7 +212,8 @@ static struct painter painter_of(struct seat *seat)
                             .start = fleet_start,
                             .predict = fleet_predict,
                             .advance = fleet_advance,
-                            .decode = fleet_decode};
+                            .decode = fleet_decode,
+                            .yield_memory = fleet_yield_memory};
 }
 
 /* ------------------------------------------------------------------------------ open, close */
@@ -244,7 +273,8 @@ int fleet_open(struct fleet **out, const struct fleet_request *request, struct e
         seat->fleet = fleet;
         seat->number = i + 1;
         seat->child.channel = -1;
-        fleet->painters[i] = painter_of(seat);
+        fleet->painters[i] =
+            painter_of(seat, studio_tiles_max(request->sizes, request->size_count));
         fleet->painter_count++;
         TRY(shared_open(&seat->shared, request->sizes, request->size_count, request->channels,
                         err));

@@ -70,6 +70,9 @@ void fleet_close(struct fleet *fleet); /* ends and reaps every worker; NULL is f
 
 /* One painter per worker, each for one thread at a time; they live as long as the fleet.
  *
+ * Each takes up to as many tiles at once as the largest of `sizes` says.  A worker answers
+ * yield_memory for its engine.
+ *
  * A primitive may fail with ERR_PEER (the worker died, hung or lied), ERR_NUMERIC, or what its
  * engine told.  The painter may be used again after any error: it starts another worker when it is
  * needed next, after the back-off, and begins the stage anew in it.  ERR_CANCELLED: stop_wanted

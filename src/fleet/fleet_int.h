@@ -9,6 +9,8 @@
 /* Where a worker finds what it was started with, and a probe. */
 enum { WORKER_CHANNEL_FD = 3, WORKER_SHARED_FD = 4, PROBE_CHANNEL_FD = 3 };
 
+/* The most tiles of any of `sizes`: what a painter made for them takes at once. */
+uint32_t studio_tiles_max(const struct engine_size *sizes, size_t size_count);
 /* The noise levels of the stage that has begun; steps 0 before the first. */
 const struct schedule *studio_schedule(const struct studio *studio);
 uint64_t               studio_model_identity(const struct studio *studio);
@@ -19,7 +21,7 @@ struct engine_facts    studio_facts(const struct studio *studio);
 enum {
     WIRE_BYTES_MAX = 65536, /* of one message, head included */
     WIRE_SIZES_MAX = 8,
-    WIRE_TILES_MAX = 64,
+    WIRE_TILES_MAX = PAINTER_TILES_MAX,
     WIRE_PATH_MAX = 4096,
     WIRE_PROMPT_MAX = 32768,
     WIRE_WORDS_MAX = 1024
@@ -31,11 +33,13 @@ enum wire_kind {
     WIRE_ENCODE,
     WIRE_PREDICT,
     WIRE_DECODE,
+    WIRE_YIELD,
     WIRE_READY = 17, /* from the worker */
     WIRE_BEGUN,
     WIRE_DONE,
     WIRE_FAILED,
-    WIRE_LOG
+    WIRE_LOG,
+    WIRE_YIELDED
 };
 
 struct wire_open {
@@ -73,6 +77,7 @@ struct wire_message {
         struct schedule      begun;
         struct wire_failed   failed;
         struct wire_log      log;
+        const char          *yielded; /* "": there was nothing left to give up */
     } as;
 };
 
@@ -177,6 +182,9 @@ int supervisor_ready(struct seat *seat, struct err *err);
  * buried, but for one that its engine told of and that leaves the engine sound. */
 int supervisor_ask(struct seat *seat, uint8_t *question, size_t count, enum wire_kind kind,
                    struct wire_message *answer, struct err *err);
+/* What a worker wrote, cut to `out` [capacity] and without control characters: it is shown to
+ * people, and the worker may be out of its mind.  Returns out. */
+const char *supervisor_plain(char *out, size_t capacity, const char *words);
 /* End the process.  Nothing of it is left but when it failed, for the back-off. */
 void supervisor_bury(struct seat *seat);
 

@@ -6,13 +6,21 @@
  */
 #include "fleet/fleet_int.h"
 
-enum { GROUP_MAX = WIRE_TILES_MAX }; /* tiles predicted together */
-
 struct studio {
     struct engine  *engine;
     struct prompt  *prompt;
     struct schedule schedule;
+    uint32_t        tiles_max;
 };
+
+uint32_t studio_tiles_max(const struct engine_size *sizes, size_t size_count)
+{
+    uint32_t most = 1;
+
+    for (size_t i = 0; i < size_count; i++)
+        if (sizes[i].tiles > most) most = sizes[i].tiles;
+    return most;
+}
 
 int studio_open(struct studio **out, const struct engine_options *options,
                 const struct engine_size *sizes, size_t size_count, struct err *err)
@@ -21,6 +29,8 @@ int studio_open(struct studio **out, const struct engine_options *options,
     struct studio *studio = NULL;
 
     TRY(os_alloc((void **)&studio, 1, sizeof *studio, "a studio", err));
+    studio->tiles_max = studio_tiles_max(sizes, size_count);
+    must(studio->tiles_max <= PAINTER_TILES_MAX);
     TRY(engine_open(&studio->engine, options, err));
     log_line(LOG_INFO, "weights %016llx",
              (unsigned long long)engine_model_identity(studio->engine));
@@ -98,9 +108,9 @@ static int studio_predict(void *self, const struct painter_tile *tiles, uint32_t
                           uint32_t step, struct err *err)
 {
     const struct studio *studio = self;
-    struct engine_tile   group[GROUP_MAX];
+    struct engine_tile   group[PAINTER_TILES_MAX];
 
-    must(count > 0 && count <= GROUP_MAX);
+    must(count > 0 && count <= studio->tiles_max);
     for (uint32_t i = 0; i < count; i++)
         group[i] = (struct engine_tile){.prompt = studio->prompt,
                                         .w_px = tiles[i].w_px,
@@ -143,6 +153,7 @@ struct painter studio_painter(struct studio *studio)
 {
     return (struct painter){.self = studio,
                             .channels = engine_facts(studio->engine).latent_channels,
+                            .tiles_max = studio->tiles_max,
                             .begin = studio_begin,
                             .end = studio_end,
                             .noise = studio_noise,

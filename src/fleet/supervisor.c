@@ -64,8 +64,7 @@ static int back_off(const struct seat *seat, struct err *err)
 
 /* ------------------------------------------------------------------------------- reading */
 
-/* What a worker wrote is shown to people, and it may be out of its mind. */
-static const char *plain(char *out, size_t capacity, const char *words)
+const char *supervisor_plain(char *out, size_t capacity, const char *words)
 {
     (void)text_fit(out, capacity, words);
     for (char *at = out; *at != '\0'; at++)
@@ -109,7 +108,7 @@ static int take(struct seat *seat, struct wire_message *out, bool *got_out, stru
     }
     if (out->kind == WIRE_LOG)
         log_line(out->as.log.level, "worker %u: %s", seat->number,
-                 plain(words, sizeof words, out->as.log.words));
+                 supervisor_plain(words, sizeof words, out->as.log.words));
     else
         *got_out = true;
     return ERR_OK;
@@ -204,7 +203,7 @@ static int hear(struct seat *seat, enum wire_kind kind, struct wire_message *ans
 
     if (lives && answer->kind == WIRE_FAILED) {
         rc = err_set(err, answer->as.failed.code, answer->as.failed.sys, ERR_WHERE, "%s",
-                     plain(words, sizeof words, answer->as.failed.words));
+                     supervisor_plain(words, sizeof words, answer->as.failed.words));
         lives = rc != ERR_DEVICE && kind != WIRE_READY;
     }
     if (!lives) supervisor_bury(seat);

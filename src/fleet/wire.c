@@ -23,17 +23,20 @@
  *     BEGIN    u32 steps; i64 tokens; f64 guidance, sigma start, strength, mu, mu max; text prompt
  *     ENCODE, DECODE   i32 w, h
  *     PREDICT  u32 step, u32 count of rectangles, each: i32 w, h
+ *     YIELD    nothing
  *     READY    u64 identity of the model
  *     BEGUN    u32 steps, f32 noise levels [steps + 1]
  *     DONE     nothing
  *     FAILED   u32 error code, i32 system's code, text sentence
  *     LOG      u32 level, text line
+ *     YIELDED  text what was given up of memory; empty: nothing was left
  *
  * A text is u32 length, the bytes, and a NUL.  Pixels, latents and velocities never travel: they
  * are in shared memory (shared.c).
  *
- * The supervisor asks, and the worker answers each question once, in order, with READY, BEGUN, DONE
- * or FAILED.  It may send LOG at any time.
+ * The supervisor asks, and the worker answers each question once, in order, with READY, BEGUN,
+ * DONE, YIELDED or FAILED.  It may send LOG at any time.  A PREDICT that FAILED with the code of
+ * bad numbers has written all velocities, the bad ones among them.
  *
  * Read next: shared.c, then supervisor.c and worker.c.
  */
@@ -173,7 +176,9 @@ size_t wire_pack(uint8_t *bytes_out, const struct wire_message *message)
         put_u32(&w, begun.steps);
         put(&w, begun.sigma, (begun.steps + 1) * sizeof begun.sigma[0]);
         break;
+    case WIRE_YIELD:
     case WIRE_DONE: break;
+    case WIRE_YIELDED: put_text(&w, message->as.yielded); break;
     case WIRE_FAILED:
         put_u32(&w, (uint32_t)message->as.failed.code);
         put_i32(&w, message->as.failed.sys);
@@ -347,7 +352,9 @@ static void take_fields(struct reader *r, struct wire_message *out)
     case WIRE_DECODE: take_work(r, out->kind, &out->as.work); break;
     case WIRE_READY: out->as.model_identity = take_u64(r, "the model's identity"); break;
     case WIRE_BEGUN: take_begun(r, &out->as.begun); break;
+    case WIRE_YIELD:
     case WIRE_DONE: break;
+    case WIRE_YIELDED: out->as.yielded = take_text(r, WIRE_WORDS_MAX, "the words"); break;
     case WIRE_FAILED:
         out->as.failed.code = (enum err_code)take_u32(r, ERR_USAGE, ERR_NUMERIC, "the error code");
         take(r, &out->as.failed.sys, sizeof out->as.failed.sys, "the system's code");
@@ -363,8 +370,8 @@ static void take_fields(struct reader *r, struct wire_message *out)
 
 static bool may_send(enum wire_side sender, unsigned kind)
 {
-    if (sender == WIRE_SUPERVISOR) return kind >= WIRE_OPEN && kind <= WIRE_DECODE;
-    return kind >= WIRE_READY && kind <= WIRE_LOG;
+    if (sender == WIRE_SUPERVISOR) return kind >= WIRE_OPEN && kind <= WIRE_YIELD;
+    return kind >= WIRE_READY && kind <= WIRE_YIELDED;
 }
 
 int wire_unpack(struct wire_message *out, const uint8_t *bytes, size_t count, enum wire_side sender,

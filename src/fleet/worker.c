@@ -27,6 +27,7 @@ struct worker {
     struct shared    shared;
     struct wire_open open; /* its texts are not kept */
     bool             begun;
+    char             yielded[WIRE_WORDS_MAX + 1];
     uint8_t          in[WIRE_BYTES_MAX], out[WIRE_BYTES_MAX];
 };
 
@@ -230,6 +231,19 @@ out:
     return rc;
 }
 
+/* What the engine gives up goes with it into the answer, in words. */
+static void yield_memory(struct worker *worker, struct wire_message *answer)
+{
+    const struct painter *painter = &worker->painter;
+    char                  words[WIRE_WORDS_MAX] = "";
+
+    if (painter->yield_memory == NULL || !painter->yield_memory(painter->self, words, sizeof words))
+        words[0] = '\0';
+    (void)text_fit(worker->yielded, sizeof worker->yielded, words);
+    answer->kind = WIRE_YIELDED;
+    answer->as.yielded = worker->yielded;
+}
+
 /* --------------------------------------------------------------------------------- process */
 
 /* An answer, or the failure told.  A supervisor that broke the rules is not answered: its sentence
@@ -248,6 +262,8 @@ static int answer(struct worker *worker, const struct wire_message *question, bo
         rc = open_studio(worker, question, &reply, &failure);
     else if (question->kind == WIRE_BEGIN)
         rc = begin_stage(worker, &question->as.begin, &reply, &failure);
+    else if (question->kind == WIRE_YIELD)
+        yield_memory(worker, &reply);
     else
         rc = do_work(worker, question, &reply, &failure);
     if (rc == ERR_PEER) {
@@ -305,6 +321,8 @@ int fleet_worker_run(struct err *err)
     if (os.recv(WORKER_CHANNEL_FD, &peeked, 1, MSG_PEEK | MSG_DONTWAIT) < 0 &&
         (errno == EBADF || errno == ENOTSOCK))
         RAISE(err, ERR_USAGE, 0, "a worker is started by mural itself, and not by hand");
+    /* Else lists of processes show how it was started, which may be "exe". */
+    (void)pthread_setname_np(pthread_self(), "mural-worker");
     TRY(os_alloc((void **)&worker, 1, sizeof *worker, "a worker", err));
     worker->channel = WORKER_CHANNEL_FD;
     TRY(lifeline_open(&lifeline, worker->channel, err));

@@ -1,11 +1,15 @@
 /*
  * crew.c - who paints which tile: one hand for each painter, one queue for all.
  *
- * Owns the queue and the threads.  A tile is painted by whoever is free, and what it becomes does
- * not depend on who that is.  A painter that fails a tile for a reason of its own (its device, its
- * memory, its process) hands it over to another, once, or tries it again itself when there is no
- * other any more; one that fails three tiles in a row so is not used any more.  Numbers that come
- * out wrong are the tile's reason, not the painter's.
+ * Owns the queue and the threads.  Whoever is free takes a group: tiles that follow each other in
+ * the queue and have the same prompt, as many as a painter paints in lockstep, but not so many that
+ * another hand would stand idle at the end.  What a tile becomes depends neither on who paints it
+ * nor on its group.
+ *
+ * A painter that fails a tile for a reason of its own (its device, its memory, its process) hands
+ * it over to another, once, or tries it again itself when there is no other any more; one that
+ * finishes no tile of three groups in a row so is not used any more.  Numbers that come out wrong
+ * are the tile's reason, not the painter's.
  *
  * Threads: with one painter, the render thread paints.  With several, each has a thread with a desk
  * of its own, and the render thread only speaks with the caller.  `turn` guards the queue, `shelf`
@@ -16,6 +20,7 @@
 #include "render/render_int.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -33,8 +38,13 @@ struct hand {
     struct tile_desk *desk;
     pthread_t         thread;
     int32_t           index;
-    uint32_t          faults; /* tiles failed in a row, for the painter's own reasons */
+    uint32_t          faults; /* groups failed in a row, for the painter's own reasons */
     bool              usable;
+    struct tile_job   jobs[PAINTER_TILES_MAX];
+    /* under turn */
+    struct task *group[PAINTER_TILES_MAX]; /* in work */
+    uint32_t     size;                     /* of it; 0: none */
+    double       begun;                    /* os_seconds */
 };
 
 struct crew {
@@ -47,6 +57,7 @@ struct crew {
     struct task *tasks;            /* [2 * tiles]: each may be handed over once */
     uint32_t     task_count, next; /* all before `next` are taken */
     uint32_t     busy, leaving;    /* hands that paint; hands that are through */
+    double       tile_seconds;     /* a tile's part of the last group that ended; 0: none did */
     bool         ended;            /* nobody takes a task any more */
     struct err   fault;            /* what ends the run */
     struct err   why;              /* why the last tile failed */
@@ -83,33 +94,6 @@ static struct task *find_task(struct crew *crew, int32_t index)
     return NULL;
 }
 
-/* A task, or NULL when there is nothing more to do for this hand.  Waits while another may still
- * hand one over.  Under turn. */
-static struct task *take_task(struct hand *hand)
-{
-    struct crew *crew = hand->crew;
-
-    while (!crew->ended && hand->usable) {
-        struct task *task = find_task(crew, hand->index);
-        if (task != NULL) {
-            task->taken = true;
-            crew->busy++;
-            return task;
-        }
-        if (usable_others(crew, hand->index) == 0 || (!is_any_left(crew) && crew->busy == 0)) break;
-        (void)pthread_cond_wait(&crew->changed, &crew->turn);
-    }
-    return NULL;
-}
-
-static void end_with(struct crew *crew, const struct err *err)
-{
-    if (crew->fault.code == ERR_OK) crew->fault = *err;
-    crew->ended = true;
-}
-
-/* ------------------------------------------------------------------------------------ tiles */
-
 static struct tile_job job_of(const struct crew *crew, uint32_t number)
 {
     const struct crew_work *work = crew->work;
@@ -122,6 +106,91 @@ static struct tile_job job_of(const struct crew *crew, uint32_t number)
                              .seed = fact->has_seed ? fact->seed : config->seed,
                              .prompt = fact->prompt != NULL ? fact->prompt : config->prompt};
 }
+
+uint32_t crew_share(uint32_t left, uint32_t most, const double *rests, uint32_t others)
+{
+    double   level = left + 1.0; /* that all hands end at, in tiles from now */
+    uint32_t share;
+
+    /* Whoever has more than that to do takes none of these, and does not count. */
+    for (double before = level + 1; level < before;) {
+        double   sum = left;
+        uint32_t hands = 1;
+        for (uint32_t i = 0; i < others; i++) {
+            if (rests[i] >= level) continue;
+            sum += rests[i];
+            hands++;
+        }
+        before = level;
+        level = sum / hands;
+    }
+    share = (uint32_t)ceil(level);
+    return share < 1 ? 1 : (uint32_t)min_i64(share, min_i64(left, most));
+}
+
+/* How many tiles this hand may take together now. */
+static uint32_t group_size(const struct hand *hand)
+{
+    const struct crew *crew = hand->crew;
+    double             rests[HANDS_MAX], now = os_seconds();
+    uint32_t           others = 0, left = 0;
+
+    for (uint32_t i = crew->next; i < crew->task_count; i++)
+        left += !crew->tasks[i].taken;
+    for (uint32_t i = 0; i < crew->hand_count; i++) {
+        const struct hand *other = &crew->hands[i];
+        double done = crew->tile_seconds > 0 ? (now - other->begun) / crew->tile_seconds : 0;
+        if (other == hand || !other->usable) continue;
+        rests[others++] = other->size > done ? other->size - done : 0;
+    }
+    return crew_share(left, tile_desk_tiles(hand->desk), rests, others);
+}
+
+/* The first task that is left for this hand, and those behind it that go with it. */
+static void fill_group(struct hand *hand, struct task *first)
+{
+    struct crew *crew = hand->crew;
+    uint32_t     most = group_size(hand);
+    bool         alone = usable_others(crew, hand->index) == 0;
+
+    for (struct task *task = first; task < crew->tasks + crew->task_count; task++) {
+        struct tile_job job = job_of(crew, task->number);
+        if (hand->size == most) break;
+        if (task->taken || (!alone && task->failed_by == hand->index)) continue;
+        if (hand->size > 0 && strcmp(job.prompt, hand->jobs[0].prompt) != 0) continue;
+        task->taken = true;
+        hand->jobs[hand->size] = job;
+        hand->group[hand->size++] = task;
+    }
+    hand->begun = os_seconds();
+    crew->busy++;
+}
+
+/* A group, or false when there is nothing more to do for this hand.  Waits while another may still
+ * hand something over.  Under turn. */
+static bool take_group(struct hand *hand)
+{
+    struct crew *crew = hand->crew;
+
+    while (!crew->ended && hand->usable) {
+        struct task *task = find_task(crew, hand->index);
+        if (task != NULL) {
+            fill_group(hand, task);
+            return true;
+        }
+        if (usable_others(crew, hand->index) == 0 || (!is_any_left(crew) && crew->busy == 0)) break;
+        (void)pthread_cond_wait(&crew->changed, &crew->turn);
+    }
+    return false;
+}
+
+static void end_with(struct crew *crew, const struct err *err)
+{
+    if (crew->fault.code == ERR_OK) crew->fault = *err;
+    crew->ended = true;
+}
+
+/* ------------------------------------------------------------------------------------ tiles */
 
 static int store_tile(struct crew *crew, const struct task *task, const struct tile_result *result,
                       struct err *err)
@@ -173,41 +242,73 @@ static int note_failure(struct crew *crew, const struct task *task, const struct
     return rc;
 }
 
-/* Blame the painter as well; under turn. */
-static void count_fault(struct hand *hand, const struct err *why)
+/* Another may do better with it, or it is noted. */
+static int lose_tile(struct hand *hand, const struct task *task, const struct err *why,
+                     struct err *err)
 {
-    if (why->code == ERR_NUMERIC || ++hand->faults < FAULTS_MAX) return;
-    hand->usable = false;
-    log_line(LOG_WARN, "painter %d failed %d tiles in a row and is not used any more",
-             hand->index + 1, FAULTS_MAX);
+    struct crew *crew = hand->crew;
+    bool         handed;
+
+    (void)pthread_mutex_lock(&crew->turn);
+    handed = hand_over(crew, hand, task, why);
+    crew->why = *why;
+    if (handed) (void)pthread_cond_broadcast(&crew->changed);
+    (void)pthread_mutex_unlock(&crew->turn);
+    return handed ? ERR_OK : note_failure(crew, task, why, err);
 }
 
-/* Paint one tile and note what came of it. */
-static void work_on(struct hand *hand, struct task *task)
-{
-    struct crew       *crew = hand->crew;
-    struct tile_job    job = job_of(crew, task->number);
-    struct tile_result result;
-    struct err         why = {0}, err = {0};
-    int                rc = tile_paint(hand->desk, crew->work->meter, &job, &result, &why);
-    bool               handed = false;
+/* What came of a group. */
+struct outcome {
+    uint32_t painted;
+    bool     blamed; /* a tile failed for the painter's own reason */
+};
 
-    task->attempts += result.attempts;
-    if (rc == ERR_OK) {
-        rc = store_tile(crew, task, &result, &err);
-        hand->faults = 0;
-    } else if (!result.may_pass) {
-        err = why;
-    } else {
-        (void)pthread_mutex_lock(&crew->turn);
-        count_fault(hand, &why);
-        handed = hand_over(crew, hand, task, &why);
-        crew->why = why;
-        (void)pthread_mutex_unlock(&crew->turn);
-        rc = handed ? ERR_OK : note_failure(crew, task, &why, &err);
+static int work_on(struct hand *hand, struct outcome *outcome, struct err *err)
+{
+    int                rc = ERR_OK;
+    struct crew       *crew = hand->crew;
+    struct tile_result result;
+
+    tile_take(hand->desk, hand->jobs, hand->size);
+    for (;;) {
+        struct task *task = NULL;
+        TRY(tile_next(hand->desk, crew->work->meter, &result, err));
+        if (result.number == 0) break;
+        for (uint32_t i = 0; i < hand->size && task == NULL; i++)
+            if (hand->group[i]->number == result.number) task = hand->group[i];
+        must(task != NULL);
+        task->attempts += result.attempts;
+        if (result.samples != NULL) {
+            TRY(store_tile(crew, task, &result, err));
+            outcome->painted++;
+        } else {
+            outcome->blamed |= result.why.code != ERR_NUMERIC;
+            TRY(lose_tile(hand, task, &result.why, err));
+        }
     }
+out:
+    return rc;
+}
+
+/* Paint a group and note what came of it. */
+static void run_group(struct hand *hand)
+{
+    struct crew   *crew = hand->crew;
+    struct outcome outcome = {.painted = 0};
+    struct err     err = {0};
+    int            rc = work_on(hand, &outcome, &err);
+
     (void)pthread_mutex_lock(&crew->turn);
     if (rc != ERR_OK) end_with(crew, &err);
+    if (outcome.painted > 0) {
+        hand->faults = 0;
+        crew->tile_seconds = (os_seconds() - hand->begun) / hand->size;
+    } else if (outcome.blamed && ++hand->faults >= FAULTS_MAX) {
+        hand->usable = false;
+        log_line(LOG_WARN, "painter %d failed %d times in a row and is not used any more",
+                 hand->index + 1, FAULTS_MAX);
+    }
+    hand->size = 0;
     crew->busy--;
     (void)pthread_cond_broadcast(&crew->changed);
     (void)pthread_mutex_unlock(&crew->turn);
@@ -219,16 +320,15 @@ static void *hand_main(void *argument)
     struct crew *crew = hand->crew;
 
     for (;;) {
-        struct task *task;
-        bool         ends = meter_ends(crew->work->meter);
+        bool works, ends = meter_ends(crew->work->meter);
         (void)pthread_mutex_lock(&crew->turn);
         crew->ended |= ends;
-        task = take_task(hand);
-        if (task == NULL) crew->leaving++;
+        works = take_group(hand);
+        if (!works) crew->leaving++;
         (void)pthread_cond_broadcast(&crew->changed);
         (void)pthread_mutex_unlock(&crew->turn);
-        if (task == NULL) break;
-        work_on(hand, task);
+        if (!works) break;
+        run_group(hand);
     }
     return NULL;
 }
@@ -303,6 +403,15 @@ static void list_tasks(struct crew *crew)
         }
 }
 
+/* Places on the desk of this painter. */
+static uint32_t tiles_of(const struct crew *crew, const struct painter *painter)
+{
+    uint32_t wanted = crew->work->store->request->tiles_per_pass, can = painter->tiles_max;
+    int64_t  tiles = min_i64(max_i64(wanted, 1), max_i64(can, 1));
+
+    return (uint32_t)min_i64(min_i64(tiles, crew->task_count), PAINTER_TILES_MAX);
+}
+
 static int open_hands(struct crew *crew, struct err *err)
 {
     int                          rc = ERR_OK;
@@ -313,9 +422,10 @@ static int open_hands(struct crew *crew, struct err *err)
     if (most > crew->task_count) most = crew->task_count;
     TRY(os_alloc((void **)&crew->hands, most, sizeof *crew->hands, "the painters", err));
     for (; crew->hand_count < most; crew->hand_count++) {
-        struct hand *hand = &crew->hands[crew->hand_count];
+        const struct painter *painter = &request->painters[crew->hand_count];
+        struct hand          *hand = &crew->hands[crew->hand_count];
         *hand = (struct hand){.crew = crew, .index = (int32_t)crew->hand_count, .usable = true};
-        TRY(tile_desk_open(&hand->desk, request, &request->painters[crew->hand_count], err));
+        TRY(tile_desk_open(&hand->desk, request, painter, tiles_of(crew, painter), err));
     }
 out:
     return rc;

@@ -73,7 +73,7 @@ static int paint_once(struct easel *easel, struct meter *meter, uint32_t steps, 
         TRY(painter->predict(painter->self, &tile, 1, step, err));
         painter->advance(painter->self, step, easel->latent, easel->velocity, easel->cells);
         easel->spent += request->costs.draft_predict;
-        TRY(meter_step(meter, step + 1, request->costs.draft_predict, err));
+        TRY(meter_step(meter, step + 1, 1, request->costs.draft_predict, err));
     }
     TRY(painter->decode(painter->self, easel->latent, tile.w_px, tile.h_px, easel->rgb, err));
     TRY(tile_check_finite(easel->rgb, (int64_t)tile.w_px * tile.h_px * 3, "pixel", err));
@@ -89,7 +89,8 @@ int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err)
     uint32_t                     attempts = 0;
 
     while (painter->begin(painter->self, &stage, steps_out, err) != ERR_OK)
-        if (!tile_may_retry(meter, ++attempts, "the draft's prompt", err)) return (int)err->code;
+        if (!tile_may_retry(meter, painter, ++attempts, "the draft's prompt", err))
+            return (int)err->code;
     return meter_advance(meter, request->costs.prompt, err);
 }
 
@@ -112,7 +113,9 @@ int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t 
         rc = paint_once(&easel, meter, steps, err);
         if (rc == ERR_OK) break;
         (void)meter_advance(meter, -easel.spent, &ignored);
-        rc = tile_may_retry(meter, ++attempts, "the draft", err) ? ERR_OK : (int)err->code;
+        rc = tile_may_retry(meter, &request->painters[0], ++attempts, "the draft", err)
+                 ? ERR_OK
+                 : (int)err->code;
         TRY(rc);
     } while (true);
     TRY(os_alloc((void **)&image.rgb, (uint64_t)w * (uint64_t)h * 3, sizeof(uint16_t), "the draft",

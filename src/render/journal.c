@@ -16,7 +16,10 @@
  *     {"is":"guide","width":..,"height":..,"hash":..}   guide.rgb16 is on the disk; with another
  *                                                hash than before, all tiles are forgotten
  *     {"is":"tile","tile":7,"hash":..,"attempts":1,"seconds":{..}}
- *                                                tile-7.rgb16 is on the disk
+ *                                                tile-7.rgb16 is on the disk; seconds are of its
+ *                                                last attempt, and a step that several tiles took
+ *                                                together counts for each by an equal part, so that
+ *                                                those of all tiles add up to the painters' time
  *     {"is":"filled","tile":7,"hash":..}         the same, but cut from the enlarged guide
  *     {"is":"failed","tile":7,"attempts":4,"why":".."}
  *     {"is":"again","tile":7,"seed":..,"prompt":".."}

@@ -80,13 +80,13 @@ int meter_advance(struct meter *meter, double work, struct err *err)
     return rc;
 }
 
-int meter_step(struct meter *meter, uint32_t step, double work, struct err *err)
+int meter_step(struct meter *meter, uint32_t step, uint32_t tiles, double work, struct err *err)
 {
     int rc;
 
     (void)pthread_mutex_lock(&meter->turn);
     meter->now.step = step;
-    meter->now.steps_run++;
+    meter->now.steps_run += tiles;
     rc = advance(meter, work, err);
     (void)pthread_mutex_unlock(&meter->turn);
     return rc;

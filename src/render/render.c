@@ -84,7 +84,7 @@ out:
 }
 
 uint64_t render_host_bytes(const struct config *config, const struct render_plan *plan,
-                           int32_t channels, uint32_t painters)
+                           int32_t channels, uint32_t painters, uint32_t tiles_per_pass)
 {
     uint64_t draft = (uint64_t)plan->draft_w_px * (uint64_t)plan->draft_h_px;
     uint64_t picture = draft * 3 * sizeof(uint16_t);
@@ -93,7 +93,7 @@ uint64_t render_host_bytes(const struct config *config, const struct render_plan
                                                      (uint64_t)channels * sizeof(float);
 
     if (painters == 0) return easel + (uint64_t)config->count * 2 * picture;
-    return max_u64(easel, painters * tile_desk_bytes(&plan->grid, channels)) +
+    return max_u64(easel, painters * tile_desk_bytes(&plan->grid, channels, tiles_per_pass)) +
            assemble_bytes(&plan->grid, config->bits) + picture;
 }
 

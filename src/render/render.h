@@ -39,16 +39,19 @@ struct painter_noise {
     struct lat_rect rect;    /* on the canvas of this stage */
 };
 
-/* Who can paint?  The primitives that every way of rendering is made of: a loop over tiles now, all
- * tiles of a canvas together per step later.  One stage is in use at a time, and a painter is used
- * by one thread at a time.
+enum { PAINTER_TILES_MAX = 64 }; /* of one predict, whoever paints */
+
+/* Who can paint?  The primitives that every way of rendering is made of: a loop over groups of
+ * tiles now, all tiles of a canvas together per step later.  One stage is in use at a time, and a
+ * painter is used by one thread at a time.
  *
  * A primitive that failed may be tried again when err_is_retryable: with ERR_PEER the painter has
  * arranged another worker for the next call by itself, which begins the stage anew.  ERR_CANCELLED
  * says that somebody asked to stop while the painter waited. */
 struct painter {
-    void   *self;
-    int32_t channels; /* of a latent cell */
+    void    *self;
+    int32_t  channels;  /* of a latent cell */
+    uint32_t tiles_max; /* that one predict takes, at most PAINTER_TILES_MAX; 0 is 1 */
 
     /* Encode the prompt and fix the noise levels; how many steps will be run. */
     int (*begin)(void *self, const struct painter_stage *stage, uint32_t *steps_out,
@@ -62,6 +65,9 @@ struct painter {
     /* Latent at the first noise level of the stage; without a picture its content counts for
      * nothing. */
     void (*start)(void *self, float *latent, const float *noise, int64_t count);
+    /* One step of `count` tiles, none of which sees another.  ERR_NUMERIC: all velocities are
+     * written, and the tiles that failed are those with a NaN or an infinity in theirs; when there
+     * is none, all did.  Any other error is of all tiles. */
     int (*predict)(void *self, const struct painter_tile *tiles, uint32_t count, uint32_t step,
                    struct err *err);
     /* latent moves from noise level `step` to the next along the velocity */
@@ -69,6 +75,12 @@ struct painter {
     /* latent -> [h, w, 3], about 0..1 */
     int (*decode)(void *self, const float *latent, int32_t w_px, int32_t h_px, float *rgb_out,
                   struct err *err);
+
+    /* After ERR_DEVICE_MEM or ERR_HOST_MEM, before the next attempt: do with less memory from now
+     * on, at the cost of time and of no bit.  What was given up and gained goes into words_out
+     * [capacity], as in "block 7 stays on the host: 324 MB"; false: nothing is left to give up.
+     * NULL: it never can. */
+    bool (*yield_memory)(void *self, char *words_out, size_t capacity);
 };
 
 /* Sizes and settings of one job, fixed before anything is painted. */
@@ -80,9 +92,9 @@ struct render_plan {
 };
 int render_plan_make(struct render_plan *out, const struct config *config, struct err *err);
 /* Memory that render itself takes at most: buffers, draft, blend and file.  `painters`: how many
- * will paint tiles; 0: none, only drafts. */
+ * will paint tiles, each up to `tiles_per_pass` at a time; 0: none, only drafts. */
 uint64_t render_host_bytes(const struct config *config, const struct render_plan *plan,
-                           int32_t channels, uint32_t painters);
+                           int32_t channels, uint32_t painters, uint32_t tiles_per_pass);
 /* Steps that every tile will run: the reference rule (`strength`) drops some. */
 uint32_t render_tile_steps(const struct config *config);
 /* Room on the disk that `output` goes to. */
@@ -96,13 +108,13 @@ struct render_progress {
     const char *phase; /* "checking", "draft", "tiles", "file" */
     uint32_t    tiles_done, tiles_total;
     uint32_t    step, steps; /* of the rectangle in work; of several, the last that moved */
-    uint64_t    steps_run;   /* of all rectangles in this run */
+    uint64_t    steps_run;   /* of all rectangles in this run, each counted by itself */
     double      fraction;    /* of the job's arithmetic, 0..1 */
 };
 enum render_stop {
     RENDER_GO_ON = 0,
     RENDER_STOP_NOW,       /* at the next step, with ERR_CANCELLED */
-    RENDER_STOP_AFTER_TILE /* after the draft or tile in work, with ERR_CANCELLED */
+    RENDER_STOP_AFTER_TILE /* after the draft or tiles in work, with ERR_CANCELLED */
 };
 /* Gives an enum render_stop; any other value means to stop now. */
 typedef int (*render_progress_fn)(const struct render_progress *progress, void *user);
@@ -132,14 +144,15 @@ struct render_request {
     const struct render_plan *plan;
     const struct painter *painters; /* [painter_count], all of the same model; drafts: the first */
     uint32_t              painter_count; /* at least 1 */
-    struct render_costs   costs;
-    const struct config  *used; /* for metadata: config with "auto" replaced by facts */
-    const char           *software;
-    uint64_t              model_identity;
-    const char           *numeric;         /* names the arithmetic: another gives other bits */
-    double             retry_wait_seconds; /* before a second attempt; then doubled, up to 30 x */
-    render_progress_fn progress;           /* may be NULL */
-    void              *user;
+    uint32_t tiles_per_pass; /* that a painter paints in lockstep, where it can; 0 is 1 */
+    struct render_costs  costs;
+    const struct config *used; /* for metadata: config with "auto" replaced by facts */
+    const char          *software;
+    uint64_t             model_identity;
+    const char          *numeric;            /* names the arithmetic: another gives other bits */
+    double               retry_wait_seconds; /* before a second attempt; then doubled, up to 30 x */
+    render_progress_fn   progress;           /* may be NULL */
+    void                *user;
 };
 
 /* The settings that the poster of this name was begun with, as words; ERR_USAGE: there is none. */

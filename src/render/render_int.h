@@ -33,8 +33,8 @@ void meter_plan(struct meter *meter, const struct meter_work *work);
 /* Count `work` as done (negative: taken back) and tell; ERR_CANCELLED when the caller wants to stop
  * now. */
 int meter_advance(struct meter *meter, double work, struct err *err);
-/* The same after a step of a rectangle. */
-int  meter_step(struct meter *meter, uint32_t step, double work, struct err *err);
+/* The same after step number `step` (1, 2, ..) of `tiles` rectangles, `work` for all of them. */
+int  meter_step(struct meter *meter, uint32_t step, uint32_t tiles, double work, struct err *err);
 void meter_tile_done(struct meter *meter);
 /* In a crowd, from the render thread: tell the caller. */
 void meter_tell(struct meter *meter);
@@ -71,12 +71,15 @@ enum { TILE_NAME_BYTES = 64 };
 /* "tile 7 (column 3, row 2)", for sentences; returns out. */
 const char *tile_name(char out[TILE_NAME_BYTES], const struct grid *grid, uint32_t number);
 
-/* Buffers for one tile, and the painter that it is painted by; all memory is taken at open. */
+/* Places for `tiles` tiles (1..PAINTER_TILES_MAX) that are painted in lockstep, and the painter
+ * that they are painted by; all memory is taken at open. */
 struct tile_desk;
 int      tile_desk_open(struct tile_desk **out, const struct render_request *request,
-                        const struct painter *painter, struct err *err);
+                        const struct painter *painter, uint32_t tiles, struct err *err);
 void     tile_desk_close(struct tile_desk *desk); /* ends the painter's stage */
-uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels);
+uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels, uint32_t tiles);
+/* How many it is to be given together: fewer than at open once memory ran short. */
+uint32_t tile_desk_tiles(const struct tile_desk *desk);
 
 /* 0..1, clamped, to the nearest of 65,536 levels. */
 void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count);
@@ -89,24 +92,33 @@ struct tile_job {
     const char           *prompt;
 };
 struct tile_result {
-    const uint16_t *samples; /* [tile_h, tile_w, 3], valid until the desk is used again */
-    uint32_t        attempts;
-    double          encode_seconds, step_seconds, decode_seconds; /* of the last attempt */
-    bool            may_pass; /* it failed, for a reason that may pass */
+    uint32_t        number;  /* 0: no tile of the group is left */
+    const uint16_t *samples; /* [tile_h, tile_w, 3], valid until the desk is used again; NULL: it
+                                failed as often as the settings allow */
+    uint32_t attempts;
+    /* Of the last attempt; a step of several tiles counts for each by an equal part. */
+    double     encode_seconds, step_seconds, decode_seconds;
+    struct err why; /* the last failure */
 };
-/* Gather, encode, paint, check, decode; again after a failure that may pass, as often as the
- * settings allow.  On failure result->attempts is set and err tells of the last one. */
-int tile_paint(struct tile_desk *desk, struct meter *meter, const struct tile_job *job,
-               struct tile_result *result, struct err *err);
+/* Put a group on the desk, `count` jobs (1..tile_desk_tiles) of one prompt.  The texts are borrowed
+ * until the last of them is through. */
+void tile_take(struct tile_desk *desk, const struct tile_job *jobs, uint32_t count);
+/* The next tile of the group that is through.  Gathers, encodes, paints, checks and decodes what
+ * that takes; again after failures that may pass.  What a tile becomes does not depend on the
+ * others of its group.  An error is one that cannot pass or a wish to stop: the group is lost. */
+int tile_next(struct tile_desk *desk, struct meter *meter, struct tile_result *result,
+              struct err *err);
 /* The tile's part of the enlarged guide. */
 const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job);
 
 /* ERR_NUMERIC when a value is NaN or infinite; `what` names the values. */
 int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err);
-/* May the caller try again after failure number `attempts` (1, 2, ..)?  Waits before it says yes,
- * each time twice as long.  `what` is named in a log line.  Yes clears err; no leaves it, or makes
- * it ERR_CANCELLED when somebody asked to stop meanwhile. */
-bool tile_may_retry(struct meter *meter, uint32_t attempts, const char *what, struct err *err);
+/* May the caller try again after failure number `attempts` (1, 2, ..) of this painter?  Where
+ * memory ran short, the painter is asked to do with less.  Waits before it says yes, each time
+ * twice as long.  `what` is named in a log line.  Yes clears err; no leaves it, or makes it
+ * ERR_CANCELLED when somebody asked to stop meanwhile. */
+bool tile_may_retry(struct meter *meter, const struct painter *painter, uint32_t attempts,
+                    const char *what, struct err *err);
 
 /* -------------------------------------------------------------------------------- crew.c */
 
@@ -118,9 +130,13 @@ struct crew_work {
 };
 /* Paint all tiles that are neither done nor, in a retry, filled; with every painter.  Tiles that
  * keep failing are noted in the journal (and filled, if the settings say so) and are no error here;
- * *why_out then holds the last sentence.  ERR_CANCELLED also after the tile in work, when that was
+ * *why_out then holds the last sentence.  ERR_CANCELLED also after the tiles in work, when that was
  * asked for. */
 int crew_paint(const struct crew_work *work, struct err *why_out, struct err *err);
+/* How many of `left` tiles (at least 1) a free hand takes together, at most `most`: as many as lets
+ * all hands end at the same time.  `rests` [others] are what the other hands have yet to do, in
+ * tiles. */
+uint32_t crew_share(uint32_t left, uint32_t most, const double *rests, uint32_t others);
 
 /* -------------------------------------------------------------------------- provenance.c */
 

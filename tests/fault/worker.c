@@ -17,17 +17,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 static struct {
-    char            kind[32], token[512];
-    int             at, answers;
-    struct os_calls real;
-    void           *shared; /* the memory that the supervisor sees */
-    size_t          shared_bytes;
+    char             kind[32], token[512];
+    int              at, answers;
+    struct os_calls  real;
+    struct wire_open open;   /* what the supervisor planned */
+    struct shared    shared; /* the memory that it sees */
 } fault;
 
 static _Noreturn void sleep_forever(void)
@@ -36,16 +35,38 @@ static _Noreturn void sleep_forever(void)
         (void)pause();
 }
 
-static void *note_mmap(void *address, size_t bytes, int protection, int flags, int fd,
-                       int64_t offset)
+/* Once the worker shares memory with the supervisor, this does too. */
+static int64_t note_recv(int socket, void *bytes, size_t count, int flags)
 {
-    void *got = fault.real.mmap(address, bytes, protection, flags, fd, offset);
+    int64_t             got = fault.real.recv(socket, bytes, count, flags);
+    struct wire_message message;
+    struct err          err = {.code = ERR_OK};
 
-    if ((flags & MAP_SHARED) != 0 && got != MAP_FAILED) {
-        fault.shared = got;
-        fault.shared_bytes = bytes;
+    if (got > 1 && fault.shared.base == NULL &&
+        wire_unpack(&message, bytes, (size_t)got, WIRE_SUPERVISOR, &err) == ERR_OK &&
+        message.kind == WIRE_OPEN) {
+        fault.open = message.as.open;
+        (void)shared_attach(&fault.shared, WORKER_SHARED_FD, &fault.open, &err);
     }
     return got;
+}
+
+static size_t answer_with(uint8_t *bytes, struct wire_message message)
+{
+    memcpy(&message.sequence, bytes + 8, sizeof message.sequence);
+    return wire_pack(bytes, &message);
+}
+
+/* In the velocities of the last of as many tiles as were planned at most. */
+static void spoil_a_tile(void)
+{
+    for (uint32_t i = 0; i < fault.open.size_count; i++) {
+        struct wire_rect rect = {fault.open.sizes[i].w_px, fault.open.sizes[i].h_px};
+        int64_t          values = shared_latent_values(rect, fault.open.channels);
+        if (fault.open.sizes[i].tiles > 1)
+            memset(fault.shared.velocities + (fault.open.sizes[i].tiles - 1) * values, 0xFF,
+                   (size_t)values * sizeof(float));
+    }
 }
 
 /* Instead of the answer; 0: the answer may go on its way as it now is. */
@@ -73,13 +94,22 @@ static int64_t misbehave(int channel, uint8_t *bytes, size_t *count)
             continue;
         sleep_forever();
     }
-    if (strcmp(kind, "device") == 0) { /* what a worker says whose device is lost */
-        memcpy(&number, bytes + 8, sizeof number);
-        struct wire_message failed = {.kind = WIRE_FAILED,
-                                      .sequence = number,
-                                      .as.failed = {ERR_DEVICE, 719, "device: it is lost"}};
-        *count = wire_pack(bytes, &failed);
-    }
+    if (strcmp(kind, "device") == 0) /* what a worker says whose device is lost */
+        *count = answer_with(
+            bytes, (struct wire_message){.kind = WIRE_FAILED,
+                                         .as.failed = {ERR_DEVICE, 719, "device: it is lost"}});
+    if (strcmp(kind, "memory") == 0)
+        *count = answer_with(
+            bytes, (struct wire_message){.kind = WIRE_FAILED,
+                                         .as.failed = {ERR_DEVICE_MEM, 2, "memory: none left"}});
+    if (strcmp(kind, "gain") == 0)
+        *count = answer_with(bytes, (struct wire_message){.kind = WIRE_YIELDED,
+                                                          .as.yielded = "a curtain\033: 3 MB"});
+    if (strcmp(kind, "nan-tile") == 0 || strcmp(kind, "bad-tile") == 0) spoil_a_tile();
+    if (strncmp(kind, "bad-", 4) == 0) /* with the truth in "bad-tile" */
+        *count = answer_with(
+            bytes, (struct wire_message){.kind = WIRE_FAILED,
+                                         .as.failed = {ERR_NUMERIC, 0, "numeric: some are NaN"}});
     if (strcmp(kind, "long") == 0) *count = 70000;
     if (strcmp(kind, "short") == 0) *count -= 1;
     if (strcmp(kind, "length") == 0) {
@@ -95,8 +125,8 @@ static int64_t misbehave(int channel, uint8_t *bytes, size_t *count)
         wire_number(bytes, number + 1);
     }
     if (strcmp(kind, "twice") == 0) (void)fault.real.send(channel, bytes, *count, MSG_NOSIGNAL);
-    if (strcmp(kind, "nan") == 0 && fault.shared != NULL)
-        memset((char *)fault.shared + 4096, 0xFF, fault.shared_bytes - 4096);
+    if (strcmp(kind, "nan") == 0 && fault.shared.base != NULL)
+        memset((char *)fault.shared.base + 4096, 0xFF, fault.shared.bytes - 4096);
     return 0;
 }
 
@@ -128,7 +158,7 @@ int main(int argc, char **argv)
         sscanf(wanted, "%31s %d %511s", fault.kind, &fault.at, fault.token) == 3) {
         if (fault_find(fault.kind) == NULL) {
             os.send = faulty_send;
-            os.mmap = note_mmap;
+            os.recv = note_recv;
         } else if (unlink(fault.token) == 0) {
             (void)snprintf(fault_state.note, sizeof fault_state.note, "%s.fired", fault.token);
             fault_arm(fault.kind, fault.at);

@@ -35,6 +35,7 @@ static void check_message(const struct wire_message *message)
 {
     if (message->kind == WIRE_OPEN) check_open(&message->as.open);
     if (message->kind == WIRE_BEGIN) check_text(message->as.begin.prompt, WIRE_PROMPT_MAX);
+    if (message->kind == WIRE_YIELDED) check_text(message->as.yielded, WIRE_WORDS_MAX);
     if (message->kind == WIRE_LOG) check_text(message->as.log.words, WIRE_WORDS_MAX);
     if (message->kind == WIRE_FAILED) {
         check_text(message->as.failed.words, WIRE_WORDS_MAX);

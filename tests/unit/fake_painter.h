@@ -13,7 +13,7 @@
 
 #include <math.h>
 
-enum { CHANNELS = 192 };
+enum { CHANNELS = 192, WIDTHS_MAX = 512 };
 
 struct fake {
     int begun, ended, noises, predictions;
@@ -23,6 +23,16 @@ struct fake {
     int           calls, break_at, break_count;
     enum err_code break_code;
     bool          drafting;
+    /* Prediction number nan_at gives NaN for one of its tiles, and says so when `tells`. */
+    int  nan_at, nan_tile;
+    bool tells;
+    bool moves; /* tiles are not what they were: noise and every step change them */
+    /* Tiles fail with this code until it gave up memory `yields` times; then, if it is not 0, more
+     * than `fits` at once. */
+    enum err_code lacks_code;
+    int           yields, asked;
+    uint32_t      fits;
+    uint8_t       widths[WIDTHS_MAX]; /* of all predictions so far */
     float         shift; /* of a tile whose seed or prompt is another than the story's */
     float         prompt_shift;
 };
@@ -117,6 +127,8 @@ static inline void fake_start(void *self, float *latent, const float *noise, int
     if (fake->drafting) memcpy(latent, noise, (size_t)count * sizeof *latent);
     for (int64_t i = 0; i < count && !fake->drafting && shift > 0; i++)
         latent[i] += shift;
+    for (int64_t i = 0; i < count && !fake->drafting && fake->moves; i++)
+        latent[i] += 0.01f * noise[i];
 }
 static inline int fake_predict(void *self, const struct painter_tile *tiles, uint32_t count,
                                uint32_t step, struct err *err)
@@ -125,13 +137,24 @@ static inline int fake_predict(void *self, const struct painter_tile *tiles, uin
     int          rc = ERR_OK;
     bool         nan = fake_breaks(fake, &rc, err);
 
-    (void)step;
+    if (fake->predictions < WIDTHS_MAX) fake->widths[fake->predictions] = (uint8_t)count;
+    fake->predictions++;
     if (rc != ERR_OK) return rc;
-    assert_int_equal(count, 1);
-    if (++fake->predictions == fake->fail_at) RAISE(err, ERR_NUMERIC, 0, "3 values are NaN");
-    memset(tiles->velocity, 0,
-           (size_t)(tiles->w_px / 8) * (size_t)(tiles->h_px / 8) * CHANNELS * 4);
+    if (fake->predictions == fake->fail_at) RAISE(err, ERR_NUMERIC, 0, "3 values are NaN");
+    if (fake->lacks_code != ERR_OK && !fake->drafting &&
+        (fake->asked < fake->yields || (fake->fits > 0 && count > fake->fits)))
+        RAISE(err, fake->lacks_code, 0, "no room for %u tiles", count);
+    for (uint32_t t = 0; t < count; t++) {
+        size_t values = (size_t)(tiles[t].w_px / 8) * (size_t)(tiles[t].h_px / 8) * CHANNELS;
+        for (size_t i = 0; i < values; i++)
+            tiles[t].velocity[i] =
+                fake->moves ? 0.02f * (tiles[t].latent[i] - 0.4f) / (float)(step + 1) : 0;
+    }
     if (nan) tiles->velocity[3] = NAN;
+    if (fake->predictions == fake->nan_at) {
+        tiles[(uint32_t)fake->nan_tile % count].velocity[5] = NAN;
+        if (fake->tells) RAISE(err, ERR_NUMERIC, 0, "one value is NaN");
+    }
 out:
     return rc;
 }
@@ -141,6 +164,15 @@ static inline void fake_advance(void *self, uint32_t step, float *latent, const 
     (void)self, (void)step;
     for (int64_t i = 0; i < count; i++)
         latent[i] += velocity[i];
+}
+
+static inline bool fake_yield(void *self, char *words_out, size_t capacity)
+{
+    struct fake *fake = self;
+
+    if (fake->asked >= fake->yields) return false;
+    (void)snprintf(words_out, capacity, "blanket %d was given up: 7 MB", ++fake->asked);
+    return true;
 }
 
 static inline struct painter painter_of(struct fake *fake)

@@ -75,7 +75,9 @@ static void any_message(struct wire_message *message, enum wire_kind kind, uint6
         break;
     case WIRE_READY: message->as.model_identity = random_u64(state); break;
     case WIRE_BEGUN: any_schedule(&message->as.begun, state); break;
+    case WIRE_YIELD:
     case WIRE_DONE: break;
+    case WIRE_YIELDED: message->as.yielded = texts[random_between(state, 0, 3)]; break;
     case WIRE_FAILED:
         message->as.failed.code = (enum err_code)random_between(state, ERR_USAGE, ERR_NUMERIC);
         message->as.failed.sys = (int)random_u64(state);
@@ -90,11 +92,11 @@ static void any_message(struct wire_message *message, enum wire_kind kind, uint6
 
 static const enum wire_kind kinds[] = {WIRE_OPEN,   WIRE_BEGIN, WIRE_ENCODE, WIRE_PREDICT,
                                        WIRE_DECODE, WIRE_READY, WIRE_BEGUN,  WIRE_DONE,
-                                       WIRE_FAILED, WIRE_LOG};
+                                       WIRE_FAILED, WIRE_LOG,   WIRE_YIELD,  WIRE_YIELDED};
 
 static enum wire_side sender_of(enum wire_kind kind)
 {
-    return kind <= WIRE_DECODE ? WIRE_SUPERVISOR : WIRE_WORKER;
+    return kind <= WIRE_YIELD ? WIRE_SUPERVISOR : WIRE_WORKER;
 }
 
 static void what_is_packed_comes_back(void **state)
