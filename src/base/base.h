@@ -240,6 +240,8 @@ bool os_folder(char *out, size_t capacity, const char *path);
 
 double   os_seconds(void);   /* monotonic */
 uint32_t os_cpu_count(void); /* CPUs this process may use */
+/* RAM of this machine, whoever uses it; 0: not known. */
+uint64_t os_host_bytes_total(void);
 /* Memory this process may still take: MemAvailable, or less under the limit of a cgroup. */
 uint64_t os_host_bytes_free(void);
 
