@@ -172,10 +172,10 @@ static uint64_t keep_bytes(const struct budget_facts *facts)
 
 /* A budget of `tiles` together, with the VAE's strips as low as they get. */
 static bool make_for(struct budget *out, const struct budget_facts *facts, uint32_t tiles,
-                     uint32_t mlp_level, bool keeping)
+                     uint32_t mlp_level, uint64_t resident_least)
 {
     struct bounds bounds = {.device_bytes = facts->allowed.vram_bytes,
-                            .resident_least = keeping ? keep_bytes(facts) : 0,
+                            .resident_least = resident_least,
                             .streaming = facts->allowed.offload};
 
     *out = (struct budget){.block_count = facts->block_count,
@@ -216,22 +216,21 @@ static uint32_t tiles_most(const struct budget_facts *facts)
     return asked > 0 && asked < most ? asked : most;
 }
 
-/* The fewest tiles that hide the link; where none do, those that wait least. */
+/* The fewest tiles that hide the link; where none do, those that wait least.  More tiles may cost
+ * residents down to keep_share; where not even one tile leaves so many, they may cost none. */
 static bool choose_tiles(struct budget *out, const struct budget_facts *facts, uint32_t mlp_level)
 {
     struct budget trial;
+    uint64_t      least;
     uint32_t      most = tiles_most(facts);
-    bool          found = make_for(out, facts, 1, mlp_level, true);
 
-    if (!found) {
-        most = 1;
-        found = make_for(out, facts, 1, mlp_level, false);
-    }
-    for (uint32_t tiles = 2; found && tiles <= most && !is_hidden(out, facts); tiles++) {
-        if (!make_for(&trial, facts, tiles, mlp_level, true)) break;
+    if (!make_for(out, facts, 1, mlp_level, 0)) return false;
+    least = min_u64(keep_bytes(facts), out->resident_bytes);
+    for (uint32_t tiles = 2; tiles <= most && !is_hidden(out, facts); tiles++) {
+        if (!make_for(&trial, facts, tiles, mlp_level, least)) break;
         if (seconds_per_tile(&trial, facts) < seconds_per_tile(out, facts)) *out = trial;
     }
-    return found;
+    return true;
 }
 
 /* What no block can use makes the VAE's strips higher. */
