@@ -216,18 +216,20 @@ static uint32_t tiles_most(const struct budget_facts *facts)
     return asked > 0 && asked < most ? asked : most;
 }
 
-/* The fewest tiles that hide the link; where none do, those that wait least.  More tiles may cost
- * residents down to keep_share; where not even one tile leaves so many, they may cost none. */
+/* The fewest tiles that hide the link; where none do, those that wait least.  More tiles than one
+ * may cost residents down to keep_share; where less than that stays, they may cost no scratch. */
 static bool choose_tiles(struct budget *out, const struct budget_facts *facts, uint32_t mlp_level)
 {
     struct budget trial;
-    uint64_t      least;
     uint32_t      most = tiles_most(facts);
+    uint64_t      scratch;
 
     if (!make_for(out, facts, 1, mlp_level, 0)) return false;
-    least = min_u64(keep_bytes(facts), out->resident_bytes);
+    scratch = out->scratch_bytes;
     for (uint32_t tiles = 2; tiles <= most && !is_hidden(out, facts); tiles++) {
-        if (!make_for(&trial, facts, tiles, mlp_level, least)) break;
+        if (!make_for(&trial, facts, tiles, mlp_level, keep_bytes(facts)) &&
+            !(make_for(&trial, facts, tiles, mlp_level, 0) && trial.scratch_bytes == scratch))
+            break;
         if (seconds_per_tile(&trial, facts) < seconds_per_tile(out, facts)) *out = trial;
     }
     return true;
@@ -306,17 +308,21 @@ static void check_facts(const struct budget_facts *facts)
 
 int budget_make(struct budget *out, const struct budget_facts *facts, struct err *err)
 {
-    int rc = ERR_OK;
+    int           rc = ERR_OK;
+    struct budget trial;
+    bool          found = false;
 
     check_facts(facts);
     for (uint32_t level = 0; level < facts->mlp_levels; level++) {
-        if (!choose_tiles(out, facts, level)) continue;
-        raise_strips(out, facts);
-        set_pinned(out, facts);
-        must(budget_device_bytes(out, facts) <= facts->allowed.vram_bytes);
-        return ERR_OK;
+        if (found && is_hidden(out, facts)) break;
+        if (!choose_tiles(&trial, facts, level)) continue;
+        if (!found || seconds_per_tile(&trial, facts) < seconds_per_tile(out, facts)) *out = trial;
+        found = true;
     }
-    TRY(refuse(facts, err));
+    if (!found) TRY(refuse(facts, err));
+    raise_strips(out, facts);
+    set_pinned(out, facts);
+    must(budget_device_bytes(out, facts) <= facts->allowed.vram_bytes);
 out:
     return rc;
 }

@@ -56,6 +56,9 @@ int engine_plan_memory(struct engine_outlook *out, const struct engine_options *
     must(options->machine != ENGINE_CPU && card->vram_bytes > 0);
     TRY(engine_open(&engine, options, err)); /* the types of weights decide what they take */
     TRY(measure_budget(&facts, engine, sizes, size_count, err));
+    if (options->machine == ENGINE_CUDA && facts.fixed_bytes == 0)
+        RAISE(err, ERR_DEVICE, 0,
+              "plan: this mural was built without CUDA and cannot tell what a GPU would take");
     facts.allowed = options->memory;
     if (facts.allowed.vram_bytes == 0 || facts.allowed.vram_bytes > card->vram_bytes)
         facts.allowed.vram_bytes = card->vram_bytes;

@@ -77,6 +77,88 @@ static void fp32_keeps_no_more(void **state)
     assert_true(wide.scratch_bytes > narrow.scratch_bytes);
 }
 
+/* ------------------------------------------------------------------------------ shared memory */
+
+static int outlook_of(struct engine_outlook *out, double gigabytes, int32_t side_px, uint32_t tiles,
+                      struct err *err)
+{
+    struct engine_options options = {.model_folder = model,
+                                     .machine = ENGINE_CUDA,
+                                     .precision = PRECISION_BF16,
+                                     .memory = {.offload = true, .keep_share = 0.2}};
+    struct engine_card    card = {.vram_bytes = (uint64_t)(gigabytes * 1e9),
+                                  .host_bytes = (uint64_t)64e9,
+                                  .host_free_bytes = (uint64_t)60e9,
+                                  .link_bytes_per_second = 12e9,
+                                  .flop_per_second = 120e12};
+    struct engine_size    size = {.w_px = side_px, .h_px = side_px, .tiles = tiles, .steps = 12};
+
+    return engine_plan_memory(out, &options, &card, false, &size, 1, err);
+}
+
+/* FLUX.1-dev's largest tiles on cards of five sizes.  Megabytes may move a little with the scratch
+ * of operations; blocks may not.  The weights of a step are 17.21 GB in 57 blocks. */
+static void flux_fits_cards_of_five_sizes(void **state)
+{
+    static const struct {
+        double   gigabytes;
+        uint32_t blocks_resident, tiles, strip_level;
+        double   resident, scratch;
+    } cards[] = {{24, 57, 1, 0, 17.21, 3.05},
+                 {16, 41, 1, 2, 12.46, 1.78},
+                 {12, 29, 1, 3, 8.61, 1.56},
+                 {8, 15, 1, 2, 4.53, 1.78},
+                 {6, 9, 1, 3, 2.72, 1.56}};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cards); i++) {
+        struct err            err = {0};
+        struct engine_outlook gpu;
+        ASSERT_OK(outlook_of(&gpu, cards[i].gigabytes, 2048, 8, &err));
+        print_message(
+            "# %g GB: %u of %u blocks, %.2f GB stay, %.2f visit, scratch %.2f, all %.2f\n",
+            cards[i].gigabytes, gpu.blocks_resident, gpu.blocks, (double)gpu.resident_bytes / 1e9,
+            (double)gpu.streamed_bytes / 1e9, (double)gpu.scratch_bytes / 1e9,
+            (double)gpu.device_bytes / 1e9);
+        assert_int_equal(gpu.blocks, 57);
+        assert_int_equal(gpu.blocks_resident, cards[i].blocks_resident);
+        assert_int_equal(gpu.tiles_per_pass, cards[i].tiles);
+        assert_int_equal(gpu.strip_level, cards[i].strip_level);
+        assert_float_equal((double)gpu.resident_bytes / 1e9, cards[i].resident, 0.006);
+        assert_float_equal((double)gpu.scratch_bytes / 1e9, cards[i].scratch, 0.02);
+        assert_float_equal((double)(gpu.resident_bytes + gpu.streamed_bytes) / 1e9, 17.213, 0.001);
+        assert_true(gpu.device_bytes <= gpu.cap_bytes);
+        assert_float_equal(gpu.compute_seconds, 3.484, 0.002);
+        assert_true(gpu.link_seconds < gpu.compute_seconds);
+    }
+}
+
+/* 418 TFLOP for a tile of 2048 px hide what 74 for one of 1024 px do not: two of those do. */
+static void small_tiles_share_a_visit(void **state)
+{
+    struct err            err = {0};
+    struct engine_outlook gpu;
+
+    (void)state;
+    ASSERT_OK(outlook_of(&gpu, 8, 1024, 8, &err));
+    assert_int_equal(gpu.tiles_per_pass, 2);
+    assert_true(gpu.link_seconds <= gpu.compute_seconds);
+    ASSERT_OK(outlook_of(&gpu, 8, 1024, 1, &err));
+    assert_int_equal(gpu.tiles_per_pass, 1);
+    assert_true(gpu.link_seconds > gpu.compute_seconds);
+    assert_float_equal(gpu.compute_seconds, 0.620, 0.001);
+}
+
+static void too_small_a_card_is_one_sentence(void **state)
+{
+    struct err            err = {0};
+    struct engine_outlook gpu;
+
+    (void)state;
+    ASSERT_REFUSED(ERR_DEVICE_MEM, "short by", outlook_of(&gpu, 3, 2048, 1, &err));
+    ASSERT_OK(outlook_of(&gpu, 3, 1024, 1, &err));
+}
+
 static void a_missing_gpu_is_one_sentence(void **state)
 {
     struct err            err = {0}, again = {0};
@@ -99,6 +181,9 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
+                                       cmocka_unit_test(flux_fits_cards_of_five_sizes),
+                                       cmocka_unit_test(small_tiles_share_a_visit),
+                                       cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, remove_model);
 }
