@@ -103,12 +103,12 @@ static void flux_fits_cards_of_five_sizes(void **state)
     static const struct {
         double   gigabytes;
         uint32_t blocks_resident, tiles, strip_level;
-        double   resident, scratch;
-    } cards[] = {{24, 57, 1, 0, 17.21, 3.05},
-                 {16, 41, 1, 2, 12.46, 1.78},
-                 {12, 29, 1, 3, 8.61, 1.56},
-                 {8, 15, 1, 2, 4.53, 1.78},
-                 {6, 9, 1, 3, 2.72, 1.56}};
+        uint64_t resident_mb, scratch_mb; /* of 10^6 */
+    } cards[] = {{24, 57, 1, 0, 17213, 3049},
+                 {16, 41, 1, 2, 12457, 1781},
+                 {12, 29, 1, 3, 8606, 1564},
+                 {8, 15, 1, 2, 4529, 1781},
+                 {6, 9, 1, 3, 2717, 1564}};
 
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(cards); i++) {
@@ -124,11 +124,12 @@ static void flux_fits_cards_of_five_sizes(void **state)
         assert_int_equal(gpu.blocks_resident, cards[i].blocks_resident);
         assert_int_equal(gpu.tiles_per_pass, cards[i].tiles);
         assert_int_equal(gpu.strip_level, cards[i].strip_level);
-        assert_float_equal((double)gpu.resident_bytes / 1e9, cards[i].resident, 0.006);
-        assert_float_equal((double)gpu.scratch_bytes / 1e9, cards[i].scratch, 0.02);
-        assert_float_equal((double)(gpu.resident_bytes + gpu.streamed_bytes) / 1e9, 17.213, 0.001);
+        assert_int_equal(gpu.resident_bytes / 1000000, cards[i].resident_mb);
+        assert_in_range(gpu.scratch_bytes / 1000000, cards[i].scratch_mb - 20,
+                        cards[i].scratch_mb + 20);
+        assert_int_equal((gpu.resident_bytes + gpu.streamed_bytes) / 1000000, 17213);
         assert_true(gpu.device_bytes <= gpu.cap_bytes);
-        assert_float_equal(gpu.compute_seconds, 3.484, 0.002);
+        assert_in_range(1e3 * gpu.compute_seconds, 3482, 3486);
         assert_true(gpu.link_seconds < gpu.compute_seconds);
     }
 }
@@ -146,7 +147,7 @@ static void small_tiles_share_a_visit(void **state)
     ASSERT_OK(outlook_of(&gpu, 8, 1024, 1, &err));
     assert_int_equal(gpu.tiles_per_pass, 1);
     assert_true(gpu.link_seconds > gpu.compute_seconds);
-    assert_float_equal(gpu.compute_seconds, 0.620, 0.001);
+    assert_in_range(1e3 * gpu.compute_seconds, 618, 622);
 }
 
 static void too_small_a_card_is_one_sentence(void **state)
