@@ -436,7 +436,7 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
     int                rc = ERR_OK;
     struct engine_size sizes[2];
     struct engine_card card = {.vram_bytes = job->config.vram_bytes};
-    bool               may_change = strcmp(job->config.if_short, "change") == 0;
+    bool               may_change = strcmp(job->config.on_short, "change") == 0;
     uint64_t           own = job->scratch_bytes + job->host_bytes;
     uint32_t           tiles = grid_count(&job->plan.grid) < GPU_TILES_MAX
                                    ? (uint32_t)grid_count(&job->plan.grid)
@@ -473,7 +473,7 @@ static int fit_gpu(struct mural_job *job, struct err *err)
 {
     int      rc = ERR_OK;
     uint32_t shares = job->config.persistent_workers ? (uint32_t)job->config.workers : 1;
-    bool     may_change = strcmp(job->config.if_short, "change") == 0;
+    bool     may_change = strcmp(job->config.on_short, "change") == 0;
 
     while ((rc = plan_gpu(job, shares, err)) == ERR_DEVICE_MEM && may_change && paints_tiles(job) &&
            job->config.tile_px > TILE_LEAST_PX) {

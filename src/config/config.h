@@ -68,7 +68,7 @@ struct config {
     bool     offload;
     int32_t  batch_size;   /* most tiles that share a copy of weights, 0: the planner's choice */
     double   keep_share;   /* 0..1 */
-    char     if_short[16]; /* stop | change */
+    char     on_short[16]; /* stop | change */
     double   card_tflops;  /* of the GPU that a plan is for, 0: measure it */
     uint64_t link_bytes_per_second;
     /* when things go wrong */

@@ -11,14 +11,15 @@ static const double TOLD_FROM_FRACTION = 0.02, TOLD_FROM_SECONDS = 2;
 
 void pace_note(struct pace *pace, const struct render_progress *now, double seconds)
 {
+    bool   rehearsed = !pace->warm; /* everything until now counts for nothing */
     double done, since;
 
-    if (!pace->warm) { /* everything until now was a rehearsal */
+    if (rehearsed) {
         pace->seconds = seconds;
         pace->fraction = now->fraction;
         pace->warm = now->steps_run >= pace->warmup_steps;
     }
-    if (!pace->warm || pace->phase != now->phase) {
+    if (rehearsed || pace->phase != now->phase) {
         pace->phase = now->phase;
         pace->phase_seconds = seconds;
         pace->phase_steps = now->steps_run;
