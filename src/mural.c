@@ -351,7 +351,11 @@ static struct mural_gpu_plan gpu_info(const struct mural_job *job)
                                        (double)job->config.link_bytes_per_second,
                                    .flop_per_second = job->speed,
                                    .text_on_cpu = gpu->text_on_cpu,
-                                   .elsewhere = job->elsewhere};
+                                   .elsewhere = job->elsewhere,
+                                   .expandable = job->options.memory.expandable,
+                                   .segment_bytes = job->options.memory.segment_bytes,
+                                   .pool_bytes = job->options.memory.pool_bytes,
+                                   .idle_share_max = job->options.memory.fragmentation_max};
 }
 
 /* 0 when the speed is not known.  Steps that wait for the link take as long as it does. */

@@ -77,6 +77,10 @@ struct mural_gpu_plan {
     double compute_seconds, link_seconds; /* of a step of a pass; the longer counts; 0: not known */
     double link_bytes_per_second, flop_per_second;
     int    text_on_cpu, elsewhere; /* elsewhere: a GPU that is not in this machine */
+    /* How its memory will be managed: as set. */
+    int      expandable;
+    uint64_t segment_bytes, pool_bytes;
+    double   idle_share_max;
 };
 
 /* Sides in pixels, sizes in bytes, time in seconds.  `seconds_estimate` is 0 when the machine's

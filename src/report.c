@@ -51,7 +51,7 @@ static json_t *gpu_json(const struct mural_gpu_plan *gpu)
 
     return json_pack(
         "{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:b, s:f, s:f, "
-        "s:f, s:s}",
+        "s:f, s:s, s:b, s:I, s:I, s:f}",
         "here", !gpu->elsewhere, "allowed_bytes", (json_int_t)gpu->bytes_allowed, "needed_bytes",
         (json_int_t)gpu->bytes_planned, "resident_bytes", (json_int_t)gpu->resident_bytes,
         "ring_bytes", (json_int_t)gpu->ring_bytes, "scratch_bytes", (json_int_t)gpu->scratch_bytes,
@@ -64,7 +64,9 @@ static json_t *gpu_json(const struct mural_gpu_plan *gpu)
         "link_seconds", gpu->link_seconds, "bound_by",
         gpu->flop_per_second <= 0 ? "unknown"
         : waits                   ? "link"
-                                  : "arithmetic");
+                                  : "arithmetic",
+        "expandable_segments", gpu->expandable, "segment_bytes", (json_int_t)gpu->segment_bytes,
+        "pool_bytes", (json_int_t)gpu->pool_bytes, "idle_share_max", gpu->idle_share_max);
 }
 
 int report_plan_json(FILE *out, const struct mural_plan_info *plan, const struct config *config,
@@ -142,7 +144,7 @@ static void put_step(FILE *out, const struct mural_gpu_plan *gpu)
         (void)fprintf(out, "step      time not known; tell the GPU's speed with --card-tflops\n");
         return;
     }
-    (void)fprintf(out, "step      %.2f s for %u tile%s at %.0f TFLOP/s", seconds,
+    (void)fprintf(out, "step      %.3g s for %u tile%s at %.0f TFLOP/s", seconds,
                   gpu->tiles_per_pass, gpu->tiles_per_pass == 1 ? "" : "s together",
                   gpu->flop_per_second / 1e12);
     if (gpu->visiting_bytes == 0) {
@@ -152,10 +154,10 @@ static void put_step(FILE *out, const struct mural_gpu_plan *gpu)
     (void)text_bytes(rate, sizeof rate, (uint64_t)gpu->link_bytes_per_second);
     (void)fprintf(out, ": %s is the limit\n", waits ? "the link" : "arithmetic");
     if (waits)
-        (void)fprintf(out, "          visits at %s/s; arithmetic takes %.2f s of it\n", rate,
+        (void)fprintf(out, "          visits at %s/s; arithmetic takes %.3g s of it\n", rate,
                       gpu->compute_seconds);
     else
-        (void)fprintf(out, "          visits take %.2f s of it, at %s/s\n", gpu->link_seconds,
+        (void)fprintf(out, "          visits take %.3g s of it, at %s/s\n", gpu->link_seconds,
                       rate);
 }
 
