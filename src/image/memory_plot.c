@@ -115,8 +115,8 @@ static int32_t text_width(const char *text)
     return (int32_t)strlen(text) * ADVANCE;
 }
 
-/* The greatest of 1, 2 and 5 times a power of ten that gives at least three marks up to `most`: they
- * are then seven at most. */
+/* The greatest of 1, 2 and 5 times a power of ten that gives at least three marks up to `most`:
+ * they are then seven at most. */
 static double tick_of(double most)
 {
     double              power = pow(10, floor(log10(most))), tick = power / 10;
