@@ -7,7 +7,8 @@
 #include "../test.h"
 
 #include "backend/backend.h"
-#include "engine/engine.h"
+#include "engine/budget.h"
+#include "engine/compute_int.h"
 #include "weights/weights.h"
 
 static char folder[128], model[160];
@@ -134,6 +135,50 @@ static void flux_fits_cards_of_five_sizes(void **state)
     }
 }
 
+/* What the decision rests on: more tiles never want less, lower strips never more, several sizes as
+ * much as each alone, and the sum of the blocks is the transformer. */
+static void facts_are_in_order(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    const struct engine_size sizes[] = {{512, 288, 1, 28}, {1536, 1024, 5, 12}};
+    struct engine           *engine;
+    struct budget_facts      facts, tile;
+    double                   flop = 0;
+    uint64_t                 bytes = 0;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, sizes, 2, &err));
+    ASSERT_OK(measure_budget(&tile, engine, &sizes[1], 1, &err));
+    assert_int_equal(facts.tiles_most, 5);
+    for (uint32_t t = 2; t <= BUDGET_TILES_MAX; t++)
+        assert_true(facts.predict_bytes[0][t] >= facts.predict_bytes[0][t - 1]);
+    assert_true(facts.predict_bytes[0][2] > facts.predict_bytes[0][1]);
+    for (uint32_t level = 1; level < facts.strip_levels; level++)
+        assert_true(facts.coder_bytes[level] <= facts.coder_bytes[level - 1]);
+    assert_memory_equal(facts.predict_bytes, tile.predict_bytes, sizeof facts.predict_bytes);
+    assert_memory_equal(facts.block_flop, tile.block_flop, sizeof facts.block_flop);
+    for (uint32_t i = 0; i < facts.block_count; i++) {
+        flop += facts.block_flop[i];
+        bytes += facts.block_bytes[i];
+    }
+    /* 12 H^2 numbers a single, 24 H^2 a double, at 2 bytes */
+    assert_int_equal(bytes, (uint64_t)(19 * 24 + 38 * 12) * 3072 * 3072 * 2);
+    assert_in_range(flop / 1e9, 116900, 117000);
+    assert_in_range(facts.ends_bytes, 150000000, 250000000);
+
+    /* Text on the CPU takes nothing of the GPU. */
+    assert_true(facts.text_bytes > 0);
+    engine_close(engine);
+    options.text_on_cpu = true;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, sizes, 2, &err));
+    assert_int_equal(facts.text_bytes, 0);
+    engine_close(engine);
+}
+
 /* 418 TFLOP for a tile of 2048 px hide what 74 for one of 1024 px do not: two of those do. */
 static void small_tiles_share_a_visit(void **state)
 {
@@ -183,6 +228,7 @@ int main(void)
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
                                        cmocka_unit_test(flux_fits_cards_of_five_sizes),
+                                       cmocka_unit_test(facts_are_in_order),
                                        cmocka_unit_test(small_tiles_share_a_visit),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
