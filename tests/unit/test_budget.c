@@ -38,7 +38,7 @@ static struct budget_facts random_facts(uint64_t *state)
     facts.strip_levels = (uint32_t)random_between(state, 1, BUDGET_STRIPS_MAX);
     for (uint32_t level = 0; level < facts.strip_levels; level++)
         facts.coder_bytes[level] = 300 * MB + (2600 * MB >> level);
-    facts.host_bytes = (uint64_t)random_between(state, 1, 128) << 30;
+    facts.host_bytes = (uint64_t)random_between(state, 1, 40) << 30;
     facts.host_free_bytes = facts.host_bytes / (uint64_t)random_between(state, 1, 4);
     facts.link_bytes_per_second = (double)random_between(state, 0, 60) * 1e9;
     facts.flop_per_second = (double)random_between(state, 0, 600) * 1e12;
