@@ -22,6 +22,11 @@
 
 #define VERSION "0.1.0"
 
+enum {
+    GPU_TILES_MAX = 16, /* as many may share a visit of weights */
+    TILE_LEAST_PX = 256 /* below, even consent makes no tile smaller */
+};
+
 struct mural_job {
     enum mural_task        task;
     struct config          config;
@@ -32,7 +37,10 @@ struct mural_job {
     struct engine_facts    facts;
     struct render_costs    costs;
     struct mural_plan_info info;
-    struct engine_cost     cost;
+    struct engine_outlook  gpu;                       /* of one worker's share           */
+    uint32_t               gpu_shares;                /* 0: the CPU paints               */
+    bool                   elsewhere;                 /* a plan for a GPU that is not here */
+    double                 speed;                     /* FLOP/s; 0: not known            */
     uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
     const char            *worker_program;            /* NULL: this process paints */
     uint32_t               worker_count;
@@ -41,13 +49,10 @@ struct mural_job {
     void                  *user;
     atomic_int             stop; /* enum mural_stop; set from anywhere */
     /* Tiles to paint again. */
-    bool     again_seed_given;
-    uint64_t again_seed;
-    char    *again_prompt; /* NULL: as it was */
-    /* For the rate: what was seen of the phase so far. */
-    const char *phase;
-    double      phase_seconds;
-    uint64_t    phase_steps; /* steps_run when it began */
+    bool        again_seed_given;
+    uint64_t    again_seed;
+    char       *again_prompt; /* NULL: as it was */
+    struct pace pace;
 };
 
 const char *mural_version(void)
@@ -169,6 +174,21 @@ static int32_t gpu_of(const struct config *config)
     return colon == NULL ? 0 : (int32_t)strtol(colon + 1, NULL, 10);
 }
 
+static struct engine_memory memory_of(const struct config *config)
+{
+    const uint64_t granule = (uint64_t)2 << 20; /* of a GPU's memory */
+
+    return (struct engine_memory){.vram_bytes = config->vram_bytes,
+                                  .offload = config->offload,
+                                  .keep_share = config->keep_share,
+                                  .tiles_per_pass = (uint32_t)config->batch_size,
+                                  .expandable = config->expandable_segments,
+                                  .segment_bytes =
+                                      (config->segment_bytes + granule - 1) / granule * granule,
+                                  .fragmentation_max = config->fragmentation_max,
+                                  .pool_bytes = config->pool_bytes};
+}
+
 static struct engine_options options_of(const struct config *config)
 {
     return (struct engine_options){
@@ -179,7 +199,8 @@ static struct engine_options options_of(const struct config *config)
         .vae = config->vae[0] != '\0' ? config->vae : NULL,
         .precision = precision_of(config),
         .threads = (uint32_t)config->threads,
-        .text_tokens = (uint32_t)config->text_tokens};
+        .text_tokens = (uint32_t)config->text_tokens,
+        .memory = memory_of(config)};
 }
 
 /* ------------------------------------------------------------------------------------ plan */
@@ -196,7 +217,7 @@ static struct engine_size tile_size(const struct mural_job *job)
 {
     return (struct engine_size){.w_px = job->plan.grid.tile_w_px,
                                 .h_px = job->plan.grid.tile_h_px,
-                                .tiles = 1,
+                                .tiles = job->gpu_shares > 0 ? job->gpu.tiles_per_pass : 1,
                                 .steps = (uint32_t)job->config.steps};
 }
 
@@ -265,18 +286,23 @@ out:
 }
 
 /* "auto" becomes a GPU, or the CPU where there is no GPU at all.  One that is there and fails is an
- * error, and so is one that was named and is not there: nobody gets the CPU unawares. */
+ * error, and so is one that was named and is not there: nobody gets the CPU unawares.  A plan with
+ * vram is for a GPU of that size, and it need not be here. */
 static int choose_device(struct mural_job *job, struct err *err)
 {
     int        rc = ERR_OK;
+    bool       sized = job->task == MURAL_PLAN && job->config.vram_bytes > 0;
     struct err why = {.code = ERR_OK};
     double     untried;
 
-    if (is_own_choice(job)) job->options.machine = ENGINE_CUDA;
+    if (is_own_choice(job) || sized) job->options.machine = ENGINE_CUDA;
     if (!on_gpu(job)) goto out;
     rc = ask_gpu(&job->device, &untried, job, NULL, &why);
     if (rc == ERR_OK) {
         job->options.device = &job->device;
+    } else if (sized) {
+        job->elsewhere = true;
+        rc = ERR_OK;
     } else if (is_own_choice(job) && job->device.absent[0] != '\0') {
         log_line(LOG_NOTE, "painting on the CPU: %s", job->device.absent);
         job->options.machine = ENGINE_CPU;
@@ -286,14 +312,6 @@ static int choose_device(struct mural_job *job, struct err *err)
     }
 out:
     return rc;
-}
-
-static int speed_of(double *flops_per_second_out, const struct mural_job *job, struct err *err)
-{
-    struct engine_device device;
-
-    if (on_gpu(job)) return ask_gpu(&device, flops_per_second_out, job, &job->facts, err);
-    return engine_speed(flops_per_second_out, &job->options, &job->facts, err);
 }
 
 static int measure(struct mural_job *job, struct err *err)
@@ -309,7 +327,6 @@ static int measure(struct mural_job *job, struct err *err)
         TRY(engine_estimate(&draft_cost, &job->facts, &job->options, &draft, 1, err));
     if (paints_tiles(job))
         TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
-    job->cost = both;
     job->scratch_bytes = on_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
     job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
                                         paints_tiles(job) ? 1 : 0, 1);
@@ -319,31 +336,6 @@ static int measure(struct mural_job *job, struct err *err)
                                        .predict = tile_cost.flop_predict,
                                        .decode = tile_cost.flop_decode,
                                        .prompt = both.flop_prompt};
-out:
-    return rc;
-}
-
-/* A GPU that could not hold this poster's tiles if it were all ours is none to choose.  Says what
- * was chosen. */
-static int settle_device(struct mural_job *job, struct err *err)
-{
-    int      rc = ERR_OK;
-    uint64_t need = job->cost.kept_bytes + job->cost.scratch_bytes + job->cost.fixed_bytes;
-    char     words[2][32];
-
-    if (!on_gpu(job) || !is_own_choice(job)) goto out;
-    if (need <= job->device.bytes_total) {
-        log_line(LOG_NOTE, "painting on GPU %d: %s, %s", job->options.gpu, job->device.name,
-                 text_bytes(words[0], sizeof words[0], job->device.bytes_total));
-        goto out;
-    }
-    log_line(LOG_NOTE, "painting on the CPU: GPU %d (%s) has %s and these tiles need %s",
-             job->options.gpu, job->device.name,
-             text_bytes(words[0], sizeof words[0], job->device.bytes_total),
-             text_bytes(words[1], sizeof words[1], need));
-    job->options.machine = ENGINE_CPU;
-    job->options.device = NULL;
-    TRY(measure(job, err));
 out:
     return rc;
 }
@@ -365,7 +357,58 @@ static const char *last_part(const char *path)
     return slash == NULL || slash[1] == '\0' ? path : slash + 1;
 }
 
-static void fill_info(struct mural_job *job, double flops_per_second, uint64_t disk_free)
+static uint64_t host_bytes_peak(const struct mural_job *job)
+{
+    return job->scratch_bytes + job->host_bytes + job->gpu_shares * job->gpu.pinned_bytes;
+}
+
+static struct mural_gpu_plan gpu_info(const struct mural_job *job)
+{
+    const struct engine_outlook *gpu = &job->gpu;
+
+    if (job->gpu_shares == 0) return (struct mural_gpu_plan){.bytes_allowed = 0};
+    return (struct mural_gpu_plan){.bytes_allowed = gpu->cap_bytes,
+                                   .bytes_planned = gpu->device_bytes,
+                                   .resident_bytes = gpu->resident_bytes,
+                                   .ring_bytes = gpu->ring_bytes,
+                                   .scratch_bytes = gpu->scratch_bytes,
+                                   .ends_bytes = gpu->ends_bytes,
+                                   .library_bytes = gpu->fixed_bytes,
+                                   .visiting_bytes = gpu->streamed_bytes,
+                                   .pinned_bytes = gpu->pinned_bytes,
+                                   .blocks = gpu->blocks,
+                                   .blocks_resident = gpu->blocks_resident,
+                                   .tiles_per_pass = gpu->tiles_per_pass,
+                                   .strip_level = gpu->strip_level,
+                                   .strip_levels = gpu->strip_levels,
+                                   .compute_seconds = gpu->compute_seconds,
+                                   .link_seconds = gpu->link_seconds,
+                                   .link_bytes_per_second =
+                                       (double)job->config.link_bytes_per_second,
+                                   .flop_per_second = job->speed,
+                                   .text_on_cpu = gpu->text_on_cpu,
+                                   .elsewhere = job->elsewhere,
+                                   .expandable = job->options.memory.expandable,
+                                   .segment_bytes = job->options.memory.segment_bytes,
+                                   .pool_bytes = job->options.memory.pool_bytes,
+                                   .idle_share_max = job->options.memory.fragmentation_max};
+}
+
+/* 0 when the speed is not known.  Steps that wait for the link take as long as it does. */
+static double seconds_total(const struct mural_job *job)
+{
+    const struct engine_outlook *gpu = &job->gpu;
+    double tiles = paints_tiles(job) ? (double)grid_count(&job->plan.grid) : 0;
+    double steps = job->costs.predict * render_tile_steps(&job->config) * tiles;
+    double waits =
+        job->gpu_shares > 0 && gpu->link_seconds > gpu->compute_seconds && gpu->compute_seconds > 0
+            ? gpu->link_seconds / gpu->compute_seconds - 1
+            : 0;
+
+    return job->speed > 0 ? (flop_total(job) + steps * waits) / job->speed : 0;
+}
+
+static void fill_info(struct mural_job *job, uint64_t disk_free)
 {
     const struct grid      *grid = &job->plan.grid;
     struct mural_plan_info *info = &job->info;
@@ -380,20 +423,18 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
                                      .draft_h_px = job->plan.draft_h_px,
                                      .weight_bytes = job->facts.weight_bytes,
                                      .scratch_bytes = job->scratch_bytes,
-                                     .gpu_bytes_peak = on_gpu(job) ? job->cost.kept_bytes +
-                                                                         job->cost.scratch_bytes +
-                                                                         job->cost.fixed_bytes
-                                                                   : 0,
-                                     .host_bytes_peak = job->scratch_bytes + job->host_bytes,
+                                     .gpu_bytes_peak = job->gpu_shares * job->gpu.device_bytes,
+                                     .host_bytes_peak = host_bytes_peak(job),
                                      .host_bytes_free = os_host_bytes_free(),
                                      .spool_bytes = job->plan.spool_bytes,
                                      .output_bytes_worst = job->plan.output_bytes_worst,
                                      .disk_bytes_free = disk_free,
                                      .flop_total = flop_total(job),
-                                     .text_tokens = job->facts.text_tokens};
+                                     .text_tokens = job->facts.text_tokens,
+                                     .seconds_estimate = seconds_total(job),
+                                     .gpu = gpu_info(job)};
     if (grid->cols > 1) info->overlap_x_px = grid->tile_w_px - grid_col_x(grid, 1);
     if (grid->rows > 1) info->overlap_y_px = grid->tile_h_px - grid_row_y(grid, 1);
-    if (flops_per_second > 0) info->seconds_estimate = info->flop_total / flops_per_second;
     (void)snprintf(info->precision, sizeof info->precision, "%s", job->facts.bf16 ? "bf16" : "f32");
     (void)snprintf(info->model, sizeof info->model, "%.255s", last_part(job->config.model));
 }
@@ -402,17 +443,10 @@ static void fill_info(struct mural_job *job, double flops_per_second, uint64_t d
  * again as it must, so they slow a short machine down but never stop it. */
 static int check_memory(const struct mural_job *job, struct err *err)
 {
-    int                rc = ERR_OK;
-    uint64_t           need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
-    char               need_words[32], have_words[32];
-    struct engine_cost all = job->cost; /* every worker keeps weights of its own */
+    int      rc = ERR_OK;
+    uint64_t need = job->scratch_bytes + job->host_bytes, have = os_host_bytes_free();
+    char     need_words[32], have_words[32];
 
-    if (job->worker_count > 1) {
-        all.kept_bytes *= job->worker_count;
-        all.scratch_bytes *= job->worker_count;
-        all.fixed_bytes *= job->worker_count;
-    }
-    TRY(engine_check_device(&job->options, &all, err));
     if (need > have)
         RAISE(err, ERR_HOST_MEM, 0,
               "plan: tiles of %d x %d px need %s of memory besides the weights and %s is free; "
@@ -441,21 +475,99 @@ static void count_workers(struct mural_job *job)
                       fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
 }
 
+/* FLOP/s as stated or, of a machine that is here, tried. */
+static int find_speed(struct mural_job *job, struct err *err)
+{
+    struct engine_device device;
+
+    job->speed = on_gpu(job) ? 1e12 * job->config.card_tflops : 0;
+    if (job->speed > 0 || job->elsewhere || (!on_gpu(job) && job->task != MURAL_PLAN))
+        return ERR_OK;
+    if (on_gpu(job)) return ask_gpu(&device, &job->speed, job, &job->facts, err);
+    return engine_speed(&job->speed, &job->options, &job->facts, err);
+}
+
+/* Shares a GPU's memory out, in `shares` equal parts. */
+static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
+{
+    int                rc = ERR_OK;
+    struct engine_size sizes[2];
+    struct engine_card card = {.vram_bytes = job->config.vram_bytes};
+    bool               may_change = strcmp(job->config.on_short, "change") == 0;
+    uint64_t           own = job->scratch_bytes + job->host_bytes;
+    uint32_t           tiles = grid_count(&job->plan.grid) < GPU_TILES_MAX
+                                   ? (uint32_t)grid_count(&job->plan.grid)
+                                   : GPU_TILES_MAX;
+    size_t             count;
+
+    if (!job->elsewhere) TRY(engine_card_here(&card, &job->options, err));
+    card.host_bytes = os_host_bytes_total();
+    card.host_free_bytes = os_host_bytes_free();
+    card.host_free_bytes -= own < card.host_free_bytes ? own : card.host_free_bytes;
+    card.host_free_bytes /= shares;
+    card.host_bytes /= shares;
+    card.vram_bytes /= shares;
+    card.link_bytes_per_second = (double)job->config.link_bytes_per_second;
+    card.flop_per_second = job->speed;
+    job->options.memory.vram_bytes = job->config.vram_bytes / shares;
+    job->gpu_shares = 0; /* sizes are then those of one tile at a time */
+    count = sizes_of(job, sizes);
+    if (paints_tiles(job)) sizes[count - 1].tiles = tiles;
+    TRY(engine_plan_memory(&job->gpu, &job->options, &card, may_change, sizes, count, err));
+    job->gpu_shares = shares;
+    /* Workers that start together must not each take what is free. */
+    if (shares > 1) job->options.memory.vram_bytes = job->gpu.cap_bytes;
+    if (!job->gpu.text_on_cpu || job->options.text_on_cpu) goto out;
+    log_line(LOG_WARN, "memory of the GPU is short: text is encoded on the CPU, as agreed");
+    job->options.text_on_cpu = true;
+    TRY(measure(job, err));
+out:
+    return rc;
+}
+
+/* Smaller tiles, with consent, until they fit. */
+static int fit_gpu(struct mural_job *job, struct err *err)
+{
+    int      rc = ERR_OK;
+    uint32_t shares = job->config.persistent_workers ? (uint32_t)job->config.workers : 1;
+    char     words[32];
+    bool     may_change = strcmp(job->config.on_short, "change") == 0;
+
+    if (is_own_choice(job) && !job->elsewhere)
+        log_line(LOG_NOTE, "painting on GPU %d: %s, %s", job->options.gpu, job->device.name,
+                 text_bytes(words, sizeof words, job->device.bytes_total));
+    while ((rc = plan_gpu(job, shares, err)) == ERR_DEVICE_MEM && may_change && paints_tiles(job) &&
+           job->config.tile_px > TILE_LEAST_PX) {
+        int32_t smaller = job->config.tile_px * 3 / 4 / 16 * 16;
+        job->config.tile_px = smaller < TILE_LEAST_PX ? TILE_LEAST_PX : smaller;
+        if (job->config.overlap_px > job->config.tile_px / 2)
+            job->config.overlap_px = job->config.tile_px / 2 / 16 * 16;
+        log_line(LOG_WARN, "memory of the GPU is short: tiles of at most %d px, as agreed",
+                 job->config.tile_px);
+        *err = (struct err){.code = ERR_OK};
+        job->gpu_shares = 0;
+        TRY(render_plan_make(&job->plan, &job->config, err));
+        TRY(measure(job, err));
+    }
+out:
+    return rc;
+}
+
 static int make_plan(struct mural_job *job, struct err *err)
 {
     int      rc = ERR_OK;
-    double   speed = 0;
     uint64_t disk_free = 0;
 
     TRY(render_plan_make(&job->plan, &job->config, err));
     job->options = options_of(&job->config);
+    job->pace.warmup_steps = (uint32_t)job->config.warmup_batches;
     TRY(choose_device(job, err));
     TRY(measure(job, err));
-    TRY(settle_device(job, err));
-    if (job->task == MURAL_PLAN) TRY(speed_of(&speed, job, err));
+    TRY(find_speed(job, err));
     if (job->worker_program != NULL) count_workers(job);
+    if (on_gpu(job)) TRY(fit_gpu(job, err));
     TRY(render_disk_free(&disk_free, job->config.output, err));
-    fill_info(job, speed, disk_free);
+    fill_info(job, disk_free);
 out:
     return rc;
 }
@@ -532,25 +644,17 @@ int mural_worker_run(struct mural_error *error)
 static int on_render_progress(const struct render_progress *now, void *user)
 {
     struct mural_job     *job = user;
-    double                elapsed = os_seconds() - job->begin_seconds;
+    double                seconds = os_seconds();
     struct mural_progress progress = {.phase = now->phase,
                                       .tiles_done = now->tiles_done,
                                       .tiles_total = now->tiles_total,
                                       .step = now->step,
                                       .steps = now->steps,
-                                      .seconds_elapsed = elapsed,
-                                      .seconds_left = -1};
+                                      .seconds_elapsed = seconds - job->begin_seconds};
 
-    if (now->fraction > 0.02 && elapsed > 2)
-        progress.seconds_left = elapsed * (1 - now->fraction) / now->fraction;
-    if (job->phase != now->phase) { /* rates of one phase say nothing of the next */
-        job->phase = now->phase;
-        job->phase_seconds = os_seconds();
-        job->phase_steps = now->steps_run;
-    }
-    if (now->steps_run > job->phase_steps)
-        progress.steps_per_second =
-            (double)(now->steps_run - job->phase_steps) / (os_seconds() - job->phase_seconds);
+    pace_note(&job->pace, now, seconds);
+    progress.seconds_left = job->pace.seconds_left;
+    progress.steps_per_second = job->pace.steps_per_second;
     if (job->on_progress != NULL && job->on_progress(&progress, job->user) != 0)
         return RENDER_STOP_NOW;
     return job->stop == MURAL_STOP_AFTER_TILE ? RENDER_STOP_AFTER_TILE

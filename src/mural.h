@@ -65,6 +65,24 @@ enum mural_task {
                       /* and "prompt" are then for these tiles                       */
 };
 
+/* How a GPU's memory is shared out, for one worker.  Blocks are layers of the transformer: those
+ * that do not stay visit the GPU in every step, one after the other. */
+struct mural_gpu_plan {
+    uint64_t bytes_allowed, bytes_planned; /* the latter is the sum of the next five */
+    uint64_t resident_bytes, ring_bytes, scratch_bytes, ends_bytes, library_bytes;
+    uint64_t visiting_bytes; /* over the link in a step, once for all tiles of a pass */
+    uint64_t pinned_bytes; /* of the host's memory; less than those: the rest is read from files */
+    uint32_t blocks, blocks_resident, tiles_per_pass;
+    uint32_t strip_level, strip_levels;   /* 0: the VAE has all the room that it can use */
+    double compute_seconds, link_seconds; /* of a step of a pass; the longer counts; 0: not known */
+    double link_bytes_per_second, flop_per_second;
+    int    text_on_cpu, elsewhere; /* elsewhere: a GPU that is not in this machine */
+    /* How its memory will be managed: as set. */
+    int      expandable;
+    uint64_t segment_bytes, pool_bytes;
+    double   idle_share_max;
+};
+
 /* Sides in pixels, sizes in bytes, time in seconds.  `seconds_estimate` is 0 when the machine's
  * speed could not be judged. */
 struct mural_plan_info {
@@ -76,15 +94,16 @@ struct mural_plan_info {
     uint64_t host_bytes_peak; /* scratch and bands; weights are mapped files     */
     uint64_t host_bytes_free;
     uint64_t weight_bytes, scratch_bytes;
-    uint64_t gpu_bytes_peak;     /* 0: the CPU paints                               */
+    uint64_t gpu_bytes_peak;     /* of all workers; 0: the CPU paints               */
     uint64_t spool_bytes;        /* tiles that wait on disk for their neighbours    */
     uint64_t output_bytes_worst; /* the file, if nothing in it could be compressed  */
     uint64_t disk_bytes_free;    /* where the output goes                           */
     double   flop_total;
     double   seconds_estimate;
     uint32_t text_tokens;
-    char     precision[8]; /* "f32" or "bf16" */
-    char     model[256];   /* last part of the model folder's name */
+    char     precision[8];     /* "f32" or "bf16" */
+    char     model[256];       /* last part of the model folder's name */
+    struct mural_gpu_plan gpu; /* bytes_allowed 0: the CPU paints */
 };
 
 struct mural_progress {

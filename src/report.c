@@ -45,26 +45,51 @@ out:
     return rc;
 }
 
+static json_t *gpu_json(const struct mural_gpu_plan *gpu)
+{
+    bool waits = gpu->link_seconds > gpu->compute_seconds;
+
+    return json_pack(
+        "{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:b, s:f, s:f, "
+        "s:f, s:s, s:b, s:I, s:I, s:f}",
+        "here", !gpu->elsewhere, "allowed_bytes", (json_int_t)gpu->bytes_allowed, "needed_bytes",
+        (json_int_t)gpu->bytes_planned, "resident_bytes", (json_int_t)gpu->resident_bytes,
+        "ring_bytes", (json_int_t)gpu->ring_bytes, "scratch_bytes", (json_int_t)gpu->scratch_bytes,
+        "ends_bytes", (json_int_t)gpu->ends_bytes, "library_bytes", (json_int_t)gpu->library_bytes,
+        "visiting_bytes", (json_int_t)gpu->visiting_bytes, "pinned_bytes",
+        (json_int_t)gpu->pinned_bytes, "blocks", (int)gpu->blocks, "blocks_resident",
+        (int)gpu->blocks_resident, "tiles_per_pass", (int)gpu->tiles_per_pass, "strip_level",
+        (int)gpu->strip_level, "text_on_cpu", gpu->text_on_cpu, "step_seconds",
+        waits ? gpu->link_seconds : gpu->compute_seconds, "compute_seconds", gpu->compute_seconds,
+        "link_seconds", gpu->link_seconds, "bound_by",
+        gpu->flop_per_second <= 0 ? "unknown"
+        : waits                   ? "link"
+                                  : "arithmetic",
+        "expandable_segments", gpu->expandable, "segment_bytes", (json_int_t)gpu->segment_bytes,
+        "pool_bytes", (json_int_t)gpu->pool_bytes, "idle_share_max", gpu->idle_share_max);
+}
+
 int report_plan_json(FILE *out, const struct mural_plan_info *plan, const struct config *config,
                      struct err *err)
 {
-    return report_json(
-        out,
-        json_pack(
-            "{s:i, s:{s:i, s:i, s:f}, s:{s:i, s:i, s:i, s:i, s:i, s:i}, s:{s:i, s:i},"
-            " s:{s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, s:{s:s, s:s, s:i}, s:f, s:f}",
-            "schema", 1, "picture", "width", plan->width_px, "height", plan->height_px, "dpi",
-            config->dpi, "tiles", "columns", plan->tile_cols, "rows", plan->tile_rows, "width",
-            plan->tile_w_px, "height", plan->tile_h_px, "overlap_x", plan->overlap_x_px,
-            "overlap_y", plan->overlap_y_px, "draft", "width", plan->draft_w_px, "height",
-            plan->draft_h_px, "memory", "needed_bytes", (json_int_t)plan->host_bytes_peak,
-            "free_bytes", (json_int_t)plan->host_bytes_free, "weight_bytes",
-            (json_int_t)plan->weight_bytes, "scratch_bytes", (json_int_t)plan->scratch_bytes,
-            "disk", "output_bytes_worst", (json_int_t)plan->output_bytes_worst, "spool_bytes",
-            (json_int_t)plan->spool_bytes, "free_bytes", (json_int_t)plan->disk_bytes_free, "model",
-            "name", plan->model, "precision", plan->precision, "text_tokens",
-            (int)plan->text_tokens, "flop", plan->flop_total, "seconds", plan->seconds_estimate),
-        err);
+    json_t *object = json_pack(
+        "{s:i, s:{s:i, s:i, s:f}, s:{s:i, s:i, s:i, s:i, s:i, s:i}, s:{s:i, s:i},"
+        " s:{s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, s:{s:s, s:s, s:i}, s:f, s:f}",
+        "schema", 1, "picture", "width", plan->width_px, "height", plan->height_px, "dpi",
+        config->dpi, "tiles", "columns", plan->tile_cols, "rows", plan->tile_rows, "width",
+        plan->tile_w_px, "height", plan->tile_h_px, "overlap_x", plan->overlap_x_px, "overlap_y",
+        plan->overlap_y_px, "draft", "width", plan->draft_w_px, "height", plan->draft_h_px,
+        "memory", "needed_bytes", (json_int_t)plan->host_bytes_peak, "free_bytes",
+        (json_int_t)plan->host_bytes_free, "weight_bytes", (json_int_t)plan->weight_bytes,
+        "scratch_bytes", (json_int_t)plan->scratch_bytes, "disk", "output_bytes_worst",
+        (json_int_t)plan->output_bytes_worst, "spool_bytes", (json_int_t)plan->spool_bytes,
+        "free_bytes", (json_int_t)plan->disk_bytes_free, "model", "name", plan->model, "precision",
+        plan->precision, "text_tokens", (int)plan->text_tokens, "flop", plan->flop_total, "seconds",
+        plan->seconds_estimate);
+
+    if (object != NULL && plan->gpu.bytes_allowed > 0)
+        (void)json_object_set_new(object, "gpu", gpu_json(&plan->gpu));
+    return report_json(out, object, err);
 }
 
 /* "about 40 s", "about 12 min", "about 3 h 20 min", "about 5 days" */
@@ -93,6 +118,104 @@ static void put_need(FILE *out, const char *title, uint64_t needed, uint64_t ava
                   needed > available ? ": not enough" : "");
 }
 
+/* One share of a GPU's memory. */
+static void put_share(FILE *out, uint64_t bytes, const char *words)
+{
+    char amount[32];
+
+    (void)fprintf(out, "          %8s  %s\n", text_bytes(amount, sizeof amount, bytes), words);
+}
+
+static const char *strips_text(const struct mural_gpu_plan *gpu)
+{
+    if (gpu->strip_level == 0) return "the VAE at its fastest";
+    return gpu->strip_level + 1 < gpu->strip_levels ? "the VAE in lower strips"
+                                                    : "the VAE in its lowest strips";
+}
+
+/* How long a step takes, and what it waits for. */
+static void put_step(FILE *out, const struct mural_gpu_plan *gpu)
+{
+    char   rate[32];
+    bool   waits = gpu->link_seconds > gpu->compute_seconds;
+    double seconds = waits ? gpu->link_seconds : gpu->compute_seconds;
+
+    if (gpu->flop_per_second <= 0) {
+        (void)fprintf(out, "step      time not known; tell the GPU's speed with --card-tflops\n");
+        return;
+    }
+    (void)fprintf(out, "step      %.3g s for %u tile%s at %.0f TFLOP/s", seconds,
+                  gpu->tiles_per_pass, gpu->tiles_per_pass == 1 ? "" : "s together",
+                  gpu->flop_per_second / 1e12);
+    if (gpu->visiting_bytes == 0) {
+        (void)fprintf(out, ": nothing waits for the link\n");
+        return;
+    }
+    (void)text_bytes(rate, sizeof rate, (uint64_t)gpu->link_bytes_per_second);
+    (void)fprintf(out, ": %s is the limit\n", waits ? "the link" : "arithmetic");
+    if (waits)
+        (void)fprintf(out, "          visits at %s/s; arithmetic takes %.3g s of it\n", rate,
+                      gpu->compute_seconds);
+    else
+        (void)fprintf(out, "          visits take %.3g s of it, at %s/s\n", gpu->link_seconds,
+                      rate);
+}
+
+static void put_gpu(FILE *out, const struct mural_plan_info *plan, double keep_share)
+{
+    const struct mural_gpu_plan *gpu = &plan->gpu;
+    char                         words[128], one[32], two[32];
+    uint32_t                     visiting = gpu->blocks - gpu->blocks_resident;
+    uint64_t                     workers = plan->gpu_bytes_peak / gpu->bytes_planned;
+    double weights = (double)gpu->resident_bytes + (double)gpu->visiting_bytes;
+    double share = weights > 0 ? (double)gpu->resident_bytes / weights : 1;
+
+    (void)fprintf(out, "gpu       %s needed, %s allowed%s",
+                  text_bytes(one, sizeof one, gpu->bytes_planned),
+                  text_bytes(two, sizeof two, gpu->bytes_allowed),
+                  gpu->elsewhere ? ", on a GPU that is not in this machine" : "");
+    if (workers > 1) (void)fprintf(out, ", for each of %u workers", (unsigned)workers);
+    (void)fprintf(out, "\n");
+    (void)snprintf(words, sizeof words, "weights that stay: %u of %u blocks, %.0f %%%s",
+                   gpu->blocks_resident, gpu->blocks, floor(100 * share),
+                   share < keep_share ? ", less than keep_in_vram asks for" : "");
+    put_share(out, gpu->resident_bytes, words);
+    if (visiting > 0) {
+        (void)snprintf(words, sizeof words,
+                       "ring of two slots, where the other %u blocks (%s) visit in every step",
+                       visiting, text_bytes(one, sizeof one, gpu->visiting_bytes));
+        put_share(out, gpu->ring_bytes, words);
+    }
+    (void)snprintf(words, sizeof words, "scratch for %u tile%s, %s", gpu->tiles_per_pass,
+                   gpu->tiles_per_pass == 1 ? "" : "s together", strips_text(gpu));
+    put_share(out, gpu->scratch_bytes, words);
+    put_share(out, gpu->ends_bytes, "VAE, first and last layers");
+    put_share(out, gpu->library_bytes, "CUDA and its libraries");
+    if (gpu->text_on_cpu) (void)fprintf(out, "          text is encoded on the CPU\n");
+    put_step(out, gpu);
+}
+
+/* What the host's memory holds or lacks of the weights. */
+static void put_weights(FILE *out, const struct mural_plan_info *plan)
+{
+    const struct mural_gpu_plan *gpu = &plan->gpu;
+    char                         one[32];
+
+    if (gpu->bytes_allowed == 0) {
+        if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
+            (void)fprintf(out, "          the weights do not fit beside it and are read from disk "
+                               "again and again\n");
+        return;
+    }
+    if (gpu->pinned_bytes > 0)
+        (void)fprintf(out, "          of it %s for weights that visit the GPU\n",
+                      text_bytes(one, sizeof one, gpu->pinned_bytes));
+    if (gpu->pinned_bytes < gpu->visiting_bytes)
+        (void)fprintf(out,
+                      "          %s of them find no room and are read from disk in every step\n",
+                      text_bytes(one, sizeof one, gpu->visiting_bytes - gpu->pinned_bytes));
+}
+
 void report_plan(FILE *out, const struct mural_plan_info *plan, const struct config *config)
 {
     char one[40], two[40], three[40];
@@ -109,14 +232,9 @@ void report_plan(FILE *out, const struct mural_plan_info *plan, const struct con
     (void)fprintf(out, ", %s of weights, %s, %u text tokens\n",
                   text_bytes(one, sizeof one, plan->weight_bytes), plan->precision,
                   plan->text_tokens);
-    if (plan->gpu_bytes_peak > 0)
-        (void)fprintf(out, "gpu       %s needed\n",
-                      text_bytes(one, sizeof one, plan->gpu_bytes_peak));
+    if (plan->gpu.bytes_allowed > 0) put_gpu(out, plan, config->keep_share);
     put_need(out, "memory", plan->host_bytes_peak, plan->host_bytes_free);
-    if (plan->weight_bytes + plan->host_bytes_peak > plan->host_bytes_free)
-        (void)fprintf(out,
-                      "          the weights do not fit beside it and are read from disk again and "
-                      "again\n");
+    put_weights(out, plan);
     put_need(out, "disk", plan->output_bytes_worst + plan->spool_bytes, plan->disk_bytes_free);
     (void)fprintf(out, "          of it the file at most %s, tiles in waiting %s\n",
                   text_bytes(two, sizeof two, plan->output_bytes_worst),

@@ -1,6 +1,5 @@
 /*
- * base.h - what C forgot: errors, checked arithmetic, log lines, files, clocks, JSON values,
- * hashes.
+ * base.h - what C forgot: errors, checked arithmetic, log lines, files, clocks, JSON, hashes.
  *
  * Rank 0: every other folder may include this door; it includes only libc and jansson.
  * Nothing here knows of pictures, models or devices.
@@ -240,6 +239,7 @@ bool os_folder(char *out, size_t capacity, const char *path);
 
 double   os_seconds(void);   /* monotonic */
 uint32_t os_cpu_count(void); /* CPUs this process may use */
+uint64_t os_host_bytes_total(void); /* RAM, whoever uses it; 0: not known */
 /* Memory this process may still take: MemAvailable, or less under the limit of a cgroup. */
 uint64_t os_host_bytes_free(void);
 

@@ -498,6 +498,13 @@ static uint64_t group_bytes_free(const char *group)
 
 /* A limit of any group above the process's own binds as well, so the walk goes up to the root; in a
  * container the own group may not be visible, and the root is what is left. */
+uint64_t os_host_bytes_total(void)
+{
+    uint64_t kib = kernel_number("/proc/meminfo", "MemTotal:");
+
+    return kib > UINT64_MAX / 1024 ? 0 : kib * 1024;
+}
+
 uint64_t os_host_bytes_free(void)
 {
     static const char root[] = "/sys/fs/cgroup";

@@ -195,6 +195,53 @@ static const struct setting rows[] = {
      RANGE(1, 86400), .unit = " s", .absent = "600", .value = "S", .group = GROUP_MACHINE,
      .commands = PAINT | AGAIN, .marks = MARK_FREE,
      .sentence = "a worker silent for so long is replaced"},
+    {.key = "warmup_batches", .flag = "warmup-batches", .type = SETTING_INT, FIELD(warmup_batches),
+     RANGE(0, 1000), .absent = "3", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | AGAIN,
+     .marks = MARK_FREE, .sentence = "first steps that count for no speed"},
+    /* ---- memory of a GPU */
+    {.key = "vram", .flag = "vram", .type = SETTING_BYTES, FIELD(vram_bytes), RANGE(0, 1e13),
+     .absent = "0", .value = "SIZE", .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "hard cap on a GPU's memory, 0 for all free"},
+    {.key = "offload", .flag = "offload", .section = "offload", .inner = "enabled",
+     .type = SETTING_SWITCH, FIELD(offload), .absent = "true", .group = GROUP_MEMORY,
+     .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "weights that do not fit on a GPU visit it in turn"},
+    {.key = "batch_size", .flag = "batch-size", .section = "offload", .inner = "batch_size",
+     .type = SETTING_INT, FIELD(batch_size), RANGE(0, 16), .absent = "0", .value = "N",
+     .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "most tiles that share a visit, 0 for free choice"},
+    {.key = "keep_in_vram", .flag = "keep-in-vram", .section = "offload", .inner = "keep_in_vram",
+     .type = SETTING_SHARE, FIELD(keep_share), RANGE(0, 1), .absent = "20%", .value = "SHARE",
+     .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "share of weights that is the last to leave"},
+    {.key = "expandable_segments", .flag = "expandable-segments", .section = "memory_management",
+     .inner = "expandable_segments", .type = SETTING_SWITCH, FIELD(expandable_segments),
+     .absent = "true", .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "scratch grows and shrinks by segments"},
+    {.key = "segment_size", .flag = "segment-size", .section = "memory_management",
+     .inner = "segment_size", .type = SETTING_BYTES, FIELD(segment_bytes), RANGE(2097152, 1e11),
+     .absent = "256MB", .value = "SIZE", .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "how much it grows by"},
+    {.key = "max_fragmentation", .flag = "max-fragmentation", .section = "memory_management",
+     .inner = "max_fragmentation", .type = SETTING_SHARE, FIELD(fragmentation_max), RANGE(0, 1),
+     .absent = "15%", .value = "SHARE", .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "idle share of it that makes it move"},
+    {.key = "memory_pool_size", .flag = "memory-pool-size", .section = "memory_management",
+     .inner = "memory_pool_size", .type = SETTING_BYTES, FIELD(pool_bytes), RANGE(0, 1e13),
+     .absent = "0", .value = "SIZE", .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN,
+     .marks = MARK_FREE, .sentence = "taken at the start and never given back"},
+    {.key = "on_short", .flag = "on-short", .type = SETTING_CHOICE, FIELD(on_short),
+     .choices = "stop|change", .absent = "stop", .value = "WAY", .group = GROUP_MEMORY,
+     .commands = PAINT | PLANNED, .marks = MARK_FREE,
+     .sentence = "change: smaller tiles, another picture"},
+    {.key = "card_tflops", .flag = "card-tflops", .type = SETTING_NUMBER, FIELD(card_tflops),
+     RANGE(0, 100000), .absent = "0", .value = "X", .group = GROUP_MEMORY,
+     .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "a GPU's TFLOP/s for plans, 0 to measure"},
+    {.key = "link_speed", .flag = "link-speed", .type = SETTING_BYTES,
+     FIELD(link_bytes_per_second), RANGE(1e8, 1e13), .absent = "12GB", .value = "SIZE",
+     .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "bytes a second from memory to the GPU"},
     /* ---- running */
     {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
      .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
@@ -222,6 +269,15 @@ const struct setting *config_find_key(const char *key)
 {
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++)
         if (strcmp(rows[i].key, key) == 0) return &rows[i];
+    return NULL;
+}
+
+const struct setting *config_find_inner(const char *section, const char *inner)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++)
+        if (rows[i].section != NULL && strcmp(rows[i].section, section) == 0 &&
+            (inner == NULL || strcmp(rows[i].inner, inner) == 0))
+            return &rows[i];
     return NULL;
 }
 

@@ -54,10 +54,23 @@ struct config {
     /* machine */
     char    device[16]; /* auto | cpu | cuda | cuda:N */
     int32_t threads;
-    char    precision[16]; /* auto | f32 | bf16 */
+    char    precision[16];      /* auto | f32 | bf16 */
     bool    persistent_workers; /* paint in processes of their own */
     int32_t workers;            /* how many */
     int32_t worker_timeout;     /* seconds without a sign of life */
+    int32_t warmup_batches;     /* predictions that no estimate of time counts */
+    /* memory of a GPU */
+    uint64_t vram_bytes; /* hard cap, 0: what is free */
+    bool     expandable_segments;
+    uint64_t segment_bytes;
+    double   fragmentation_max; /* 0..1 */
+    uint64_t pool_bytes;        /* 0: none */
+    bool     offload;
+    int32_t  batch_size;   /* most tiles that share a copy of weights, 0: the planner's choice */
+    double   keep_share;   /* 0..1 */
+    char     on_short[16]; /* stop | change */
+    double   card_tflops;  /* of the GPU that a plan is for, 0: measure it */
+    uint64_t link_bytes_per_second;
     /* when things go wrong */
     int32_t tile_retries; /* attempts at a tile after the first */
     char    on_fail[16];  /* keep | draft */

@@ -16,6 +16,7 @@ enum setting_type {
     SETTING_SEED,   /* uint64_t */
     SETTING_BYTES,  /* uint64_t, with units */
     SETTING_NUMBER, /* double */
+    SETTING_SHARE,  /* double 0..1, written 15% or 0.15 */
     SETTING_SWITCH, /* bool */
     SETTING_SIZE    /* sets width, height and dpi */
 };
@@ -30,6 +31,7 @@ enum setting_group {
     GROUP_SAFETY,
     GROUP_SYNTH,
     GROUP_MACHINE,
+    GROUP_MEMORY,
     GROUP_TALK,
     GROUP_COUNT
 };
@@ -44,7 +46,9 @@ enum setting_mark {
 };
 
 struct setting {
-    const char        *key;    /* in YAML files and words */
+    const char        *key;     /* in YAML files and words                             */
+    const char        *section; /* in YAML files it may also stand in a group of keys, */
+    const char        *inner;   /* under this name; both or neither                    */
     const char        *flag;   /* after the two dashes */
     char               letter; /* short flag, or 0 */
     enum setting_type  type;
@@ -63,6 +67,8 @@ struct setting {
 
 const struct setting *config_rows(size_t *count_out);
 const struct setting *config_find_key(const char *key);
+/* The row that is called `inner` in the group of keys `section`; inner NULL: any of the group. */
+const struct setting *config_find_inner(const char *section, const char *inner);
 
 /* The row whose key or flag is nearest to a mistyped name, or NULL when nothing is near.
  * `commands`: only rows of these; `by_flag`: compare flags rather than keys. */

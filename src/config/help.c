@@ -88,10 +88,15 @@ static const struct command_help commands[] = {
 };
 
 static const char *const group_titles[GROUP_COUNT] = {
-    [GROUP_PICTURE] = "The picture", [GROUP_POSTER] = "Size",
-    [GROUP_DRAFT] = "Draft",         [GROUP_TILES] = "Tiles and detail",
-    [GROUP_FILE] = "File",           [GROUP_SAFETY] = "When things go wrong",
-    [GROUP_SYNTH] = "Random model",  [GROUP_MACHINE] = "Machine",
+    [GROUP_PICTURE] = "The picture",
+    [GROUP_POSTER] = "Size",
+    [GROUP_DRAFT] = "Draft",
+    [GROUP_TILES] = "Tiles and detail",
+    [GROUP_FILE] = "File",
+    [GROUP_SAFETY] = "When things go wrong",
+    [GROUP_SYNTH] = "Random model",
+    [GROUP_MACHINE] = "Machine",
+    [GROUP_MEMORY] = "Memory of a GPU",
     [GROUP_TALK] = "Running",
 };
 
@@ -243,12 +248,31 @@ out:
 
 /* ------------------------------------------------------------------------------- sample file */
 
+/* One setting with what is to be known of it; `group` is the group of keys that is open. */
+static void add_sample(struct text *text, const struct setting *row, const char **group)
+{
+    bool quoted = row->type == SETTING_TEXT || row->type == SETTING_PATH;
+    bool opens = row->section != NULL && (*group == NULL || strcmp(row->section, *group) != 0);
+    const char *indent = row->section != NULL ? "  " : "";
+    char        rule[96];
+
+    if (opens) add(text, "\n%s:", row->section);
+    *group = row->section;
+    values_rule(rule, sizeof rule, row);
+    add(text, "\n%s# %s%s%s\n", indent, row->sentence, rule[0] != '\0' ? "; " : "", rule);
+    if ((row->marks & MARK_DERIVED) != 0) add(text, "# instead of width and height\n# ");
+    if ((row->marks & MARK_MODEL) != 0) add(text, "# unless the model has its own choice\n# ");
+    add(text, quoted ? "%s%s: \"%s\"\n" : "%s%s: %s\n", indent,
+        row->section != NULL ? row->inner : row->key, row->absent);
+}
+
 int config_sample(char **text_out, struct err *err)
 {
     int                   rc = ERR_OK;
     size_t                count;
     const struct setting *rows = config_rows(&count);
     struct text           text;
+    const char           *open = NULL;
     int                   group = -1;
 
     TRY(text_open(&text, err));
@@ -256,18 +280,10 @@ int config_sample(char **text_out, struct err *err)
                "# Flags win over this file; this file wins over the model's own mural.yaml.\n"
                "# Remove what you do not want to fix.\n");
     for (size_t i = 0; i < count; i++) {
-        const struct setting *row = &rows[i];
-        bool                  quoted = row->type == SETTING_TEXT || row->type == SETTING_PATH;
-        char                  rule[96];
-
-        if ((row->marks & MARK_FLAG_ONLY) != 0) continue;
-        if ((int)row->group != group) add(&text, "\n# ---- %s\n", group_titles[row->group]);
-        group = (int)row->group;
-        values_rule(rule, sizeof rule, row);
-        add(&text, "\n# %s%s%s\n", row->sentence, rule[0] != '\0' ? "; " : "", rule);
-        if ((row->marks & MARK_DERIVED) != 0) add(&text, "# instead of width and height\n# ");
-        if ((row->marks & MARK_MODEL) != 0) add(&text, "# unless the model has its own choice\n# ");
-        add(&text, quoted ? "%s: \"%s\"\n" : "%s: %s\n", row->key, row->absent);
+        if ((rows[i].marks & MARK_FLAG_ONLY) != 0) continue;
+        if ((int)rows[i].group != group) add(&text, "\n# ---- %s\n", group_titles[rows[i].group]);
+        group = (int)rows[i].group;
+        add_sample(&text, &rows[i], &open);
     }
     *text_out = text.data;
 out:

@@ -71,6 +71,8 @@ void values_rule(char *out, size_t capacity, const struct setting *row)
     } else if (row->type == SETTING_BYTES) {
         (void)snprintf(out, capacity, "%s to %s", text_bytes(low, sizeof low, (uint64_t)row->least),
                        text_bytes(high, sizeof high, (uint64_t)row->most));
+    } else if (row->type == SETTING_SHARE) {
+        (void)snprintf(out, capacity, "%.0f%% to %.0f%%", 100 * row->least, 100 * row->most);
     } else if ((row->marks & MARK_ABOVE) != 0) {
         (void)snprintf(out, capacity, "above %g, up to %g", row->least, row->most);
     } else if (row->type == SETTING_INT || row->type == SETTING_NUMBER) {
@@ -198,6 +200,24 @@ static int set_number(struct config *config, const struct setting *row, const ch
     *(double *)field(config, row) = value;
 out:
     return rc;
+}
+
+/* "15%" or "0.15" */
+static int set_share(struct config *config, const struct setting *row, const char *spoken,
+                     const char *text, struct err *err)
+{
+    size_t length = strlen(text);
+    bool   percent = length > 0 && text[length - 1] == '%';
+    char   number[32];
+    double value;
+
+    if (length >= sizeof number) return refuse(row, spoken, text, "a share, ", err);
+    (void)snprintf(number, sizeof number, "%.*s", (int)(percent ? length - 1 : length), text);
+    if (!parse_real(&value, number)) return refuse(row, spoken, text, "a share, ", err);
+    if (percent) value /= 100;
+    if (value < row->least || value > row->most) return refuse(row, spoken, text, "a share, ", err);
+    *(double *)field(config, row) = value;
+    return ERR_OK;
 }
 
 static int set_bytes(struct config *config, const struct setting *row, const char *spoken,
@@ -401,6 +421,7 @@ int values_set(struct config *config, const struct setting *row, const char *spo
     case SETTING_SEED: return set_seed(config, row, spoken, text, err);
     case SETTING_BYTES: return set_bytes(config, row, spoken, text, err);
     case SETTING_NUMBER: return set_number(config, row, spoken, text, err);
+    case SETTING_SHARE: return set_share(config, row, spoken, text, err);
     case SETTING_SWITCH: return set_switch(config, row, spoken, text, err);
     case SETTING_SIZE: return set_size(config, spoken, text, err);
     }
@@ -418,6 +439,7 @@ json_t *values_json(const struct config *config, const struct setting *row)
     case SETTING_INT: return json_integer(*(const int32_t *)field);
     case SETTING_SEED:
     case SETTING_BYTES: return json_integer((json_int_t) * (const uint64_t *)field);
+    case SETTING_SHARE:
     case SETTING_NUMBER: return json_real(*(const double *)field);
     case SETTING_SWITCH: return json_boolean(*(const bool *)field);
     case SETTING_SIZE: return NULL;

@@ -1,10 +1,11 @@
 /*
  * yaml.c - config.yaml: settings from a file that somebody else may have written.
  *
- * A settings file is one mapping of known keys to single values; everything else YAML can do is
- * refused: nesting, aliases and anchors, tags, a second document, a key twice.  So nothing in a
- * file can grow, and reading ends at the first thing that is not a setting, with its line and
- * column.
+ * A settings file is one mapping of known keys to single values.  Settings of the table that name a
+ * group may also stand in it, one level deep: offload: {batch_size: 4}.  Everything else YAML can
+ * do is refused: other nesting, aliases and anchors, tags, a second document, a key twice.  So
+ * nothing in a file can grow, and reading ends at the first thing that is not a setting, with its
+ * line and column.
  *
  * It reads the events of libyaml, the parser inside libcyaml: libcyaml's own loader does not tell
  * its caller where an unknown key stands.
@@ -19,7 +20,8 @@
 
 enum {
     FILE_BYTES_MAX = 256 * 1024, /* a settings file with the longest prompt has 20 kB */
-    ROWS_MAX = 64
+    ROWS_MAX = 96,
+    GROUP_BYTES = 32
 };
 
 struct reader {
@@ -27,7 +29,8 @@ struct reader {
     yaml_event_t              event; /* the last one; owned */
     const struct yaml_source *source;
     struct config            *config;
-    size_t                    seen_line[ROWS_MAX]; /* 0: not seen */
+    size_t                    seen_line[ROWS_MAX];  /* 0: not seen */
+    size_t                    group_line[ROWS_MAX]; /* the same of a group, by its first row */
     struct err               *err;
 };
 
@@ -144,28 +147,40 @@ static int check_size_keys(struct reader *reader, const struct setting *row,
     return ERR_OK;
 }
 
-static int read_key(struct reader *reader, const struct setting **row_out)
+/* A key of this group that is none: what could be meant. */
+static int complain_of_inner(struct reader *reader, const char *group, const char *key)
+{
+    char                  shown[VALUES_QUOTE_BYTES], names[160] = "";
+    size_t                count, used = 0;
+    const struct setting *rows = config_rows(&count);
+
+    for (size_t i = 0; i < count; i++) {
+        if (rows[i].section == NULL || strcmp(rows[i].section, group) != 0) continue;
+        (void)snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "",
+                       rows[i].inner);
+        used = strlen(names);
+    }
+    return complain(reader, reader->event.start_mark, "unknown key '%s' in '%s'; it has %s",
+                    values_quote(shown, key), group, names);
+}
+
+/* This row is set here, and nowhere else. */
+static int note_row(struct reader *reader, const struct setting *row, yaml_mark_t mark)
 {
     int                   rc = ERR_OK;
     size_t                count;
-    const struct setting *rows = config_rows(&count), *row;
-    yaml_mark_t           mark = reader->event.start_mark;
-    size_t               *seen;
+    const struct setting *rows = config_rows(&count);
+    size_t               *seen = &reader->seen_line[row - rows];
 
     must(count <= ROWS_MAX);
-    TRY(expect_scalar(reader, "a key"));
-    row = config_find_key((const char *)reader->event.data.scalar.value);
-    if (row == NULL) return complain_of_key(reader, (const char *)reader->event.data.scalar.value);
     if ((row->marks & MARK_FLAG_ONLY) != 0)
         return complain(reader, mark, "'%s' can only be given on the command line", row->key);
     if (reader->source->from_model && (row->marks & MARK_MODEL) == 0)
         return complain(reader, mark, "'%s' is not for a model to set", row->key);
     TRY(check_size_keys(reader, row, rows));
-    seen = &reader->seen_line[row - rows];
     if (*seen != 0)
         return complain(reader, mark, "'%s' was already set in line %zu", row->key, *seen);
     *seen = mark.line + 1;
-    *row_out = row;
 out:
     return rc;
 }
@@ -188,15 +203,72 @@ out:
     return rc;
 }
 
-static int read_mapping(struct reader *reader)
+/* The last event began the group that `group` names. */
+static int read_group(struct reader *reader, const char *group, yaml_mark_t mark)
 {
     int                   rc = ERR_OK;
-    const struct setting *row = NULL;
+    size_t                count;
+    const struct setting *rows = config_rows(&count), *row;
+    size_t               *seen = &reader->group_line[config_find_inner(group, NULL) - rows];
 
+    if (*seen != 0) return complain(reader, mark, "'%s' was already set in line %zu", group, *seen);
+    *seen = mark.line + 1;
+    if (reader->event.data.mapping_start.anchor != NULL ||
+        reader->event.data.mapping_start.tag != NULL)
+        return complain(reader, reader->event.start_mark, "%s has an anchor or a tag; remove it",
+                        group);
     for (;;) {
         TRY(next(reader));
         if (reader->event.type == YAML_MAPPING_END_EVENT) break;
-        TRY(read_key(reader, &row));
+        TRY(expect_scalar(reader, "a key"));
+        row = config_find_inner(group, (const char *)reader->event.data.scalar.value);
+        if (row == NULL)
+            return complain_of_inner(reader, group, (const char *)reader->event.data.scalar.value);
+        TRY(note_row(reader, row, reader->event.start_mark));
+        TRY(next(reader));
+        TRY(read_value(reader, row));
+    }
+out:
+    return rc;
+}
+
+/* The last event is the name of a group, and perhaps of a row as well. */
+static int read_group_or_value(struct reader *reader, const struct setting *row)
+{
+    int         rc = ERR_OK;
+    char        group[GROUP_BYTES];
+    yaml_mark_t mark = reader->event.start_mark;
+
+    (void)snprintf(group, sizeof group, "%s", (const char *)reader->event.data.scalar.value);
+    TRY(next(reader));
+    if (reader->event.type == YAML_MAPPING_START_EVENT) return read_group(reader, group, mark);
+    if (row == NULL)
+        return complain(reader, reader->event.start_mark, "%s must be a group of keys", group);
+    TRY(note_row(reader, row, mark));
+    TRY(read_value(reader, row));
+out:
+    return rc;
+}
+
+static int read_mapping(struct reader *reader)
+{
+    int rc = ERR_OK;
+
+    for (;;) {
+        const struct setting *row;
+        const char           *key;
+
+        TRY(next(reader));
+        if (reader->event.type == YAML_MAPPING_END_EVENT) break;
+        TRY(expect_scalar(reader, "a key"));
+        key = (const char *)reader->event.data.scalar.value;
+        row = config_find_key(key);
+        if (config_find_inner(key, NULL) != NULL) {
+            TRY(read_group_or_value(reader, row));
+            continue;
+        }
+        if (row == NULL) return complain_of_key(reader, key);
+        TRY(note_row(reader, row, reader->event.start_mark));
         TRY(next(reader));
         TRY(read_value(reader, row));
     }

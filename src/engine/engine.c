@@ -129,6 +129,7 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
     engine->text_machine = engine->machine;
     engine->text_machine.compute = DTYPE_F32;
+    if (options->text_on_cpu) engine->text_machine.machine = MACHINE_CPU;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
     choose_streamed(&engine->budget, facts, &options->memory);
 }

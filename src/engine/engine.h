@@ -33,15 +33,14 @@ struct engine_device {
 
 /* How a GPU's memory may be used; zeros: everything stays there, grown by the default step. */
 struct engine_memory {
-    uint64_t vram_bytes;        /* hard cap on all that this engine takes there; 0: what is free */
-    bool     offload;           /* blocks of the transformer may live in the host's memory       */
-    double   keep_share;        /* least share of the blocks' bytes that stays, 0..1             */
-    uint32_t tiles_per_pass;    /* most tiles that advance together; 0: the planner's choice      */
-    bool     expandable;        /* arenas grow and shrink by segments; else one piece of the
-                                   plan's size                                                    */
+    uint64_t vram_bytes;     /* hard cap on all that this engine takes there; 0: what is free */
+    bool     offload;        /* blocks of the transformer may live in the host's memory       */
+    double   keep_share;     /* least share of the blocks' bytes that stays, 0..1             */
+    uint32_t tiles_per_pass; /* most tiles that advance together; 0: the planner's choice      */
+    bool     expandable; /* arenas grow and shrink by segments; else one piece of the plan's size */
     uint64_t segment_bytes;     /* growth step                                                    */
     double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to
-                                   others                                                         */
+                                   others */
     uint64_t pool_bytes;        /* mapped at start, never given back                              */
 };
 
@@ -57,7 +56,9 @@ struct engine_options {
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
     const struct engine_device *device;
-    struct engine_memory        memory;
+    struct engine_memory memory;   /* of a GPU                                             */
+    bool                 text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
+                                         engine_numeric_version                               */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
@@ -103,6 +104,37 @@ int engine_find_device(struct engine_device *out, const struct engine_options *o
  * sentence otherwise.  Always well on the CPU. */
 int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
                         struct err *err);
+
+/* A GPU to plan for; it need not be there.  0 bytes or 0 per second: not known. */
+struct engine_card {
+    uint64_t vram_bytes; /* for this program; options.memory.vram_bytes may be less */
+    uint64_t host_bytes, host_free_bytes;
+    double   link_bytes_per_second; /* from the host's pinned memory */
+    double   flop_per_second;
+};
+
+/* Who gets how much of it. */
+struct engine_outlook {
+    uint64_t cap_bytes, device_bytes; /* what may be taken, and what is: of that, */
+    uint64_t resident_bytes, ring_bytes, scratch_bytes, ends_bytes, fixed_bytes;
+    uint64_t streamed_bytes; /* over the link in a step, for all tiles of a pass */
+    uint64_t pinned_bytes;   /* of the host's memory; the rest of them comes from files */
+    uint32_t blocks, blocks_resident, tiles_per_pass;
+    uint32_t strip_level, strip_levels;     /* 0: the VAE has all the room it can use */
+    double   compute_seconds, link_seconds; /* of one step of a pass; 0: not known */
+    bool     text_on_cpu;
+};
+
+/* Decides it, for a GPU, by dry runs alone; engine_reserve decides the same from the same numbers.
+ * `tiles` of a size is how many can be ready together, at most 16; a pass may take fewer.
+ * `text_may_move`: consent to text encoders on the CPU.  ERR_DEVICE_MEM: one sentence says what is
+ * short by how much. */
+int engine_plan_memory(struct engine_outlook *out, const struct engine_options *options,
+                       const struct engine_card *card, bool text_may_move,
+                       const struct engine_size *sizes, size_t size_count, struct err *err);
+/* The GPU of the options as it is now, and this host; rates stay as they are. */
+int engine_card_here(struct engine_card *card, const struct engine_options *options,
+                     struct err *err);
 
 /* FLOPs per second of this machine in a short trial at the model's widths, of which the facts tell;
  * opens no model.  A GPU is used in this process. */

@@ -113,6 +113,10 @@ int64_t t5_bucket(const struct t5_config *config, int64_t relative);
 struct vae;
 int  vae_load(struct vae **out, struct layer_loader *loader, struct err *err);
 void vae_free(struct vae *vae);
+/* From now on it takes less scratch and more time, to the same bits; level 0 is what it begins
+ * with, and each further one never takes more. */
+enum { VAE_LEVELS = 5 };
+void vae_limit(struct vae *vae, uint32_t level);
 /* rgb [h * w, 3] f32 0..1 -> latent [h / f * w / f, latent_channels] f32 (posterior mean, shifted
  * and scaled), f = 2^(levels - 1) */
 void vae_encode(const struct vae *vae, struct backend *backend, struct matrix rgb, int32_t w_px,

@@ -7,6 +7,8 @@
  */
 #include "engine/compute_int.h"
 
+#include "engine/budget.h"
+
 #include <math.h>
 
 static int check_size(const struct engine *engine, const struct engine_size *size, struct err *err)
@@ -159,8 +161,14 @@ int measure_sizes(struct measured *out, const struct engine *engine,
     for (size_t i = 0; i < size_count; i++)
         TRY(measure_size(out, engine, &sizes[i], err));
     host_bytes = out->table_bytes + arena_bytes_peak(engine->vectors);
-    out->cost.scratch_bytes = out->tile_bytes + out->text_bytes;
-    out->cost.fixed_bytes = out->tile_workspace_bytes + out->text_workspace_bytes;
+    out->cost.scratch_bytes = out->tile_bytes;
+    out->cost.fixed_bytes = out->tile_workspace_bytes;
+    if (engine->text_machine.machine != engine->machine.machine) {
+        host_bytes += out->text_bytes + out->text_workspace_bytes;
+    } else {
+        out->cost.scratch_bytes += out->text_bytes;
+        out->cost.fixed_bytes += out->text_workspace_bytes;
+    }
     if (engine->machine.machine == MACHINE_CPU) {
         out->cost.fixed_bytes += host_bytes;
         goto out;
@@ -187,5 +195,141 @@ int measure_rehearse(const struct engine *engine, const struct engine_size *size
     TRY(backend_wait(engine->backend, err));
 out:
     backend_rehearse(engine->backend, false);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------ for a budget */
+
+/* A dry backend with every weight of a tile kept on it. */
+static int open_painters(struct compute *out, struct networks *painters,
+                         const struct engine *engine, struct err *err)
+{
+    int rc = ERR_OK;
+
+    *painters = (struct networks){.clip = NULL};
+    *out = (struct compute){.engine = engine, .painters = painters};
+    TRY(backend_open_dry(&out->backend, &engine->machine, err));
+    TRY(engine_keep(painters, engine, out->backend, err));
+out:
+    return rc;
+}
+
+static void close_painters(struct compute *compute, struct networks *painters)
+{
+    engine_release(painters, compute->engine);
+    backend_close(compute->backend);
+    compute->backend = NULL;
+}
+
+/* Scratch of encode and decode with strips of this level. */
+static int measure_coders(uint64_t *most, const struct engine *engine,
+                          const struct engine_size *size, uint32_t level, struct err *err)
+{
+    int             rc = ERR_OK;
+    struct networks painters;
+    struct compute  compute;
+
+    TRY(open_painters(&compute, &painters, engine, err));
+    vae_limit(painters.vae, level);
+    compute_encode(&compute, NULL, size->w_px, size->h_px, NULL);
+    compute_decode(&compute, NULL, size->w_px, size->h_px, NULL);
+    raise_bytes(most, arena_bytes_peak(backend_arena(compute.backend)));
+out:
+    close_painters(&compute, &painters);
+    return rc;
+}
+
+/* Scratch of `count` tiles that advance together. */
+static int measure_predict(uint64_t *most, const struct engine *engine,
+                           const struct engine_size *size, uint32_t count, struct err *err)
+{
+    int                     rc = ERR_OK;
+    struct networks         painters;
+    struct compute          compute;
+    struct prompt           prompt;
+    struct engine_tile      tiles[BUDGET_TILES_MAX];
+    struct transformer_tile work[BUDGET_TILES_MAX];
+
+    must(count <= BUDGET_TILES_MAX);
+    TRY(open_painters(&compute, &painters, engine, err));
+    prompt.conditioning = (struct conditioning){.text = nowhere(compute.backend),
+                                                .modulation = nowhere(compute.backend),
+                                                .text_tokens = engine->facts.text_tokens,
+                                                .steps = size->steps};
+    for (uint32_t t = 0; t < count; t++)
+        tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
+    compute_predict(&compute, work, tiles, count, 0);
+    raise_bytes(most, arena_bytes_peak(backend_arena(compute.backend)));
+out:
+    close_painters(&compute, &painters);
+    return rc;
+}
+
+/* What stays whatever is decided, the blocks, and their arithmetic at this size. */
+static int measure_weights(struct budget_facts *out, const struct engine *engine,
+                           const struct engine_size *size, struct err *err)
+{
+    int                       rc = ERR_OK;
+    struct networks           painters;
+    struct compute            compute;
+    const struct transformer *transformer;
+    double                    flop[BLOCKS_MAX];
+
+    TRY(open_painters(&compute, &painters, engine, err));
+    transformer = painters.transformer;
+    if (blocks_count(transformer) > BLOCKS_MAX)
+        RAISE(err, ERR_FORMAT, 0, "model: its transformer has %u blocks and at most %d are planned",
+              blocks_count(transformer), BLOCKS_MAX);
+    out->block_count = blocks_count(transformer);
+    /* Half as much again: biases are kept in two types. */
+    out->ends_bytes = backend_kept_matrix_bytes(compute.backend) +
+                      backend_kept_vector_bytes(compute.backend) * 3 / 2;
+    for (uint32_t i = 0; i < out->block_count; i++) {
+        out->block_bytes[i] = blocks_bytes(transformer, i);
+        out->ends_bytes -= out->block_bytes[i];
+    }
+    blocks_flop(transformer, compute.backend, size, &engine->facts, flop);
+    for (uint32_t i = 0; i < out->block_count; i++)
+        out->block_flop[i] = fmax(out->block_flop[i], flop[i]);
+    raise_bytes(&out->fixed_bytes, backend_fixed_bytes(compute.backend));
+out:
+    close_painters(&compute, &painters);
+    return rc;
+}
+
+static int measure_budget_size(struct budget_facts *out, const struct engine *engine,
+                               const struct engine_size *size, struct err *err)
+{
+    int             rc = ERR_OK;
+    struct measured measured = {.tile_bytes = 0};
+    uint32_t        most = size->tiles < BUDGET_TILES_MAX ? size->tiles : BUDGET_TILES_MAX;
+
+    TRY(check_size(engine, size, err));
+    TRY(measure_prompt(&measured, engine, size->steps, err));
+    raise_bytes(&out->text_bytes, measured.text_bytes);
+    TRY(measure_weights(out, engine, size, err));
+    for (uint32_t level = 0; level < VAE_LEVELS; level++)
+        TRY(measure_coders(&out->coder_bytes[level], engine, size, level, err));
+    for (uint32_t count = 1; count <= BUDGET_TILES_MAX; count++) {
+        uint64_t *bytes = &out->predict_bytes[0][count];
+        if (count <= most) TRY(measure_predict(bytes, engine, size, count, err));
+        if (count > most) raise_bytes(bytes, out->predict_bytes[0][most]);
+    }
+    if (most > out->tiles_most) out->tiles_most = most;
+out:
+    return rc;
+}
+
+int measure_budget(struct budget_facts *out, const struct engine *engine,
+                   const struct engine_size *sizes, size_t size_count, struct err *err)
+{
+    int rc = ERR_OK;
+
+    must(size_count > 0 && engine->machine.machine != MACHINE_CPU);
+    *out = (struct budget_facts){.mlp_levels = 1, .strip_levels = VAE_LEVELS};
+    for (size_t i = 0; i < size_count; i++)
+        TRY(measure_budget_size(out, engine, &sizes[i], err));
+    if (engine->text_machine.machine == MACHINE_CPU) out->text_bytes = 0;
+out:
     return rc;
 }

@@ -1,9 +1,9 @@
 /*
- * transformer_int.h - the weights of the transformer, for the three files that read them.
+ * transformer_int.h - the weights of the transformer, for the few files that read them.
  *
- * Included by transformer_load.c, modulation.c and transformer.c only.  H = hidden, M = mlp,
- * D = head_dim; every linear layer has a bias.  Layers marked "prompt" are read once a prompt, and
- * are zero in a transformer that a distant machine keeps.
+ * Included by transformer_load.c, modulation.c, transformer.c and blocks.c only.  H = hidden,
+ * M = mlp, D = head_dim; every linear layer has a bias.  Layers marked "prompt" are read once a
+ * prompt, and are zero in a transformer that a distant machine keeps.
  */
 #ifndef MURAL_TRANSFORMER_INT_H
 #define MURAL_TRANSFORMER_INT_H

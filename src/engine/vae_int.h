@@ -59,7 +59,7 @@ struct vae_budget {
 
 struct vae {
     struct vae_config  config;
-    struct vae_budget  budget;
+    struct vae_budget  comfort, budget; /* with memory to spare; now */
     struct vae_coder   encoder, decoder;
     struct vae_resnet *resnets; /* owned: of all stages */
 };

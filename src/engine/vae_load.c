@@ -15,6 +15,12 @@
 static const uint64_t KEEP_BYTES = (uint64_t)1 << 30, STRIP_BYTES = 8 << 20;
 /* A GPU is not busy with a few rows, and has no caches to pass them in. */
 static const uint64_t FAR_KEEP_BYTES = (uint64_t)2 << 30, FAR_STRIP_BYTES = 256 << 20;
+/* What vae_limit leaves of these, level by level: first strips get lower, then what a resnet has
+ * between its convolutions is computed twice, for a fifth more arithmetic. */
+static const struct {
+    bool     keeps;
+    uint64_t strip_divisor;
+} levels[VAE_LEVELS] = {{true, 1}, {true, 4}, {false, 2}, {false, 4}, {false, 16}};
 
 /* What differs between the coders while they are gathered. */
 struct gathering {
@@ -162,9 +168,9 @@ int vae_load(struct vae **out, struct layer_loader *loader, struct err *err)
     loader->part = PART_VAE;
     TRY(os_alloc((void **)&vae, 1, sizeof *vae, "the VAE", err));
     vae->config = *config;
-    vae->budget = (struct vae_budget){KEEP_BYTES, STRIP_BYTES};
-    if (loader->keeper != NULL)
-        vae->budget = (struct vae_budget){FAR_KEEP_BYTES, FAR_STRIP_BYTES};
+    vae->comfort = (struct vae_budget){KEEP_BYTES, STRIP_BYTES};
+    if (loader->keeper != NULL) vae->comfort = (struct vae_budget){FAR_KEEP_BYTES, FAR_STRIP_BYTES};
+    vae_limit(vae, 0);
     TRY(os_alloc((void **)&vae->resnets, (uint64_t)(config->block_count * (2 * layers + 1) + 4),
                  sizeof *vae->resnets, "resnets of the VAE", err));
     g.unused = vae->resnets;
@@ -189,6 +195,14 @@ out:
     layer_scope(loader, "%s", "");
     vae_free(vae);
     return rc;
+}
+
+void vae_limit(struct vae *vae, uint32_t level)
+{
+    must(level < VAE_LEVELS);
+    vae->budget =
+        (struct vae_budget){.keep_bytes = levels[level].keeps ? vae->comfort.keep_bytes : 0,
+                            .strip_bytes = vae->comfort.strip_bytes / levels[level].strip_divisor};
 }
 
 void vae_free(struct vae *vae)

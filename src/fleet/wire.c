@@ -19,7 +19,9 @@
  *     OPEN     u32 precision, machine, GPU, threads, text tokens; i32 channels;
  *              u64 bytes of shared memory;
  *              u32 count of sizes, each: i32 w, h, u32 tiles, steps;
- *              texts: model folder, transformer, VAE (the last two may be empty)
+ *              texts: model folder, transformer, VAE (the last two may be empty);
+ *              memory of a GPU: u64 bytes, segment, pool; u32 offload, expandable, tiles a pass,
+ *              text on the CPU; f64 share kept, share idle
  *     BEGIN    u32 steps; i64 tokens; f64 guidance, sigma start, strength, mu, mu max; text prompt
  *     ENCODE, DECODE   i32 w, h
  *     PREDICT  u32 step, u32 count of rectangles, each: i32 w, h
@@ -104,6 +106,21 @@ static void put_text(struct writer *w, const char *text)
     put(w, "", 1);
 }
 
+static void put_memory(struct writer *w, const struct engine_options *options)
+{
+    const struct engine_memory *memory = &options->memory;
+
+    put_u64(w, memory->vram_bytes);
+    put_u64(w, memory->segment_bytes);
+    put_u64(w, memory->pool_bytes);
+    put_u32(w, memory->offload);
+    put_u32(w, memory->expandable);
+    put_u32(w, memory->tiles_per_pass);
+    put_u32(w, options->text_on_cpu);
+    put_f64(w, memory->keep_share);
+    put_f64(w, memory->fragmentation_max);
+}
+
 static void put_open(struct writer *w, const struct wire_open *open)
 {
     must(open->size_count > 0 && open->size_count <= WIRE_SIZES_MAX);
@@ -124,6 +141,7 @@ static void put_open(struct writer *w, const struct wire_open *open)
     put_text(w, open->options.model_folder);
     put_text(w, open->options.transformer);
     put_text(w, open->options.vae);
+    put_memory(w, &open->options);
 }
 
 static void put_begin(struct writer *w, const struct painter_stage *stage)
@@ -273,6 +291,29 @@ static int32_t take_side(struct reader *r)
     return (int32_t)side;
 }
 
+static double take_share(struct reader *r, const char *name)
+{
+    double share = take_f64(r, name);
+
+    need(r, share >= 0 && share <= 1, name);
+    return r->wrong == NULL ? share : 0;
+}
+
+static void take_memory(struct reader *r, struct engine_options *options)
+{
+    struct engine_memory *memory = &options->memory;
+
+    memory->vram_bytes = take_u64(r, "the memory of a GPU");
+    memory->segment_bytes = take_u64(r, "the size of a segment");
+    memory->pool_bytes = take_u64(r, "the size of the pool");
+    memory->offload = take_u32(r, 0, 1, "the offload") == 1;
+    memory->expandable = take_u32(r, 0, 1, "the kind of segments") == 1;
+    memory->tiles_per_pass = take_u32(r, 0, WIRE_TILES_MAX, "the tiles of a pass");
+    options->text_on_cpu = take_u32(r, 0, 1, "the place of the text encoders") == 1;
+    memory->keep_share = take_share(r, "the share that is kept");
+    memory->fragmentation_max = take_share(r, "the share that may lie idle");
+}
+
 static void take_open(struct reader *r, struct wire_open *open)
 {
     enum { THREADS_MAX = 65536, TEXT_TOKENS_MAX = 65536, CHANNELS_MAX = 4096, GPU_MAX = 999 };
@@ -295,6 +336,7 @@ static void take_open(struct reader *r, struct wire_open *open)
     open->options.model_folder = take_text(r, WIRE_PATH_MAX, "the model folder");
     open->options.transformer = take_text(r, WIRE_PATH_MAX, "the transformer");
     open->options.vae = take_text(r, WIRE_PATH_MAX, "the VAE");
+    take_memory(r, &open->options);
     if (open->options.transformer[0] == '\0') open->options.transformer = NULL;
     if (open->options.vae[0] == '\0') open->options.vae = NULL;
 }

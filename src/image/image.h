@@ -43,6 +43,24 @@ struct png_request {
 };
 int png_write(const struct image *image, const struct png_request *request, struct err *err);
 
+/* Memory over time, as a PNG of this size: stepped curves, axes in seconds and bytes. */
+enum { MEMORY_PLOT_W = 1200, MEMORY_PLOT_H = 600 };
+enum memory_plot_curve {
+    MEMORY_PLOT_LIVE = 0, /* asked for         */
+    MEMORY_PLOT_PLACED,   /* with alignment    */
+    MEMORY_PLOT_MAPPED,   /* taken from a GPU  */
+    MEMORY_PLOT_DEVICE,   /* by all programs   */
+    MEMORY_PLOT_CURVES
+};
+struct memory_plot_request {
+    const char     *path;                      /* written through path.part and a rename */
+    const char     *title;                     /* few words; ASCII */
+    size_t          count;                     /* of moments, at least 1 */
+    const double   *seconds;                   /* [count], never falling           */
+    const uint64_t *bytes[MEMORY_PLOT_CURVES]; /* [count] each; NULL: no such curve */
+};
+int memory_plot(const struct memory_plot_request *request, struct err *err);
+
 /* ---------------------------------------------------------------------------------- upscale */
 
 /* The picture resampled to (canvas_w, canvas_h) by separable Lanczos-3, as a function from

@@ -119,6 +119,20 @@ enum render_stop {
 /* Gives an enum render_stop; any other value means to stop now. */
 typedef int (*render_progress_fn)(const struct render_progress *progress, void *user);
 
+/* Progress over time as speed.  Begin with zeros and warmup_steps; all else is pace_note's. */
+struct pace {
+    uint32_t    warmup_steps;     /* first steps of the run that count for nothing */
+    double      seconds_left;     /* negative: not known yet                       */
+    double      steps_per_second; /* of this phase; 0: not known yet               */
+    bool        warm;
+    double      seconds, fraction; /* when counting began */
+    const char *phase;
+    double      phase_seconds;
+    uint64_t    phase_steps;
+};
+/* `seconds` is any clock that only rises. */
+void pace_note(struct pace *pace, const struct render_progress *now, double seconds);
+
 /* Relative cost of the primitives, so that progress means time. */
 struct render_costs {
     double draft_predict, draft_decode, encode, predict, decode, prompt;

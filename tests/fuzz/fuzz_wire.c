@@ -26,6 +26,9 @@ static void check_open(const struct wire_open *open)
         must(open->sizes[i].w_px > 0 && open->sizes[i].w_px % TILING_PX_PER_TOKEN == 0 &&
              open->sizes[i].tiles <= WIRE_TILES_MAX);
     check_text(open->options.model_folder, WIRE_PATH_MAX);
+    must(open->options.memory.keep_share >= 0 && open->options.memory.keep_share <= 1);
+    must(open->options.memory.fragmentation_max >= 0 &&
+         open->options.memory.fragmentation_max <= 1);
     /* No layout may wrap around; no descriptor is there to map. */
     must(shared_attach(&shared, -1, open, &err) == ERR_PEER);
     must(shared_bytes(open->sizes, open->size_count, open->channels) > 4096);

@@ -21,18 +21,50 @@ static const char *other_value(const struct setting *row)
 {
     static const struct {
         const char *key, *value;
-    } values[] = {{"seed", "7"},         {"guidance", "2.25"},  {"size", "640x480"},
-                  {"width", "1000"},     {"height", "1000"},    {"dpi", "150"},
-                  {"draft_px", "256"},   {"draft_steps", "9"},  {"count", "4"},
-                  {"steps", "20"},       {"sigma", "0.75"},     {"tile_px", "512"},
-                  {"overlap_px", "64"},  {"fit", "exact"},      {"strength", "0.5"},
-                  {"mu", "1.15"},        {"bits", "8"},         {"compression", "zstd"},
-                  {"level", "3"},        {"metadata", "false"}, {"dtype", "f32"},
+    } values[] = {{"seed", "7"},
+                  {"guidance", "2.25"},
+                  {"size", "640x480"},
+                  {"width", "1000"},
+                  {"height", "1000"},
+                  {"dpi", "150"},
+                  {"draft_px", "256"},
+                  {"draft_steps", "9"},
+                  {"count", "4"},
+                  {"steps", "20"},
+                  {"sigma", "0.75"},
+                  {"tile_px", "512"},
+                  {"overlap_px", "64"},
+                  {"fit", "exact"},
+                  {"strength", "0.5"},
+                  {"mu", "1.15"},
+                  {"bits", "8"},
+                  {"compression", "zstd"},
+                  {"level", "3"},
+                  {"metadata", "false"},
+                  {"dtype", "f32"},
                   {"device", "cuda:1"},
-                  {"threads", "2"},      {"workers", "3"},           {"worker_timeout", "60"},
-                  {"precision", "f32"},  {"text_tokens", "64"}, {"shard_bytes", "2GB"},
-                  {"tile_retries", "7"}, {"on_fail", "draft"},  {"keep_tiles", "no"},
-                  {"tiles", "3,7-9"}};
+                  {"threads", "2"},
+                  {"workers", "3"},
+                  {"worker_timeout", "60"},
+                  {"precision", "f32"},
+                  {"text_tokens", "64"},
+                  {"shard_bytes", "2GB"},
+                  {"tile_retries", "7"},
+                  {"on_fail", "draft"},
+                  {"keep_tiles", "no"},
+                  {"tiles", "3,7-9"},
+                  {"warmup_batches", "0"},
+                  {"vram", "8GB"},
+                  {"offload", "false"},
+                  {"batch_size", "4"},
+                  {"keep_in_vram", "35%"},
+                  {"expandable_segments", "no"},
+                  {"segment_size", "64MiB"},
+                  {"max_fragmentation", "0.3"},
+                  {"memory_pool_size", "2GB"},
+                  {"on_short", "change"},
+                  {"card_tflops", "82.5"},
+                  {"link_speed", "25GB"}};
 
     for (size_t i = 0; i < ARRAY_COUNT(values); i++)
         if (strcmp(values[i].key, row->key) == 0) return values[i].value;
@@ -61,7 +93,9 @@ static void every_row_is_whole_and_unique(void **state)
         if (rows[i].type == SETTING_INT || rows[i].type == SETTING_NUMBER)
             assert_true(rows[i].least < rows[i].most);
         if (rows[i].type == SETTING_INT) assert_int_equal(rows[i].capacity, sizeof(int32_t));
-        if (rows[i].type == SETTING_NUMBER) assert_int_equal(rows[i].capacity, sizeof(double));
+        if (rows[i].type == SETTING_NUMBER || rows[i].type == SETTING_SHARE)
+            assert_int_equal(rows[i].capacity, sizeof(double));
+        assert_true((rows[i].section == NULL) == (rows[i].inner == NULL));
         if (rows[i].type == SETTING_SWITCH) assert_int_equal(rows[i].capacity, sizeof(bool));
         for (size_t j = 0; j < i; j++) {
             assert_string_not_equal(rows[i].key, rows[j].key);
@@ -109,6 +143,12 @@ static void every_row_is_set_by_key_flag_and_file(void **state)
         config_defaults(by_file);
         ASSERT_OK(yaml_read(by_file, &source, &err));
         assert_true(same(by_file, by_key));
+        if (rows[i].section == NULL) continue;
+        source.bytes = (size_t)snprintf(file, sizeof file, "%s:\n  %s: %s\n", rows[i].section,
+                                        rows[i].inner, value);
+        config_defaults(by_file);
+        ASSERT_OK(yaml_read(by_file, &source, &err));
+        assert_true(same(by_file, by_key));
     }
     free(before);
     free(by_key);
@@ -137,6 +177,12 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_true(config->metadata && !config->pyramid && !config->overwrite);
     assert_int_equal(config->count, 1);
     assert_true(config->shard_bytes == 5000000000u);
+    assert_true(config->expandable_segments && config->offload);
+    assert_true(config->segment_bytes == 256000000u && config->pool_bytes == 0);
+    assert_true(config->fragmentation_max == 0.15 && config->keep_share == 0.2);
+    assert_true(config->batch_size == 0 && config->vram_bytes == 0);
+    assert_int_equal(config->warmup_batches, 3);
+    assert_string_equal(config->on_short, "stop");
     free(config);
 }
 
@@ -194,6 +240,15 @@ static void bad_values_get_their_sentence(void **state)
         {"size", "-640x480", "size is '-640x480' but must be like 8k, 7680x4320 or A2@300dpi"},
         {"size", "640.5x480", "size is '640.5x480' but must be like 8k, 7680x4320 or A2@300dpi"},
         {"size", "A2@20000dpi", "size asks for 20000 dpi but it must be 1..10000"},
+        {"keep_in_vram", "120%", "keep_in_vram is '120%' but must be a share, 0% to 100%"},
+        {"keep_in_vram", "-0.1", "keep_in_vram is '-0.1' but must be a share, 0% to 100%"},
+        {"keep_in_vram", "%", "keep_in_vram is '%' but must be a share, 0% to 100%"},
+        {"keep_in_vram", "", "keep_in_vram is empty but must be a share, 0% to 100%"},
+        {"max_fragmentation", "15 %",
+         "max_fragmentation is '15 %' but must be a share, 0% to 100%"},
+        {"max_fragmentation", "nan", "max_fragmentation is 'nan' but must be a share, 0% to 100%"},
+        {"segment_size", "1MB", "segment_size is '1MB' but must be 2.1 MB to 100 GB"},
+        {"batch_size", "17", "batch_size is 17 but must be 0..16"},
         {"promt", "x", "unknown setting 'promt'; did you mean 'prompt'?"},
         {"zebra", "x", "unknown setting 'zebra'; 'mural sample-config' lists them all"},
         {"prompt", "caf\xE9!", "prompt is not UTF-8: byte 4 of 5 is 0xe9"},
@@ -278,6 +333,23 @@ static void byte_sizes_are_understood(void **state)
         struct config *config = new_config();
         ASSERT_OK(config_set(config, "shard_bytes", cases[i].text, &err));
         assert_true(config->shard_bytes == cases[i].bytes);
+        free(config);
+    }
+}
+
+static void shares_are_understood(void **state)
+{
+    static const struct {
+        const char *text;
+        double      share;
+    } cases[] = {{"15%", 0.15}, {"0.15", 0.15}, {"100%", 1}, {"1", 1}, {"0", 0}, {"12.5%", 0.125}};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct err     err = {0};
+        struct config *config = new_config();
+        ASSERT_OK(config_set(config, "keep_in_vram", cases[i].text, &err));
+        assert_true(config->keep_share == cases[i].share);
         free(config);
     }
 }
@@ -652,7 +724,8 @@ static void sample_file_gives_the_defaults(void **state)
         (void)snprintf(commented, sizeof commented, "\n# %s: ", rows[i].key);
         at = strstr(text, commented);
         if (at != NULL) memmove(at + 1, at + 3, strlen(at + 3) + 1);
-        (void)snprintf(commented, sizeof commented, "\n%s: ", rows[i].key);
+        (void)snprintf(commented, sizeof commented, "\n%s%s: ", rows[i].section != NULL ? "  " : "",
+                       rows[i].section != NULL ? rows[i].inner : rows[i].key);
         lines += strstr(text, commented) != NULL;
     }
     source.bytes = strlen(text);
@@ -773,6 +846,7 @@ int main(void)
         cmocka_unit_test(long_text_is_refused_not_cut),
         cmocka_unit_test(sizes_are_understood),
         cmocka_unit_test(byte_sizes_are_understood),
+        cmocka_unit_test(shares_are_understood),
         cmocka_unit_test(flags_become_words),
         cmocka_unit_test(bad_flags_get_their_sentence),
         cmocka_unit_test(words_beat_file_beats_model_beats_defaults),

@@ -7,7 +7,8 @@
 #include "../test.h"
 
 #include "backend/backend.h"
-#include "engine/engine.h"
+#include "engine/budget.h"
+#include "engine/compute_int.h"
 #include "weights/weights.h"
 
 static char folder[128], model[160];
@@ -101,6 +102,133 @@ static void fp32_keeps_no_more(void **state)
     assert_true(wide.scratch_bytes > narrow.scratch_bytes);
 }
 
+/* ------------------------------------------------------------------------------ shared memory */
+
+static int outlook_of(struct engine_outlook *out, double gigabytes, int32_t side_px, uint32_t tiles,
+                      struct err *err)
+{
+    struct engine_options options = {.model_folder = model,
+                                     .machine = ENGINE_CUDA,
+                                     .precision = PRECISION_BF16,
+                                     .memory = {.offload = true, .keep_share = 0.2}};
+    struct engine_card    card = {.vram_bytes = (uint64_t)(gigabytes * 1e9),
+                                  .host_bytes = (uint64_t)64e9,
+                                  .host_free_bytes = (uint64_t)60e9,
+                                  .link_bytes_per_second = 12e9,
+                                  .flop_per_second = 120e12};
+    struct engine_size    size = {.w_px = side_px, .h_px = side_px, .tiles = tiles, .steps = 12};
+
+    return engine_plan_memory(out, &options, &card, false, &size, 1, err);
+}
+
+/* FLUX.1-dev's largest tiles on cards of five sizes.  Megabytes may move a little with the scratch
+ * of operations; blocks may not.  The weights of a step are 17.21 GB in 57 blocks. */
+static void flux_fits_cards_of_five_sizes(void **state)
+{
+    static const struct {
+        double   gigabytes;
+        uint32_t blocks_resident, tiles, strip_level;
+        uint64_t resident_mb, scratch_mb; /* of 10^6 */
+    } cards[] = {{24, 57, 1, 0, 17213, 3049},
+                 {16, 41, 1, 2, 12457, 1781},
+                 {12, 29, 1, 3, 8606, 1564},
+                 {8, 15, 1, 2, 4529, 1781},
+                 {6, 9, 1, 3, 2717, 1564}};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cards); i++) {
+        struct err            err = {0};
+        struct engine_outlook gpu;
+        ASSERT_OK(outlook_of(&gpu, cards[i].gigabytes, 2048, 8, &err));
+        print_message(
+            "# %g GB: %u of %u blocks, %.2f GB stay, %.2f visit, scratch %.2f, all %.2f\n",
+            cards[i].gigabytes, gpu.blocks_resident, gpu.blocks, (double)gpu.resident_bytes / 1e9,
+            (double)gpu.streamed_bytes / 1e9, (double)gpu.scratch_bytes / 1e9,
+            (double)gpu.device_bytes / 1e9);
+        assert_int_equal(gpu.blocks, 57);
+        assert_int_equal(gpu.blocks_resident, cards[i].blocks_resident);
+        assert_int_equal(gpu.tiles_per_pass, cards[i].tiles);
+        assert_int_equal(gpu.strip_level, cards[i].strip_level);
+        assert_int_equal(gpu.resident_bytes / 1000000, cards[i].resident_mb);
+        assert_in_range(gpu.scratch_bytes / 1000000, cards[i].scratch_mb - 20,
+                        cards[i].scratch_mb + 20);
+        assert_int_equal((gpu.resident_bytes + gpu.streamed_bytes) / 1000000, 17213);
+        assert_true(gpu.device_bytes <= gpu.cap_bytes);
+        assert_in_range(1e3 * gpu.compute_seconds, 3482, 3486);
+        assert_true(gpu.link_seconds < gpu.compute_seconds);
+    }
+}
+
+/* What the decision rests on: more tiles never want less, lower strips never more, several sizes as
+ * much as each alone, and the sum of the blocks is the transformer. */
+static void facts_are_in_order(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    const struct engine_size sizes[] = {{512, 288, 1, 28}, {1536, 1024, 5, 12}};
+    struct engine           *engine;
+    struct budget_facts      facts, tile;
+    double                   flop = 0;
+    uint64_t                 bytes = 0;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, sizes, 2, &err));
+    ASSERT_OK(measure_budget(&tile, engine, &sizes[1], 1, &err));
+    assert_int_equal(facts.tiles_most, 5);
+    for (uint32_t t = 2; t <= BUDGET_TILES_MAX; t++)
+        assert_true(facts.predict_bytes[0][t] >= facts.predict_bytes[0][t - 1]);
+    assert_true(facts.predict_bytes[0][2] > facts.predict_bytes[0][1]);
+    for (uint32_t level = 1; level < facts.strip_levels; level++)
+        assert_true(facts.coder_bytes[level] <= facts.coder_bytes[level - 1]);
+    assert_memory_equal(facts.predict_bytes, tile.predict_bytes, sizeof facts.predict_bytes);
+    assert_memory_equal(facts.block_flop, tile.block_flop, sizeof facts.block_flop);
+    for (uint32_t i = 0; i < facts.block_count; i++) {
+        flop += facts.block_flop[i];
+        bytes += facts.block_bytes[i];
+    }
+    /* 12 H^2 numbers a single, 24 H^2 a double, at 2 bytes */
+    assert_int_equal(bytes, (uint64_t)(19 * 24 + 38 * 12) * 3072 * 3072 * 2);
+    assert_in_range(flop / 1e9, 116900, 117000);
+    assert_in_range(facts.ends_bytes, 150000000, 250000000);
+
+    /* Text on the CPU takes nothing of the GPU. */
+    assert_true(facts.text_bytes > 0);
+    engine_close(engine);
+    options.text_on_cpu = true;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, sizes, 2, &err));
+    assert_int_equal(facts.text_bytes, 0);
+    engine_close(engine);
+}
+
+/* 418 TFLOP for a tile of 2048 px hide what 74 for one of 1024 px do not: two of those do. */
+static void small_tiles_share_a_visit(void **state)
+{
+    struct err            err = {0};
+    struct engine_outlook gpu;
+
+    (void)state;
+    ASSERT_OK(outlook_of(&gpu, 8, 1024, 8, &err));
+    assert_int_equal(gpu.tiles_per_pass, 2);
+    assert_true(gpu.link_seconds <= gpu.compute_seconds);
+    ASSERT_OK(outlook_of(&gpu, 8, 1024, 1, &err));
+    assert_int_equal(gpu.tiles_per_pass, 1);
+    assert_true(gpu.link_seconds > gpu.compute_seconds);
+    assert_in_range(1e3 * gpu.compute_seconds, 618, 622);
+}
+
+static void too_small_a_card_is_one_sentence(void **state)
+{
+    struct err            err = {0};
+    struct engine_outlook gpu;
+
+    (void)state;
+    ASSERT_REFUSED(ERR_DEVICE_MEM, "short by", outlook_of(&gpu, 3, 2048, 1, &err));
+    ASSERT_OK(outlook_of(&gpu, 3, 1024, 1, &err));
+}
+
 static void a_missing_gpu_is_one_sentence(void **state)
 {
     struct err            err = {0}, again = {0};
@@ -124,6 +252,10 @@ int main(void)
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
                                        cmocka_unit_test(blocks_that_visit_take_two_slots),
+                                       cmocka_unit_test(flux_fits_cards_of_five_sizes),
+                                       cmocka_unit_test(facts_are_in_order),
+                                       cmocka_unit_test(small_tiles_share_a_visit),
+                                       cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, remove_model);
 }

@@ -27,7 +27,16 @@ static void any_open(struct wire_open *open, uint64_t *state)
         .machine = (enum engine_machine)random_between(state, 0, ENGINE_WALLED),
         .gpu = (int32_t)random_between(state, 0, 999),
         .threads = (uint32_t)random_between(state, 0, 256),
-        .text_tokens = (uint32_t)random_between(state, 0, 512)};
+        .text_tokens = (uint32_t)random_between(state, 0, 512),
+        .memory = {.vram_bytes = random_u64(state),
+                   .segment_bytes = random_u64(state),
+                   .pool_bytes = random_u64(state),
+                   .offload = random_u64(state) % 2 == 0,
+                   .expandable = random_u64(state) % 2 == 0,
+                   .tiles_per_pass = (uint32_t)random_between(state, 0, WIRE_TILES_MAX),
+                   .keep_share = 0.01 * (double)random_between(state, 0, 100),
+                   .fragmentation_max = 0.01 * (double)random_between(state, 0, 100)},
+        .text_on_cpu = random_u64(state) % 2 == 0};
     open->channels = (int32_t)random_between(state, 1, 4096);
     open->shared_bytes = random_u64(state);
     open->size_count = (uint32_t)random_between(state, 1, WIRE_SIZES_MAX);

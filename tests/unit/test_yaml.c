@@ -44,6 +44,35 @@ static void ordinary_files_are_read(void **state)
     free(config);
 }
 
+static void groups_of_keys_are_read(void **state)
+{
+    struct err     err = {0};
+    struct config *config = new_config();
+    const char    *text = "persistent_workers: true\n"
+                          "memory_management:\n"
+                          "  expandable_segments: false\n"
+                          "  segment_size: 128MB\n"
+                          "  max_fragmentation: 10%\n"
+                          "  memory_pool_size: 2GB\n"
+                          "offload: {enabled: no, batch_size: 4, keep_in_vram: 0.5}\n"
+                          "warmup_batches: 5\n";
+
+    (void)state;
+    ASSERT_OK(read_bytes(config, text, strlen(text), &err));
+    assert_false(config->expandable_segments);
+    assert_true(config->segment_bytes == 128000000u && config->pool_bytes == 2000000000u);
+    assert_true(config->fragmentation_max == 0.1);
+    assert_false(config->offload);
+    assert_int_equal(config->batch_size, 4);
+    assert_true(config->keep_share == 0.5);
+    assert_int_equal(config->warmup_batches, 5);
+    /* One name for a group and a switch. */
+    text = "offload: yes\nmemory_management: {}\n";
+    ASSERT_OK(read_bytes(config, text, strlen(text), &err));
+    assert_true(config->offload);
+    free(config);
+}
+
 static void empty_files_change_nothing(void **state)
 {
     struct err     err = {0};
@@ -64,6 +93,23 @@ static void sentences_point_at_line_and_column(void **state)
         const char *text, *sentence;
     } cases[] = {
         {"steps: 3\npromt: x\n", "config: p.yaml:2:1: unknown key 'promt'; did you mean 'prompt'?"},
+        {"offload:\n  batchsize: 4\n",
+         "config: p.yaml:2:3: unknown key 'batchsize' in 'offload'; it has enabled, batch_size, "
+         "keep_in_vram"},
+        {"memory_management: 3\n",
+         "config: p.yaml:1:20: memory_management must be a group of keys"},
+        {"offload: {enabled: yes}\nsteps: 3\noffload: no\n",
+         "config: p.yaml:3:1: 'offload' was already set in line 1"},
+        {"keep_in_vram: 1%\noffload:\n  keep_in_vram: 2%\n",
+         "config: p.yaml:3:3: 'keep_in_vram' was already set in line 1"},
+        {"offload: {batch_size: 1}\noffload: {enabled: no}\n",
+         "config: p.yaml:2:1: 'offload' was already set in line 1"},
+        {"offload: {batch_size: {deep: 1}}\n",
+         "config: p.yaml:1:23: batch_size must be a single value, not a group of keys"},
+        {"offload: &a {batch_size: 1}\n",
+         "config: p.yaml:1:10: offload has an anchor or a tag; remove it"},
+        {"offload: [1]\n", "config: p.yaml:1:10: offload must be a single value, not a list"},
+        {"offload: {batch_size: 99}\n", "config: p.yaml:1:23: batch_size is 99 but must be 0..16"},
         {"zebra: 1\n",
          "config: p.yaml:1:1: unknown key 'zebra'; 'mural sample-config' lists the keys"},
         {"steps: 3\n\ntile_px:   1000\n",
@@ -217,6 +263,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ordinary_files_are_read),
+        cmocka_unit_test(groups_of_keys_are_read),
         cmocka_unit_test(empty_files_change_nothing),
         cmocka_unit_test(sentences_point_at_line_and_column),
         cmocka_unit_test(bytes_that_are_not_text_are_refused),
