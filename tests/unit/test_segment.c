@@ -249,9 +249,9 @@ static void what_fits_is_found(void **state)
         data[i] = take(&world, 4 * MIB);
     for (int i = 0; i < 16; i++)
         if (i % 4 != 0) segment_give(world.segment, data[i]);
-    ASSERT_OK(segment_take(world.segment, 48 * MIB, &all, &err));
+    ASSERT_OK(segment_take(world.segment, 47 * MIB, &all, &err));
     ASSERT_REFUSED(ERR_DEVICE_MEM, "the cap is 67.1 MB",
-                   segment_take(world.segment, 64, &data[1], &err));
+                   segment_take(world.segment, 2 * MIB, &data[1], &err));
     segment_give(world.segment, all);
     close_world(&world);
 }
