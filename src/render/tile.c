@@ -12,8 +12,8 @@
  *
  * The only file here that asks whether a failure may pass.  What fails for one tile costs that tile
  * an attempt, and the others go on; what fails for a whole pass costs each of its tiles one, and
- * their next passes are half as large.  Values are looked at between the primitives, whoever
- * painted them: NaN must not reach the store, where it would be black.
+ * when it was a step, their next passes are half as large.  Values are looked at between the
+ * primitives, whoever painted them: NaN must not reach the store, where it would be black.
  *
  * Read next: crew.c, which asks for tiles.
  */
@@ -251,32 +251,45 @@ static int fail_alone(struct tile_desk *desk, struct meter *meter, struct place 
     return ERR_OK;
 }
 
-/* What befell all tiles of the pass.  Where memory ran short and the painter has nothing left to
- * give up, later groups are smaller as well. */
-static int fail_pass(struct tile_desk *desk, struct meter *meter, struct err *err)
+/* What befell all tiles of the pass.  *yielded_out: the painter does with less memory now. */
+static int fail_pass(struct tile_desk *desk, struct meter *meter, bool *yielded_out,
+                     struct err *err)
 {
     char     name[TILE_NAME_BYTES] = "", what[TILE_NAME_BYTES + 32];
-    uint32_t size = 0, attempts = 0;
-    bool     yielded;
+    uint32_t count = 0, attempts = 0;
 
-    if (!may_pass(desk->painter, err, &yielded)) return (int)err->code;
+    if (!may_pass(desk->painter, err, yielded_out)) return (int)err->code;
     for (uint32_t i = 0; i < desk->count; i++) {
         struct place *place = &desk->places[i];
         if (place->state != PLACE_MOVES) continue;
-        if (size++ == 0) (void)tile_name(name, &desk->request->plan->grid, place->job.number);
+        if (count++ == 0) (void)tile_name(name, &desk->request->plan->grid, place->job.number);
         if (fail_place(desk, meter, place, err) && place->result.attempts > attempts)
             attempts = place->result.attempts;
     }
-    desk->width = (size + 1) / 2;
-    (void)snprintf(what, sizeof what, size > 1 ? "%s and %u more" : "%s", name, size - 1);
+    (void)snprintf(what, sizeof what, count > 1 ? "%s and %u more" : "%s", name, count - 1);
     if (attempts > 0) wait_for(desk, attempts, what, err);
-    if (size > 1 && lacks_memory(err) && !yielded) {
-        desk->tiles = desk->width;
-        log_line(LOG_WARN, "memory is short: from now on %u instead of %u tiles at a time",
-                 desk->tiles, size);
-    }
     *err = (struct err){.code = ERR_OK};
     return ERR_OK;
+}
+
+/* `count` tiles at once were too much: half of them next.  Where memory ran short and the painter
+ * has nothing left to give up, later groups are smaller as well. */
+static int fail_together(struct tile_desk *desk, struct meter *meter, uint32_t count,
+                         struct err *err)
+{
+    int        rc = ERR_OK;
+    bool       yielded;
+    struct err why = *err;
+
+    TRY(fail_pass(desk, meter, &yielded, err));
+    desk->width = (count + 1) / 2;
+    if (count > 1 && lacks_memory(&why) && !yielded) {
+        desk->tiles = desk->width;
+        log_line(LOG_WARN, "memory is short: from now on %u instead of %u tiles at a time",
+                 desk->tiles, count);
+    }
+out:
+    return rc;
 }
 
 /* ------------------------------------------------------------------------------ primitives */
@@ -412,7 +425,7 @@ static int step_all(struct tile_desk *desk, struct meter *meter, uint32_t step, 
     if (told == ERR_OK || told == ERR_NUMERIC) TRY(drop_bad(desk, meter, &bad, err));
     if (told != ERR_OK && bad == 0) {
         *err = why;
-        return fail_pass(desk, meter, err);
+        return fail_together(desk, meter, count, err);
     }
     if (bad == count) goto out;
     for (uint32_t i = 0; i < desk->count; i++) {
@@ -441,7 +454,8 @@ static uint32_t count_in(const struct tile_desk *desk, enum place_state state)
 /* The next tiles that wait, through encoding and all steps. */
 static int run_pass(struct tile_desk *desk, struct meter *meter, struct err *err)
 {
-    int rc = ERR_OK;
+    int  rc = ERR_OK;
+    bool yielded;
 
     for (uint32_t i = 0, seated = 0; i < desk->count && seated < desk->width; i++) {
         struct place *place = &desk->places[i];
@@ -453,7 +467,7 @@ static int run_pass(struct tile_desk *desk, struct meter *meter, struct err *err
         seated++;
     }
     if (begin(desk, meter, desk->places[0].job.prompt, err) != ERR_OK)
-        return fail_pass(desk, meter, err);
+        return fail_pass(desk, meter, &yielded, err);
     for (uint32_t i = 0; i < desk->count; i++) {
         struct place *place = &desk->places[i];
         if (place->state == PLACE_MOVES && encode(desk, meter, place, err) != ERR_OK)

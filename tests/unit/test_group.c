@@ -277,6 +277,24 @@ static void a_pass_that_fails_is_tried_in_halves(void **state)
     story_close(&story);
 }
 
+/* A prompt is not made easier by fewer tiles. */
+static void a_prompt_that_fails_leaves_the_group_whole(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+
+    (void)state;
+    group_open(&story, 5);
+    story.fake.break_at = DRAFT_CALLS + 1;
+    story.fake.break_count = 1;
+    story.fake.break_code = ERR_DEVICE_MEM;
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_true(hash_of(&story) == alone());
+    assert_passes(&story.fake, "5 5 5 5 5 5 2 2 2 ");
+    assert_true(noted(&story, 5, "attempts") == 2 && noted(&story, 6, "attempts") == 1);
+    story_close(&story);
+}
+
 static void without_retries_what_failed_is_missing_and_no_more(void **state)
 {
     (void)state;
@@ -356,6 +374,26 @@ static void a_painter_gives_up_memory_before_the_next_attempt(void **state)
         assert_true(hash_of(&story) == alone());
         /* Smaller after each failure; full again for the next group, since memory was found. */
         assert_passes(&story.fake, "6 3 2 2 2 2 2 2 2 2 2 6 6 6 ");
+        story_close(&story);
+    }
+}
+
+static void a_draft_is_tried_again_with_less_memory(void **state)
+{
+    (void)state;
+    for (int call = 1; call <= DRAFT_CALLS; call++) {
+        struct story story;
+        struct err   err = {0};
+
+        group_open(&story, 12);
+        story.painter.yield_memory = fake_yield;
+        story.fake.break_at = call;
+        story.fake.break_count = 1;
+        story.fake.break_code = ERR_HOST_MEM; /* passes only where some is given up */
+        story.fake.yields = 1;
+        ASSERT_OK(render_poster(&story.request, &err));
+        assert_int_equal(story.fake.asked, 1);
+        assert_true(hash_of(&story) == alone());
         story_close(&story);
     }
 }
@@ -475,9 +513,11 @@ int main(void)
         cmocka_unit_test(tiles_of_another_prompt_are_no_neighbours),
         cmocka_unit_test(a_tile_with_nan_fails_alone),
         cmocka_unit_test(a_pass_that_fails_is_tried_in_halves),
+        cmocka_unit_test(a_prompt_that_fails_leaves_the_group_whole),
         cmocka_unit_test(without_retries_what_failed_is_missing_and_no_more),
         cmocka_unit_test(every_failing_primitive_of_a_group_is_tried_again),
         cmocka_unit_test(a_painter_gives_up_memory_before_the_next_attempt),
+        cmocka_unit_test(a_draft_is_tried_again_with_less_memory),
         cmocka_unit_test(where_memory_stays_short_groups_stay_small),
         cmocka_unit_test(nothing_is_allocated_from_the_first_group_to_the_last),
         cmocka_unit_test(steps_and_seconds_are_counted_for_each_tile),
