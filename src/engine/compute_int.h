@@ -32,6 +32,7 @@ struct engine {
     struct engine_facts      facts;
     struct backend_options   machine;      /* for tiles; its arena limit is what they take      */
     struct backend_options   text_machine; /* for prompts: always fp32                          */
+    struct pool             *pool;         /* of a distant machine: all that both backends take */
     struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
     struct transformer_tile *tiles;        /* [tiles_max]                                       */
     uint32_t                 tiles_max, steps_max;
