@@ -97,6 +97,10 @@ uint64_t budget_step(struct budget *next, const struct budget *now,
 uint64_t budget_relieve(struct budget *budget, const struct budget_facts *facts, uint64_t bytes,
                         uint64_t gained_out[RUNG_COUNT]);
 
+/* outlook.c: what a card and its host have, for facts of what is needed. */
+void budget_allow(struct budget_facts *facts, const struct engine_memory *allowed,
+                  const struct engine_card *card);
+
 struct engine;
 /* measure.c: the facts of an engine, dry or not, for these sizes; `tiles` of a size is the most
  * that can be ready together.  The caller fills in allowed, host_*, rates and consent. */

@@ -44,6 +44,18 @@ static void tell(struct engine_outlook *out, const struct budget *budget,
                                    .text_on_cpu = budget->text_on_cpu};
 }
 
+void budget_allow(struct budget_facts *facts, const struct engine_memory *allowed,
+                  const struct engine_card *card)
+{
+    facts->allowed = *allowed;
+    if (facts->allowed.vram_bytes == 0 || facts->allowed.vram_bytes > card->vram_bytes)
+        facts->allowed.vram_bytes = card->vram_bytes;
+    facts->host_bytes = card->host_bytes;
+    facts->host_free_bytes = card->host_free_bytes;
+    facts->link_bytes_per_second = card->link_bytes_per_second;
+    facts->flop_per_second = card->flop_per_second;
+}
+
 int engine_plan_memory(struct engine_outlook *out, const struct engine_options *options,
                        const struct engine_card *card, bool text_may_move,
                        const struct engine_size *sizes, size_t size_count, struct err *err)
@@ -59,14 +71,8 @@ int engine_plan_memory(struct engine_outlook *out, const struct engine_options *
     if (options->machine == ENGINE_CUDA && facts.fixed_bytes == 0)
         RAISE(err, ERR_DEVICE, 0,
               "plan: this mural was built without CUDA and cannot tell what a GPU would take");
-    facts.allowed = options->memory;
-    if (facts.allowed.vram_bytes == 0 || facts.allowed.vram_bytes > card->vram_bytes)
-        facts.allowed.vram_bytes = card->vram_bytes;
+    budget_allow(&facts, &options->memory, card);
     facts.text_may_move = text_may_move && !options->text_on_cpu;
-    facts.host_bytes = card->host_bytes;
-    facts.host_free_bytes = card->host_free_bytes;
-    facts.link_bytes_per_second = card->link_bytes_per_second;
-    facts.flop_per_second = card->flop_per_second;
     TRY(budget_make(&budget, &facts, err));
     tell(out, &budget, &facts);
     out->text_on_cpu |= options->text_on_cpu;

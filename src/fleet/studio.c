@@ -134,6 +134,12 @@ static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t 
     return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
 }
 
+static bool studio_yield_memory(void *self, char *words_out, size_t capacity)
+{
+    const struct studio *studio = self;
+    return engine_yield_memory(studio->engine, words_out, capacity);
+}
+
 const struct schedule *studio_schedule(const struct studio *studio)
 {
     return &studio->schedule;
@@ -161,5 +167,6 @@ struct painter studio_painter(struct studio *studio)
                             .start = studio_start,
                             .predict = studio_predict,
                             .advance = studio_advance,
-                            .decode = studio_decode};
+                            .decode = studio_decode,
+                            .yield_memory = studio_yield_memory};
 }
