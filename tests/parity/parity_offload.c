@@ -17,12 +17,9 @@ struct holding {
     uint64_t pinned_bytes;
     int64_t  mlp_rows;
     int32_t  side_tokens; /* 0: 8 */
-    uint64_t cap_bytes;   /* > 0: the budget decides, and `streamed` says nothing */
-    bool     rigid;       /* with a cap: no segments */
 };
 
-/* NULL: ERR_DEVICE_MEM or, of the walled machine, ERR_HOST_MEM. */
-static struct engine *engine_within(const struct parity *p, const struct holding *holding)
+static struct engine *engine_with(const struct parity *p, const struct holding *holding)
 {
     struct err            err = {0};
     struct engine        *engine = NULL;
@@ -34,11 +31,7 @@ static struct engine *engine_within(const struct parity *p, const struct holding
                                      .precision = p->variant->precision,
                                      .machine = machine_under_test(),
                                      .threads = 2,
-                                     .text_tokens = p->engine->facts.text_tokens,
-                                     .memory = {.vram_bytes = holding->cap_bytes,
-                                                .offload = true,
-                                                .expandable = !holding->rigid,
-                                                .segment_bytes = (uint64_t)2 << 20}};
+                                     .text_tokens = p->engine->facts.text_tokens};
 
     (void)snprintf(folder, sizeof folder, "%s/model", p->folder);
     ASSERT_OK(engine_open(&engine, &options, &err));
@@ -46,17 +39,7 @@ static struct engine *engine_within(const struct parity *p, const struct holding
         engine->budget.streamed[i] = (holding->streamed >> i & 1) != 0;
     engine->budget.pinned_bytes = holding->pinned_bytes;
     engine->mlp_rows = holding->mlp_rows;
-    if (engine_reserve(engine, &size, 1, &err) == ERR_OK) return engine;
-    if (err.code != ERR_DEVICE_MEM) fail_msg("%s", err.text);
-    engine_close(engine);
-    return NULL;
-}
-
-static struct engine *engine_with(const struct parity *p, const struct holding *holding)
-{
-    struct engine *engine = engine_within(p, holding);
-
-    assert_non_null(engine);
+    ASSERT_OK(engine_reserve(engine, &size, 1, &err));
     return engine;
 }
 
@@ -283,89 +266,6 @@ static void an_engine_may_close_while_a_block_travels(void **state)
     }
 }
 
-/* ------------------------------------------------------------------------------------- budgets */
-
-static void assert_within(const struct engine *engine)
-{
-    struct pool_counts counts;
-
-    pool_counts(engine->pool, &counts);
-    assert_true(counts.peak_device + engine->budget.fixed_bytes <= engine->needs.allowed.vram_bytes);
-    assert_true(counts.peak_mapped <= counts.peak_device);
-}
-
-static bool has_budget(void)
-{
-    return machine_under_test() != ENGINE_CPU;
-}
-
-/* From a cap where all blocks stay down to the first that is refused. */
-static void a_smaller_cap_paints_the_same(void **state)
-{
-    const uint64_t granule = (uint64_t)2 << 20;
-    struct parity *p = parity_begin(state);
-    struct holding holding = {.cap_bytes = (uint64_t)8 << 30};
-    struct painted wanted = reference(p);
-    struct engine *engine = has_budget() ? engine_with(p, &holding) : NULL;
-    uint32_t       caps = 0, streaming = 0;
-
-    while (engine != NULL) {
-        struct painted got = story(engine);
-        uint64_t       taken = budget_device_bytes(&engine->budget, &engine->needs);
-
-        assert_same(&got, &wanted, engine->budget.streamed_count);
-        assert_within(engine);
-        streaming += engine->budget.streamed_count > 0;
-        caps++;
-        engine_close(engine);
-        holding.cap_bytes = (taken - 1) / granule * granule;
-        holding.rigid = false;
-        engine = engine_within(p, &holding);
-    }
-    if (has_budget()) assert_true(caps >= 2);
-    if (has_budget() && block_count(p) > 4) assert_true(streaming > 0);
-    free(wanted.values);
-}
-
-static void memory_in_one_piece_paints_the_same(void **state)
-{
-    struct parity *p = parity_begin(state);
-    struct holding holding = {.cap_bytes = (uint64_t)8 << 30, .rigid = true};
-    struct painted wanted = reference(p), got;
-    struct engine *engine = engine_with(p, &holding);
-
-    got = story(engine);
-    assert_same(&got, &wanted, 0);
-    engine_close(engine);
-    free(wanted.values);
-}
-
-/* Down the whole ladder, a picture after each rung. */
-static void memory_given_up_changes_no_bit(void **state)
-{
-    struct parity *p = parity_begin(state);
-    struct holding holding = {.cap_bytes = (uint64_t)8 << 30};
-    struct painted wanted = reference(p), got;
-    struct engine *engine = engine_with(p, &holding);
-    char           words[128];
-    int            rungs = 0;
-
-    while (engine_yield_memory(engine, words, sizeof words) && rungs < 200) {
-        assert_non_null(strstr(words, ": "));
-        rungs++;
-        if (rungs % 4 != 1) continue;
-        got = story(engine);
-        assert_same(&got, &wanted, engine->budget.streamed_count);
-        assert_within(engine);
-    }
-    assert_true(rungs < 200);
-    if (has_budget()) assert_true(rungs >= 2);
-    got = story(engine); /* the last rung is as good as the first */
-    assert_same(&got, &wanted, engine->budget.streamed_count);
-    engine_close(engine);
-    free(wanted.values);
-}
-
 static int reads_left = INT_MAX;
 static int (*read_whole)(void *target, const void *source, size_t bytes);
 
@@ -492,9 +392,6 @@ int main(void)
         cmocka_unit_test(a_block_that_cannot_be_read_fails_its_step),
         cmocka_unit_test(a_file_that_was_cut_is_no_signal),
         cmocka_unit_test(an_mlp_in_parts_is_the_same),
-        cmocka_unit_test(a_smaller_cap_paints_the_same),
-        cmocka_unit_test(memory_in_one_piece_paints_the_same),
-        cmocka_unit_test(memory_given_up_changes_no_bit),
     };
     return PARITY_RUN(tests, VARIANTS_ALL);
 }
