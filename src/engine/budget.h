@@ -102,6 +102,13 @@ void budget_allow(struct budget_facts *facts, const struct engine_memory *allowe
                   const struct engine_card *card);
 
 struct engine;
+/* outlook.c: the decision for an engine that is about to be reserved, on its own GPU as it is now;
+ * of a machine without a limit of its own, memory->vram_bytes is one.  All `tiles` of a size
+ * advance together.  The engine keeps every block while this measures. */
+int engine_decide(struct budget *out, const struct engine *engine,
+                  const struct engine_memory *memory, const struct engine_size *sizes,
+                  size_t size_count, struct err *err);
+
 /* measure.c: the facts of an engine, dry or not, for these sizes; `tiles` of a size is the most
  * that can be ready together.  The caller fills in allowed, host_*, rates and consent. */
 int measure_budget(struct budget_facts *out, const struct engine *engine,

@@ -64,9 +64,12 @@ int engine_plan_memory(struct engine_outlook *out, const struct engine_options *
     struct engine      *engine = NULL;
     struct budget_facts facts;
     struct budget       budget;
+    /* Measured with everything in place; what may visit is decided below. */
+    struct engine_options whole = *options;
 
     must(options->machine != ENGINE_CPU && card->vram_bytes > 0);
-    TRY(engine_open(&engine, options, err)); /* the types of weights decide what they take */
+    whole.memory = (struct engine_memory){.offload = false};
+    TRY(engine_open(&engine, &whole, err)); /* the types of weights decide what they take */
     TRY(measure_budget(&facts, engine, sizes, size_count, err));
     if (options->machine == ENGINE_CUDA && facts.fixed_bytes == 0)
         RAISE(err, ERR_DEVICE, 0,
@@ -78,5 +81,33 @@ int engine_plan_memory(struct engine_outlook *out, const struct engine_options *
     out->text_on_cpu |= options->text_on_cpu;
 out:
     engine_close(engine);
+    return rc;
+}
+
+/* How many tiles share a pass was decided by the plan, which knew the rates: as many are taken. */
+int engine_decide(struct budget *out, const struct engine *engine,
+                  const struct engine_memory *memory, const struct engine_size *sizes,
+                  size_t size_count, struct err *err)
+{
+    int                   rc = ERR_OK;
+    struct budget_facts   facts;
+    struct engine_options here = {.gpu = engine->machine.device};
+    struct engine_card    card = {.vram_bytes = UINT64_MAX / 4};
+    uint32_t              tiles;
+
+    TRY(measure_budget(&facts, engine, sizes, size_count, err));
+    if (engine->machine.machine == MACHINE_CUDA) TRY(engine_card_here(&card, &here, err));
+    facts.allowed = *memory;
+    if (memory->vram_bytes == 0 || memory->vram_bytes > card.vram_bytes)
+        facts.allowed.vram_bytes = card.vram_bytes;
+    facts.host_bytes = os_host_bytes_total();
+    facts.host_free_bytes = os_host_bytes_free();
+    tiles = facts.tiles_most;
+    for (uint32_t level = 0; level < facts.mlp_levels; level++)
+        facts.predict_bytes[level][1] = facts.predict_bytes[level][tiles];
+    facts.tiles_most = 1;
+    TRY(budget_make(out, &facts, err));
+    out->tiles_per_pass = tiles;
+out:
     return rc;
 }

@@ -219,6 +219,33 @@ static void small_tiles_share_a_visit(void **state)
     assert_in_range(1e3 * gpu.compute_seconds, 618, 622);
 }
 
+/* What an engine decides for itself: as many tiles as it was asked for, and the rest as planned. */
+static void an_engine_decides_as_the_plan_did(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_WALLED, .precision = PRECISION_BF16};
+    struct engine_memory memory = {.vram_bytes = 8000000000, .offload = true, .keep_share = 0.2};
+    struct engine_size   sizes[] = {{512, 512, 1, 12}, {1024, 1024, 3, 12}};
+    struct engine       *engine;
+    struct budget        budget;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(engine_decide(&budget, engine, &memory, sizes, 2, &err));
+    assert_int_equal(budget.tiles_per_pass, 3);
+    assert_true(budget.streamed_count > 0 && budget.streamed_count % 2 == 0);
+    assert_true(budget.resident_bytes + budget.ring_bytes + budget.scratch_bytes <= 8000000000);
+    memory.vram_bytes = 0;
+    ASSERT_OK(engine_decide(&budget, engine, &memory, sizes, 2, &err));
+    assert_int_equal(budget.streamed_count, 0);
+    memory.vram_bytes = 2000000000;
+    memory.offload = false;
+    ASSERT_REFUSED(ERR_DEVICE_MEM, "allow offload",
+                   engine_decide(&budget, engine, &memory, sizes, 2, &err));
+    engine_close(engine);
+}
+
 static void too_small_a_card_is_one_sentence(void **state)
 {
     struct err            err = {0};
@@ -255,6 +282,7 @@ int main(void)
                                        cmocka_unit_test(flux_fits_cards_of_five_sizes),
                                        cmocka_unit_test(facts_are_in_order),
                                        cmocka_unit_test(small_tiles_share_a_visit),
+                                       cmocka_unit_test(an_engine_decides_as_the_plan_did),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, remove_model);
