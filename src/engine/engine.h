@@ -102,11 +102,6 @@ int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out
 int engine_find_device(struct engine_device *out, const struct engine_options *options,
                        struct err *err);
 
-/* Is the GPU of the options there and usable, and has it room for `cost` (NULL: not asked)?  One
- * sentence otherwise.  Always well on the CPU. */
-int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
-                        struct err *err);
-
 /* A GPU to plan for; it need not be there.  0 bytes or 0 per second: not known. */
 struct engine_card {
     uint64_t vram_bytes; /* for this program; options.memory.vram_bytes may be less */

@@ -84,30 +84,22 @@ out:
     return rc;
 }
 
-/* How many tiles share a pass was decided by the plan, which knew the rates: as many are taken. */
-int engine_decide(struct budget *out, const struct engine *engine,
+int engine_decide(struct budget *out, struct budget_facts *facts_out, const struct engine *engine,
                   const struct engine_memory *memory, const struct engine_size *sizes,
                   size_t size_count, struct err *err)
 {
     int                   rc = ERR_OK;
-    struct budget_facts   facts;
-    struct engine_options here = {.gpu = engine->machine.device};
-    struct engine_card    card = {.vram_bytes = UINT64_MAX / 4};
-    uint32_t              tiles;
+    struct engine_options here = {.machine = ENGINE_CUDA, .gpu = engine->machine.device};
+    struct engine_card    card = {.vram_bytes = UINT64_MAX / 4,
+                                  .host_bytes = os_host_bytes_total(),
+                                  .host_free_bytes = os_host_bytes_free()};
 
-    TRY(measure_budget(&facts, engine, sizes, size_count, err));
     if (engine->machine.machine == MACHINE_CUDA) TRY(engine_card_here(&card, &here, err));
-    facts.allowed = *memory;
-    if (memory->vram_bytes == 0 || memory->vram_bytes > card.vram_bytes)
-        facts.allowed.vram_bytes = card.vram_bytes;
-    facts.host_bytes = os_host_bytes_total();
-    facts.host_free_bytes = os_host_bytes_free();
-    tiles = facts.tiles_most;
-    for (uint32_t level = 0; level < facts.mlp_levels; level++)
-        facts.predict_bytes[level][1] = facts.predict_bytes[level][tiles];
-    facts.tiles_most = 1;
-    TRY(budget_make(out, &facts, err));
-    out->tiles_per_pass = tiles;
+    card.link_bytes_per_second = memory->link_bytes_per_second;
+    card.flop_per_second = memory->flop_per_second;
+    TRY(measure_budget(facts_out, engine, sizes, size_count, err));
+    budget_allow(facts_out, memory, &card);
+    TRY(budget_make(out, facts_out, err));
 out:
     return rc;
 }

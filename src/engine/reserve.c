@@ -73,51 +73,7 @@ out:
     return rc;
 }
 
-int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
-                        struct err *err)
-{
-    int                  rc = ERR_OK;
-    struct engine_device device;
-    uint64_t             need;
-    char                 words[5][32];
-
-    if (options->machine != ENGINE_CUDA) goto out;
-    TRY(engine_find_device(&device, options, err));
-    if (cost == NULL) goto out;
-    need = cost->kept_bytes + cost->scratch_bytes + cost->fixed_bytes;
-    if (need > device.bytes_free)
-        RAISE(err, ERR_DEVICE_MEM, 0,
-              "plan: GPU %d (%.60s) has %s free of %s, and %s are needed (%s of weights, %s of "
-              "scratch); close other programs on it, give a smaller --tile, or use --device cpu",
-              options->gpu, device.name, text_bytes(words[0], sizeof words[0], device.bytes_free),
-              text_bytes(words[1], sizeof words[1], device.bytes_total),
-              text_bytes(words[2], sizeof words[2], need),
-              text_bytes(words[3], sizeof words[3], cost->kept_bytes),
-              text_bytes(words[4], sizeof words[4], cost->scratch_bytes));
-out:
-    return rc;
-}
-
 /* ------------------------------------------------------------------------------------ reserve */
-
-/* What a cap leaves is shared out; without a cap all that the sizes take is taken. */
-static int decide(struct engine *engine, struct err *err)
-{
-    int                   rc = ERR_OK;
-    struct engine_options here = {.machine = ENGINE_CUDA, .gpu = engine->machine.device};
-    struct engine_card    card = {.vram_bytes = engine->memory.vram_bytes,
-                                  .host_bytes = os_host_bytes_total(),
-                                  .host_free_bytes = os_host_bytes_free(),
-                                  .link_bytes_per_second = engine->memory.link_bytes_per_second,
-                                  .flop_per_second = engine->memory.flop_per_second};
-
-    if (engine->machine.machine == MACHINE_CUDA) TRY(engine_card_here(&card, &here, err));
-    TRY(measure_budget(&engine->needs, engine, engine->sizes, engine->size_count, err));
-    budget_allow(&engine->needs, &engine->memory, &card);
-    TRY(budget_make(&engine->budget, &engine->needs, err));
-out:
-    return rc;
-}
 
 /* One pool under the arenas of both backends: a prompt's memory is a tile's afterwards. */
 static int open_pool(struct engine *engine, struct err *err)
@@ -287,8 +243,10 @@ int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_
         if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;
     }
     TRY(os_alloc((void **)&engine->tiles, most, sizeof *engine->tiles, "a list of tiles", err));
+    /* What a cap leaves is shared out; without one all that the sizes take is taken. */
     if (engine->machine.machine != MACHINE_CPU && engine->memory.vram_bytes > 0)
-        TRY(decide(engine, err));
+        TRY(engine_decide(&engine->budget, &engine->needs, engine, &engine->memory, engine->sizes,
+                          size_count, err));
     TRY(prepare_somehow(engine, err));
 out:
     return rc;
