@@ -248,9 +248,9 @@ static const struct backend_ops cuda_ops = {
     .close = close_cuda,
 };
 
-/* What the libraries load onto the card, beside the arenas' rounding: an allowance, to be replaced
- * by what a card shows. */
-#define LIBRARIES_BYTES ((uint64_t)512 << 20)
+/* What a context and the libraries load onto the card beside the arenas: an H100 with CUDA 13.0 and
+ * cuDNN 9.19 showed 546 MB more than its arenas were allowed. */
+#define LIBRARIES_BYTES ((uint64_t)576 << 20)
 
 static uint64_t cuda_fixed(const struct backend_options *options)
 {

@@ -343,10 +343,10 @@ out:
 const char *budget_rung_name(enum budget_rung rung)
 {
     static const char *const names[RUNG_COUNT] = {
-        [RUNG_REUSE] = "reuse mapped memory",
-        [RUNG_DEMOTE] = "demote resident blocks",    [RUNG_CHUNK] = "run the MLP in chunks",
-        [RUNG_TILES] = "fewer tiles per pass",       [RUNG_STRIPS] = "lower strips of the VAE",
-        [RUNG_KEEP] = "keep less than keep_in_vram", [RUNG_ENCODERS] = "text encoders on the CPU"};
+        [RUNG_REUSE] = "reuse mapped memory",        [RUNG_DEMOTE] = "demote resident blocks",
+        [RUNG_CHUNK] = "run the MLP in chunks",      [RUNG_TILES] = "fewer tiles per pass",
+        [RUNG_STRIPS] = "lower strips of the VAE",   [RUNG_KEEP] = "keep less than keep_in_vram",
+        [RUNG_ENCODERS] = "text encoders on the CPU"};
 
     must(rung < RUNG_COUNT);
     return names[rung];

@@ -25,10 +25,10 @@ enum dtype engine_compute(enum engine_machine machine, enum precision precision)
 
 /* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
 struct engine {
-    struct model   *model;
-    struct networks networks; /* of the host                                       */
-    struct networks painters; /* VAE and transformer as `backend` reads them       */
-    struct arena            *vectors; /* fp32 copies of biases and norm weights            */
+    struct model            *model;
+    struct networks          networks; /* of the host                                       */
+    struct networks          painters; /* VAE and transformer as `backend` reads them       */
+    struct arena            *vectors;  /* fp32 copies of biases and norm weights            */
     struct clip_tokenizer   *clip_tokenizer;
     struct t5_tokenizer     *t5_tokenizer;
     struct engine_facts      facts;
@@ -38,7 +38,7 @@ struct engine {
     struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
     struct transformer_tile *tiles;        /* [tiles_max]                                       */
     uint32_t                 tiles_max, steps_max;
-    struct engine_memory     memory;       /* what is allowed of a distant machine              */
+    struct engine_memory     memory; /* what is allowed of a distant machine              */
     struct engine_size       sizes[ENGINE_SIZES_MAX]; /* what was reserved for                  */
     size_t                   size_count;
     struct budget_facts      needs;    /* of these sizes; with a cap only                      */
@@ -55,8 +55,8 @@ int  engine_keep(struct networks *out, const struct engine *engine, struct backe
                  struct err *err);
 void engine_release(struct networks *networks, const struct engine *engine);
 
-/* Rows that an MLP sees at a time, at a level of the budget, for the largest of these sizes; 0: all.
- */
+/* Rows that an MLP sees at a time at a level of the budget, for the largest of these sizes; 0: all
+ * of them. */
 int64_t engine_mlp_rows(const struct engine *engine, const struct engine_size *sizes,
                         size_t size_count, uint32_t level);
 /* ERR_DEVICE_MEM when memory was given up and not to be had again. */
@@ -82,12 +82,12 @@ void compute_predict(const struct compute *compute, struct transformer_tile *wor
 
 /* What some sizes take: of each number the largest. */
 struct measured {
-    uint64_t           tile_bytes, tile_workspace_bytes;     /* arena and more of engine.machine  */
-    uint64_t           text_bytes, text_workspace_bytes;     /* the same of engine.text_machine   */
-    uint64_t           kept_matrix_bytes, kept_vector_bytes; /* of a distant engine.machine   */
-    struct parcel_sizes parcels;                             /* the same                      */
-    uint64_t           table_bytes;                          /* of one prompt                     */
-    struct engine_cost cost;
+    uint64_t            tile_bytes, tile_workspace_bytes; /* arena and more of engine.machine  */
+    uint64_t            text_bytes, text_workspace_bytes; /* the same of engine.text_machine   */
+    uint64_t            kept_matrix_bytes, kept_vector_bytes; /* of a distant engine.machine   */
+    struct parcel_sizes parcels;                              /* the same                      */
+    uint64_t            table_bytes; /* of one prompt                     */
+    struct engine_cost  cost;
 };
 int measure_sizes(struct measured *out, const struct engine *engine,
                   const struct engine_size *sizes, size_t size_count, struct err *err);

@@ -156,9 +156,9 @@ int engine_identify(struct engine_identity *out, const struct engine_options *op
 /* The `numeric` of it alone; reads no files, but asks a GPU for its name.  Returns out. */
 const char *engine_numeric_version(char out[128], const struct engine_options *options);
 
-/* Do with less of a GPU's memory from now on, at the cost of time and of no bit; between primitives,
- * after ERR_DEVICE_MEM.  What was given up, and what it gained, goes into words_out [capacity].
- * False: nothing is left to give up, or there is no cap. */
+/* Do with less of a GPU's memory from now on, at the cost of time and of no bit; between
+ * primitives, after ERR_DEVICE_MEM.  What was given up, and what it gained, goes into words_out
+ * [capacity].  False: nothing is left to give up, or there is no cap. */
 bool engine_yield_memory(struct engine *engine, char *words_out, size_t capacity);
 
 /* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay,

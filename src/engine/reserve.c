@@ -2,7 +2,8 @@
  * reserve.c - what sizes of pictures cost, and the machine made ready for them.
  *
  * Owns the order of a distant machine's preparation: decide who gets how much, measure, open, copy
- * the weights that every step reads, rehearse; and the way down when there is less than was planned.  The text encoders and the layers that make
+ * the weights that every step reads, rehearse; and the way down when there is less than was
+ * planned.  The text encoders and the layers that make
  * modulation are never there: a prompt fetches each of their matrices when its turn comes, once.
  *
  * Read next: measure.c.
@@ -79,15 +80,15 @@ out:
 static int open_pool(struct engine *engine, struct err *err)
 {
     const struct engine_memory *memory = &engine->memory;
-    struct pool_options         options = {
-                .ops = backend_vmem(engine->machine.machine),
-                .device = engine->machine.device,
-                .cap_bytes = engine->needs.allowed.vram_bytes - engine->budget.fixed_bytes,
-                .segment_bytes = memory->segment_bytes,
-                .start_bytes = memory->pool_bytes,
-                .idle_share_max = memory->fragmentation_max,
-                .expandable = memory->expandable};
-    int rc = pool_open(&engine->pool, &options, err);
+    struct pool_options         options = {.ops = backend_vmem(engine->machine.machine),
+                                           .device = engine->machine.device,
+                                           .cap_bytes = engine->needs.allowed.vram_bytes -
+                                                        engine->budget.fixed_bytes,
+                                           .segment_bytes = memory->segment_bytes,
+                                           .start_bytes = memory->pool_bytes,
+                                           .idle_share_max = memory->fragmentation_max,
+                                           .expandable = memory->expandable};
+    int                         rc = pool_open(&engine->pool, &options, err);
 
     engine->machine.pool = engine->pool;
     if (engine->text_machine.machine == engine->machine.machine)
@@ -135,8 +136,7 @@ static int prepare(struct engine *engine, struct err *err)
             sizes[i].tiles = engine->budget.tiles_per_pass;
         if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
     }
-    if (capped)
-        engine->mlp_rows = engine_mlp_rows(engine, sizes, count, engine->budget.mlp_level);
+    if (capped) engine->mlp_rows = engine_mlp_rows(engine, sizes, count, engine->budget.mlp_level);
     TRY(measure_sizes(&measured, engine, sizes, count, err));
     if (capped && engine->pool == NULL) TRY(open_pool(engine, err));
     TRY(open_backend(engine, &measured, err));
