@@ -12,6 +12,7 @@
 #define MURAL_ENGINE_H
 
 #include "base/base.h"
+#include "memory/memory.h"
 
 struct engine;
 struct prompt;
@@ -56,9 +57,9 @@ struct engine_options {
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
     const struct engine_device *device;
-    struct engine_memory memory;   /* of a GPU                                             */
-    bool                 text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
-                                         engine_numeric_version                               */
+    struct engine_memory        memory; /* of a GPU                                             */
+    bool                        text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
+                                                engine_numeric_version                               */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
@@ -202,6 +203,13 @@ struct prompt_request {
 int  prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
                  struct err *err);
 void prompt_close(struct prompt *prompt);
+
+/* What this engine did with a GPU's memory since the last restart, or since it was opened; zeros
+ * where it uses none.  The history has the highest values of each lap of time. */
+void     engine_memory_restart(struct engine *engine);
+void     engine_memory_use(const struct engine *engine, struct memory_use *out);
+uint32_t engine_memory_history(const struct engine *engine,
+                               struct pool_sample   out[POOL_SAMPLES_MAX]);
 
 /* ------------------------------------------------------------------------------- primitives */
 

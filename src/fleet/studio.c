@@ -134,6 +134,16 @@ static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t 
     return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
 }
 
+static bool studio_memory(void *self, bool restart, struct painter_memory *out)
+{
+    const struct studio *studio = self;
+
+    engine_memory_use(studio->engine, &out->use);
+    out->sample_count = engine_memory_history(studio->engine, out->samples);
+    if (restart) engine_memory_restart(studio->engine);
+    return out->use.peak_device > 0;
+}
+
 const struct schedule *studio_schedule(const struct studio *studio)
 {
     return &studio->schedule;
@@ -161,5 +171,6 @@ struct painter studio_painter(struct studio *studio)
                             .start = studio_start,
                             .predict = studio_predict,
                             .advance = studio_advance,
-                            .decode = studio_decode};
+                            .decode = studio_decode,
+                            .memory = studio_memory};
 }
