@@ -23,10 +23,10 @@ enum dtype engine_compute(enum engine_machine machine, enum precision precision)
 
 /* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
 struct engine {
-    struct model            *model;
-    struct networks          networks; /* of the host                                       */
-    struct networks          painters; /* VAE and transformer as `backend` reads them       */
-    struct arena            *vectors;  /* fp32 copies of biases and norm weights            */
+    struct model   *model;
+    struct networks networks; /* of the host                                       */
+    struct networks painters; /* VAE and transformer as `backend` reads them       */
+    struct arena            *vectors; /* fp32 copies of biases and norm weights            */
     struct clip_tokenizer   *clip_tokenizer;
     struct t5_tokenizer     *t5_tokenizer;
     struct engine_facts      facts;
@@ -67,12 +67,12 @@ void compute_predict(const struct compute *compute, struct transformer_tile *wor
 
 /* What some sizes take: of each number the largest. */
 struct measured {
-    uint64_t            tile_bytes, tile_workspace_bytes; /* arena and more of engine.machine  */
-    uint64_t            text_bytes, text_workspace_bytes; /* the same of engine.text_machine   */
-    uint64_t            kept_matrix_bytes, kept_vector_bytes; /* of a distant engine.machine   */
-    struct parcel_sizes parcels;                              /* the same                      */
-    uint64_t            table_bytes; /* of one prompt                     */
-    struct engine_cost  cost;
+    uint64_t           tile_bytes, tile_workspace_bytes;     /* arena and more of engine.machine  */
+    uint64_t           text_bytes, text_workspace_bytes;     /* the same of engine.text_machine   */
+    uint64_t           kept_matrix_bytes, kept_vector_bytes; /* of a distant engine.machine   */
+    struct parcel_sizes parcels;                             /* the same                      */
+    uint64_t           table_bytes;                          /* of one prompt                     */
+    struct engine_cost cost;
 };
 int measure_sizes(struct measured *out, const struct engine *engine,
                   const struct engine_size *sizes, size_t size_count, struct err *err);

@@ -57,9 +57,9 @@ struct engine_options {
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
     const struct engine_device *device;
-    struct engine_memory        memory; /* of a GPU                                             */
-    bool                        text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
-                                                engine_numeric_version                               */
+    struct engine_memory memory;   /* of a GPU                                             */
+    bool                 text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
+                                         engine_numeric_version                               */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */

@@ -35,6 +35,7 @@ void engine_memory_use(const struct engine *engine, struct memory_use *out)
     account(engine, out);
     for (int call = 0; call < MEMORY_CALLS; call++)
         out->calls[call] -= told->calls[call];
+    if (out->link_bytes < told->link_bytes) return; /* of a backend that was opened after that */
     out->link_bytes -= told->link_bytes;
     out->stall_seconds -= told->stall_seconds;
 }

@@ -172,6 +172,46 @@ static void a_worker_is_asked_to_do_with_less(void **state)
     }
 }
 
+/* No account is worth a picture: whatever becomes of the question, the painter goes on. */
+static void a_worker_is_asked_about_its_memory(void **state)
+{
+    static const char *const     kinds[] = {"none",  "used", "exit",   "sigkill", "kind",   "long",
+                                            "short", "gain", "device", "memory",  "hangup", "sequence"};
+    static struct painter_memory memory;
+    struct fleet_request         request = usual_request();
+    struct remains               before = look();
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
+        struct fleet *fleet = NULL;
+        struct err    err = {0};
+        uint32_t      count;
+        float         rgb[ALL_PIXELS];
+        bool          used = strcmp(kinds[i], "used") == 0;
+
+        plant(kinds[i], 4); /* open, begin, a question with a restart, and this */
+        ASSERT_OK(fleet_open(&fleet, &request, &err));
+        const struct painter *painter = fleet_painters(fleet, &count);
+        ASSERT_OK(begin(painter, &err));
+        assert_false(painter->memory(painter->self, true, &memory)); /* a CPU has none */
+        if (painter->memory(painter->self, false, &memory) != used)
+            fail_msg("%s: it is asked in vain, or not", kinds[i]);
+        if (used) {
+            assert_int_equal(memory.use.peak_live, 96);
+            assert_int_equal(memory.use.calls[MEMORY_ACCESS], 3);
+            assert_int_equal(memory.use.link_bytes, 9);
+            assert_int_equal(memory.sample_count, 1);
+            assert_int_equal(memory.samples[0].device, 101);
+        }
+        ASSERT_OK(paint_in_stage(painter, rgb, &err));
+        assert_expected(rgb, kinds[i]);
+        painter->end(painter->self);
+        fleet_close(fleet);
+        clear();
+        assert_nothing_remains(before, kinds[i]);
+    }
+}
+
 /* -------------------------------------------------------------------- a supervisor that lies */
 
 /* Sends a message and waits for the answer or the end of the channel: its kind, or 0. */
@@ -259,6 +299,7 @@ int main(void)
         cmocka_unit_test(an_engine_paints_groups_to_the_same_bytes),
         cmocka_unit_test(sound_tiles_of_a_bad_pass_count),
         cmocka_unit_test(a_worker_is_asked_to_do_with_less),
+        cmocka_unit_test(a_worker_is_asked_about_its_memory),
         cmocka_unit_test(a_worker_does_only_what_was_planned),
     };
     int failed = cmocka_run_group_tests(threads, setup, teardown);
