@@ -420,6 +420,15 @@ static void take_begun(struct reader *r, struct schedule *schedule)
     need(r, schedule->sigma[schedule->steps] == 0, "the last noise level");
 }
 
+/* As large as a journal can say it. */
+static uint64_t take_i63(struct reader *r, const char *name)
+{
+    uint64_t value = take_u64(r, name);
+
+    need(r, value <= INT64_MAX, name);
+    return value;
+}
+
 /* Each kind of bytes holds the one before it, and none rises above `limits`. */
 static void take_levels(struct reader *r, uint64_t levels_out[4], const uint64_t limits[4])
 {
@@ -432,7 +441,7 @@ static void take_levels(struct reader *r, uint64_t levels_out[4], const uint64_t
 
 static void take_used(struct reader *r, struct painter_memory *memory)
 {
-    const uint64_t     any[4] = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX};
+    const uint64_t     any[4] = {INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
     const double       seconds_max = 1e12;
     uint64_t           peaks[4], levels[4];
     struct memory_use *use = &memory->use;
@@ -444,10 +453,11 @@ static void take_used(struct reader *r, struct painter_memory *memory)
     use->peak_device = peaks[3];
     use->idle_share = take_share(r, "the share that lies idle");
     for (int call = 0; call < MEMORY_CALLS; call++)
-        use->calls[call] = take_u64(r, "a count of calls");
-    use->link_bytes = take_u64(r, "the bytes over the link");
+        use->calls[call] = take_i63(r, "a count of calls");
+    use->link_bytes = take_i63(r, "the bytes over the link");
     use->stall_seconds = take_f64(r, "the seconds stood still");
-    need(r, use->stall_seconds >= 0, "the seconds stood still");
+    need(r, use->stall_seconds >= 0 && use->stall_seconds <= seconds_max,
+         "the seconds stood still");
     memory->sample_count = take_u32(r, 0, POOL_SAMPLES_MAX, "the count of samples");
     for (uint32_t i = 0; i < memory->sample_count; i++) {
         struct pool_sample *sample = &memory->samples[i];

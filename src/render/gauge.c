@@ -13,14 +13,19 @@
 
 void gauge_begin(struct gauge *gauge, const struct painter *painter)
 {
-    if (painter->memory != NULL) (void)painter->memory(painter->self, true, &gauge->memory);
-    gauge->told = (struct memory_use){.peak_live = 0};
+    /* Where it was not heard it goes on counting. */
+    if (painter->memory != NULL && painter->memory(painter->self, true, &gauge->memory))
+        gauge->told = (struct memory_use){.peak_live = 0};
 }
 
-/* A painter that began anew, as a worker in the place of another, has less to tell than before. */
-static uint64_t since(uint64_t now, uint64_t before)
+/* As when a worker took the place of another: then all that it tells is new. */
+static bool began_anew(const struct memory_use *now, const struct memory_use *told)
 {
-    return now >= before ? now - before : now;
+    bool less = now->link_bytes < told->link_bytes || now->stall_seconds < told->stall_seconds;
+
+    for (int call = 0; call < MEMORY_CALLS; call++)
+        less |= now->calls[call] < told->calls[call];
+    return less;
 }
 
 bool gauge_tile(struct gauge *gauge, const struct painter *painter, struct memory_use *out)
@@ -29,11 +34,12 @@ bool gauge_tile(struct gauge *gauge, const struct painter *painter, struct memor
 
     if (painter->memory == NULL || !painter->memory(painter->self, false, &gauge->memory))
         return false;
+    if (began_anew(now, told)) gauge->told = (struct memory_use){.peak_live = 0};
     *out = *now;
     for (int call = 0; call < MEMORY_CALLS; call++)
-        out->calls[call] = since(now->calls[call], told->calls[call]);
-    out->link_bytes = since(now->link_bytes, told->link_bytes);
-    if (now->stall_seconds >= told->stall_seconds) out->stall_seconds -= told->stall_seconds;
+        out->calls[call] -= told->calls[call];
+    out->link_bytes -= told->link_bytes;
+    out->stall_seconds -= told->stall_seconds;
     gauge->told = *now;
     return true;
 }

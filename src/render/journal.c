@@ -476,6 +476,7 @@ static const char *memory_words(char *out, size_t capacity, const struct memory_
         [MEMORY_UNMAP] = "unmap",   [MEMORY_RELEASE] = "release", [MEMORY_SETTLE] = "settle"};
     char   calls[MEMORY_CALLS * 40] = "";
     size_t used = 0;
+    int    wrote;
 
     out[0] = '\0';
     if (use == NULL) return out;
@@ -483,14 +484,15 @@ static const char *memory_words(char *out, size_t capacity, const struct memory_
         used += (size_t)snprintf(calls + used, sizeof calls - used, "%s\"%s\":%llu",
                                  call == 0 ? "" : ",", names[call],
                                  (unsigned long long)use->calls[call]);
-    (void)snprintf(out, capacity,
-                   ",\"memory\":{\"utilisation\":%.4f,\"fragmentation\":%.4f,\"idle\":%.4f,"
-                   "\"live\":%llu,\"placed\":%llu,\"mapped\":%llu,\"device\":%llu,"
-                   "\"calls\":{%s},\"link\":%llu,\"stall\":%.6f}",
-                   memory_utilisation(use), memory_internal_fragmentation(use), use->idle_share,
-                   (unsigned long long)use->peak_live, (unsigned long long)use->peak_placed,
-                   (unsigned long long)use->peak_mapped, (unsigned long long)use->peak_device,
-                   calls, (unsigned long long)use->link_bytes, use->stall_seconds);
+    wrote = snprintf(out, capacity,
+                     ",\"memory\":{\"utilisation\":%.4f,\"fragmentation\":%.4f,\"idle\":%.4f,"
+                     "\"live\":%llu,\"placed\":%llu,\"mapped\":%llu,\"device\":%llu,"
+                     "\"calls\":{%s},\"link\":%llu,\"stall\":%.6f}",
+                     memory_utilisation(use), memory_internal_fragmentation(use), use->idle_share,
+                     (unsigned long long)use->peak_live, (unsigned long long)use->peak_placed,
+                     (unsigned long long)use->peak_mapped, (unsigned long long)use->peak_device,
+                     calls, (unsigned long long)use->link_bytes, use->stall_seconds);
+    must(wrote > 0 && (size_t)wrote < capacity);
     return out;
 }
 

@@ -40,7 +40,8 @@ static void check_used(const struct painter_memory *memory)
     const struct memory_use *use = &memory->use;
 
     must(use->peak_live <= use->peak_placed && use->peak_placed <= use->peak_mapped &&
-         use->peak_mapped <= use->peak_device);
+         use->peak_mapped <= use->peak_device && use->peak_device <= INT64_MAX);
+    must(use->link_bytes <= INT64_MAX && use->calls[MEMORY_SETTLE] <= INT64_MAX);
     must(use->idle_share >= 0 && use->idle_share <= 1 && use->stall_seconds >= 0);
     must(memory->sample_count <= POOL_SAMPLES_MAX);
     for (uint32_t i = 0; i < memory->sample_count; i++) {

@@ -180,14 +180,14 @@ static void a_tile_tells_of_memory_where_it_is_known(void **state)
     static const char   expected[] = "\"memory\":{\"utilisation\":0.9600,\"fragmentation\":0.0400,"
                                      "\"idle\":0.2500,\"live\":96,\"placed\":100,\"mapped\":100,"
                                      "\"device\":101,\"calls\":{\"create\":1,\"map\":2,\"access\":3,"
-                                     "\"unmap\":4,\"release\":5,\"settle\":18446744073709551615},"
+                                     "\"unmap\":4,\"release\":5,\"settle\":9223372036854775807},"
                                      "\"link\":7,\"stall\":0.125000}}\n";
     struct memory_use   use = {.peak_live = 96,
                                .peak_placed = 100,
                                .peak_mapped = 100,
                                .peak_device = 101,
                                .idle_share = 0.25,
-                               .calls = {1, 2, 3, 4, 5, UINT64_MAX},
+                               .calls = {1, 2, 3, 4, 5, INT64_MAX},
                                .link_bytes = 7,
                                .stall_seconds = 0.125};
     struct journal_tile tile = {.number = 1, .hash = 5, .attempts = 1};

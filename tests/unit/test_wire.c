@@ -75,10 +75,10 @@ static void any_memory(struct painter_memory *memory, uint64_t *state)
                                       .peak_mapped = peaks[2],
                                       .peak_device = peaks[3],
                                       .idle_share = 0.01 * (double)random_between(state, 0, 100),
-                                      .link_bytes = random_u64(state),
+                                      .link_bytes = random_u64(state) >> 1,
                                       .stall_seconds = 0.1 * (double)random_between(state, 0, 9)};
     for (int call = 0; call < MEMORY_CALLS; call++)
-        memory->use.calls[call] = random_u64(state);
+        memory->use.calls[call] = random_u64(state) >> 1;
     memory->sample_count = (uint32_t)random_between(state, 0, 9);
     if (random_u64(state) % 8 == 0) memory->sample_count = POOL_SAMPLES_MAX;
     for (uint32_t i = 0; i < memory->sample_count; i++) {
@@ -264,7 +264,7 @@ static void an_account_of_memory_must_be_possible(void **state)
     struct err             err = {0};
 
     (void)state;
-    for (int story = 0; story < 12; story++) {
+    for (int story = 0; story < 16; story++) {
         message = (struct wire_message){.kind = WIRE_USED};
         memory->use = use;
         memory->sample_count = 2;
@@ -281,6 +281,10 @@ static void an_account_of_memory_must_be_possible(void **state)
         if (story == 9) memory->samples[1].device = 8;
         if (story == 10) memory->samples[1].placed = 3;
         if (story == 11) memory->samples[0].seconds = INFINITY;
+        if (story == 12) memory->use.calls[MEMORY_SETTLE] = (uint64_t)INT64_MAX + 1;
+        if (story == 13) memory->use.link_bytes = UINT64_MAX;
+        if (story == 14) memory->use.peak_device = UINT64_MAX;
+        if (story == 15) memory->use.stall_seconds = 1e300;
         size_t count = wire_pack(bytes, &message);
         if (story == 0)
             ASSERT_OK(wire_unpack(&read, bytes, count, WIRE_WORKER, &err));
