@@ -210,7 +210,7 @@ static void plot_memory(struct hand *hand, uint32_t number, bool known)
         gauge_plot(&hand->gauge, number, path);
     else if (!crew->plotless)
         log_line(LOG_WARN,
-                 "'%s' is not plotted for tile %u: who painted it tells of no GPU's memory", path,
+                 "nothing to plot in '%s': who painted tile %u tells of no GPU's memory", path,
                  number);
     crew->plotless |= !known;
 }
