@@ -377,8 +377,10 @@ static char mark_of(const struct model *m, uint32_t k)
 
 static void check(const struct pool *pool, const struct model *models)
 {
-    struct pool_counts counts = counts_of(pool);
-    uint64_t           live = 0, placed = 0, mapped = 0;
+    static struct pool_sample samples[POOL_SAMPLES_MAX];
+    struct pool_counts        counts = counts_of(pool);
+    struct memory_use         use;
+    uint64_t                  live = 0, placed = 0, mapped = 0;
 
     for (size_t i = 0; i < ARENAS; i++) {
         const struct model *m = &models[i];
@@ -398,6 +400,14 @@ static void check(const struct pool *pool, const struct model *models)
     assert_int_equal(shadow_seen(), mapped);
     assert_int_equal(counts.device, shadow.bytes);
     assert_true(shadow.peak_bytes <= CAP);
+    /* At no moment since the start was one kind above the next. */
+    pool_use(pool, &use);
+    assert_true(use.peak_live <= use.peak_placed && use.peak_placed <= use.peak_mapped);
+    assert_true(use.peak_mapped <= use.peak_device && use.peak_device == counts.peak_device);
+    for (uint32_t i = pool_history(pool, samples); i-- > 0;)
+        if (samples[i].live > samples[i].placed || samples[i].placed > samples[i].mapped ||
+            samples[i].mapped > samples[i].device)
+            fail_msg("sample %u: a kind of bytes is above the next", i);
 }
 
 static void take_some(struct model *models, struct model *m, uint64_t *seed)
