@@ -187,6 +187,39 @@ static void the_last_tile_is_plotted(void **state)
     story_close(&story);
 }
 
+/* Each counts for itself, and they take turns at the file. */
+static void several_painters_share_one_plot(void **state)
+{
+    enum { COUNT = 3 };
+    struct story      story;
+    struct rememberer rememberers[COUNT], first;
+    struct painter    painters[COUNT];
+    struct image      plot = {0};
+    struct err        err = {0};
+    int               predictions = -DRAFT_STEPS;
+
+    (void)state;
+    gauge_open(&story, &first, 1);
+    (void)snprintf(story.config.memory_plot, sizeof story.config.memory_plot, "%s/memory.png",
+                   story.folder);
+    for (int i = 0; i < COUNT; i++) {
+        rememberers[i] = (struct rememberer){.since = 0};
+        painters[i] = story.painter;
+        painters[i].self = &rememberers[i];
+    }
+    story.request.painters = painters;
+    story.request.painter_count = COUNT;
+    paint_and_listen(&story);
+    assert_int_equal(warned.count, 0);
+    for (int i = 0; i < COUNT; i++)
+        predictions += rememberers[i].fake.predictions;
+    assert_int_equal(predictions, TILES * TILE_STEPS);
+    assert_true(sums_of(&story).map == predictions);
+    ASSERT_OK(image_read(&plot, story.config.memory_plot, &err));
+    os_free(plot.rgb);
+    story_close(&story);
+}
+
 static void a_plot_that_cannot_be_written_is_a_warning(void **state)
 {
     struct story      story;
@@ -226,6 +259,7 @@ int main(void)
         cmocka_unit_test(what_adds_up_adds_up),
         cmocka_unit_test(a_painter_may_be_silent_or_begin_anew),
         cmocka_unit_test(the_last_tile_is_plotted),
+        cmocka_unit_test(several_painters_share_one_plot),
         cmocka_unit_test(a_plot_that_cannot_be_written_is_a_warning),
         cmocka_unit_test(without_a_gpu_one_sentence_says_so),
     };
