@@ -186,7 +186,7 @@ bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle, packed 
 	@$(call carried,$(PROGRAM)) | xargs -I{} cp -L {} $(BUNDLE)/lib/
 	@cp LICENSE README.md $(BUNDLE)/
 	@if [ -d samples/model ]; then cp -r samples/model $(BUNDLE)/model; fi
-	@tar -C build -cf - bundle | xz -T0 -6 >build/bundle.tar.xz
+	@tar -C build -cf - bundle | xz -T0 -3 >build/bundle.tar.xz
 	@$(BUNDLE)/mural help >/dev/null && du -m --apparent-size -s $(BUNDLE) build/bundle.tar.xz | \
 	    awk '{print "built " $$2 ": " $$1 " MB"}'
 

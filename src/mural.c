@@ -213,11 +213,16 @@ static struct engine_size draft_size(const struct mural_job *job)
                                 .steps = (uint32_t)job->config.draft_steps};
 }
 
+static uint32_t tiles_per_pass(const struct mural_job *job)
+{
+    return job->gpu_shares > 0 ? job->gpu.tiles_per_pass : 1;
+}
+
 static struct engine_size tile_size(const struct mural_job *job)
 {
     return (struct engine_size){.w_px = job->plan.grid.tile_w_px,
                                 .h_px = job->plan.grid.tile_h_px,
-                                .tiles = job->gpu_shares > 0 ? job->gpu.tiles_per_pass : 1,
+                                .tiles = tiles_per_pass(job),
                                 .steps = (uint32_t)job->config.steps};
 }
 
@@ -314,6 +319,32 @@ out:
     return rc;
 }
 
+/* The CPU's threads are shared out among workers. */
+static void count_workers(struct mural_job *job)
+{
+    uint32_t count = (uint32_t)job->config.workers;
+    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
+
+    if (job->worker_program == NULL) return;
+    must(count >= 1 && count <= FLEET_WORKERS_MAX);
+    job->worker_count = count;
+    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
+}
+
+/* Of render, and of what it shares with workers. */
+static void count_host_bytes(struct mural_job *job)
+{
+    struct engine_size sizes[2];
+    size_t             size_count = sizes_of(job, sizes);
+    int32_t            channels = job->facts.latent_channels;
+    uint32_t           painters = job->worker_count > 1 ? job->worker_count : 1;
+
+    job->host_bytes = render_host_bytes(&job->config, &job->plan, channels,
+                                        paints_tiles(job) ? painters : 0, tiles_per_pass(job));
+    if (job->worker_count > 0)
+        job->host_bytes += fleet_host_bytes(sizes, size_count, channels, job->worker_count);
+}
+
 static int measure(struct mural_job *job, struct err *err)
 {
     int                rc = ERR_OK;
@@ -328,8 +359,8 @@ static int measure(struct mural_job *job, struct err *err)
     if (paints_tiles(job))
         TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
     job->scratch_bytes = on_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
-    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
-                                        paints_tiles(job) ? 1 : 0, 1);
+    if (job->worker_count > 1) job->scratch_bytes *= job->worker_count;
+    count_host_bytes(job);
     job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
                                        .draft_decode = draft_cost.flop_decode,
                                        .encode = tile_cost.flop_encode,
@@ -458,23 +489,6 @@ out:
     return rc;
 }
 
-/* All of a worker's scratch is its own; the CPU's threads are shared out. */
-static void count_workers(struct mural_job *job)
-{
-    struct engine_size sizes[2];
-    size_t             size_count = sizes_of(job, sizes);
-    uint32_t           count = (uint32_t)job->config.workers;
-    uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
-
-    must(count >= 1 && count <= FLEET_WORKERS_MAX);
-    job->worker_count = count;
-    if (count > 1) job->options.threads = threads > count ? threads / count : 1;
-    job->scratch_bytes *= count;
-    job->host_bytes = render_host_bytes(&job->config, &job->plan, job->facts.latent_channels,
-                                        paints_tiles(job) ? count : 0, 1) +
-                      fleet_host_bytes(sizes, size_count, job->facts.latent_channels, count);
-}
-
 /* FLOP/s as stated or, of a machine that is here, tried. */
 static int find_speed(struct mural_job *job, struct err *err)
 {
@@ -515,8 +529,13 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
     if (paints_tiles(job)) sizes[count - 1].tiles = tiles;
     TRY(engine_plan_memory(&job->gpu, &job->options, &card, may_change, sizes, count, err));
     job->gpu_shares = shares;
-    /* Workers that start together must not each take what is free. */
-    if (shares > 1) job->options.memory.vram_bytes = job->gpu.cap_bytes;
+    /* An engine that decides from the same numbers decides the same; and workers that start
+     * together must not each take what is free. */
+    job->options.memory.vram_bytes = job->gpu.cap_bytes;
+    job->options.memory.tiles_per_pass = job->gpu.tiles_per_pass;
+    job->options.memory.link_bytes_per_second = card.link_bytes_per_second;
+    job->options.memory.flop_per_second = card.flop_per_second;
+    count_host_bytes(job);
     if (!job->gpu.text_on_cpu || job->options.text_on_cpu) goto out;
     log_line(LOG_WARN, "memory of the GPU is short: text is encoded on the CPU, as agreed");
     job->options.text_on_cpu = true;
@@ -562,9 +581,9 @@ static int make_plan(struct mural_job *job, struct err *err)
     job->options = options_of(&job->config);
     job->pace.warmup_steps = (uint32_t)job->config.warmup_batches;
     TRY(choose_device(job, err));
+    count_workers(job);
     TRY(measure(job, err));
     TRY(find_speed(job, err));
-    if (job->worker_program != NULL) count_workers(job);
     if (on_gpu(job)) TRY(fit_gpu(job, err));
     TRY(render_disk_free(&disk_free, job->config.output, err));
     fill_info(job, disk_free);
@@ -750,6 +769,7 @@ static int run(struct mural_job *job, struct err *err)
          .config = &job->config,
          .plan = &job->plan,
          .costs = job->costs,
+         .tiles_per_pass = tiles_per_pass(job),
          .software = "mural " VERSION,
          .retry_wait_seconds = 1,
          .progress = on_render_progress,

@@ -21,12 +21,18 @@ static const struct backend_needs *needs_of(enum machine machine)
     return &cpu_needs;
 }
 
+const struct vmem_ops *backend_vmem(enum machine machine)
+{
+    return needs_of(machine)->vmem;
+}
+
 /* Addresses that arithmetic may start from, and no end. */
 static void place_dry_slots(struct backend *backend)
 {
-    backend->parcels->slot_bytes = UINT64_MAX / 4;
-    for (int slot = 0; slot < PARCEL_SLOTS; slot++)
+    for (int slot = 0; slot < PARCEL_SLOTS; slot++) {
+        backend->parcels->slot_bytes[slot] = UINT64_MAX / 4;
         backend->parcels->slots[slot] = arena_take(backend->kept_matrices, 0, "a slot");
+    }
 }
 
 int backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err)

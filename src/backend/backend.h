@@ -43,6 +43,8 @@ struct backend_options {
     uint64_t            conv_weight_elements_max; /* largest convolution weight of the model     */
     uint64_t            arena_limit_bytes;        /* scratch may never exceed this               */
     uint64_t            kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    struct pool        *pool;    /* of a distant machine: what all its memory comes from; outlives
+                                    the backend; NULL: a pool for each arena              */
     struct parcel_sizes parcels; /* of a distant machine: as a dry run found them         */
     uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
                               where the weights are whenever they travel                    */
@@ -55,6 +57,9 @@ int backend_open(struct backend **out, const struct backend_options *options, st
 /* Measures for options->machine; needs no such machine. */
 int  backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend);
+
+/* Whose memory a pool for this machine is made of; NULL where it has none of its own. */
+const struct vmem_ops *backend_vmem(enum machine machine);
 
 /* The GPU `device`, in words and numbers.  ERR_DEVICE when this build has no CUDA, there is no
  * driver, it is too old, there is no such device, or it is too old for us. */

@@ -259,10 +259,18 @@ static uint64_t cuda_fixed(const struct backend_options *options)
 }
 
 const struct backend_needs cuda_needs = {.distant = true,
+                                         .vmem = &vmem_cuda,
                                          .fixed = cuda_fixed,
                                          .linear = cuda_linear_needs,
                                          .attention = cuda_attention_needs,
                                          .conv2d = cuda_conv2d_needs};
+
+static int open_arena(struct arena **out, const struct backend_options *options, uint64_t bytes,
+                      struct err *err)
+{
+    return options->pool != NULL ? arena_open_in(out, options->pool, bytes, err)
+                                 : arena_open_on(out, &vmem_cuda, options->device, bytes, err);
+}
 
 static int open_arenas(struct cuda *cuda, const struct backend_options *options, struct err *err)
 {
@@ -271,10 +279,10 @@ static int open_arenas(struct cuda *cuda, const struct backend_options *options,
     uint64_t        matrices = max_u64(options->kept_matrix_bytes, 64);
     uint64_t        vectors = max_u64(options->kept_vector_bytes, 64);
 
-    TRY(arena_open_on(&base->arena, &vmem_cuda, cuda->device, options->arena_limit_bytes, err));
-    TRY(arena_open_on(&base->kept_matrices, &vmem_cuda, cuda->device, matrices, err));
-    TRY(arena_open_on(&base->kept_vectors, &vmem_cuda, cuda->device, vectors, err));
-    TRY(arena_open_on(&cuda->shadow, &vmem_cuda, cuda->device, vectors / 2 + 64, err));
+    TRY(open_arena(&base->arena, options, options->arena_limit_bytes, err));
+    TRY(open_arena(&base->kept_matrices, options, matrices, err));
+    TRY(open_arena(&base->kept_vectors, options, vectors, err));
+    TRY(open_arena(&cuda->shadow, options, vectors / 2 + 64, err));
     if (options->kept_matrix_bytes > 0) TRY(arena_seal(base->kept_matrices, matrices, err));
     if (options->kept_vector_bytes > 0) TRY(arena_seal(base->kept_vectors, vectors, err));
     TRY(arena_seal(cuda->shadow, vectors / 2 + 64, err));

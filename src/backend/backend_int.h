@@ -12,7 +12,8 @@
 /* What a machine takes beside the operands; pure, so that dry backends can ask without one.  Every
  * entry may be NULL: nothing.  Scratch lies on top of the arena during the operation. */
 struct backend_needs {
-    bool distant;
+    bool                   distant;
+    const struct vmem_ops *vmem; /* its memory; NULL: the host's, or not in this build */
     /* Bytes outside the arenas. */
     uint64_t (*fixed)(const struct backend_options *);
     uint64_t (*linear)(const struct backend *, struct matrix y, struct matrix x, struct matrix w,

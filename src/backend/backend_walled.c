@@ -292,8 +292,17 @@ static int walled_depart(struct backend *backend, uint32_t index)
 {
     struct parcels *parcels = backend->parcels;
 
-    memset(parcels->slots[index % PARCEL_SLOTS], 0xff, (size_t)parcels->slot_bytes);
+    memset(parcels->slots[index % PARCEL_SLOTS], 0xff,
+           (size_t)parcels->slot_bytes[index % PARCEL_SLOTS]);
     return 0;
+}
+
+static int open_arena(struct arena **out, const struct backend_options *options, uint64_t bytes,
+                      struct err *err)
+{
+    bytes = max_u64(bytes, 64);
+    return options->pool != NULL ? arena_open_in(out, options->pool, bytes, err)
+                                 : arena_open(out, bytes, err);
 }
 
 static int open_ring(struct walled *walled, const struct backend_options *options, struct err *err)
@@ -305,13 +314,13 @@ static int open_ring(struct walled *walled, const struct backend_options *option
     TRY(parcels_open(&walled->base.parcels, err));
     if (bytes == 0) goto out;
     parcels = walled->base.parcels;
-    parcels->slot_bytes = bytes / (options->parcels.count > 1 ? PARCEL_SLOTS : 1);
     walled->pinned_left = options->pinned_bytes;
-    TRY(arena_open(&walled->ring, bytes, err));
+    TRY(open_arena(&walled->ring, options, bytes, err));
     TRY(arena_seal(walled->ring, bytes, err));
-    for (uint32_t slot = 0; slot < PARCEL_SLOTS && slot < options->parcels.count; slot++) {
-        parcels->slots[slot] = arena_take(walled->ring, parcels->slot_bytes, "a slot");
-        (void)memset(parcels->slots[slot], 0xff, (size_t)parcels->slot_bytes);
+    for (uint32_t slot = 0; slot < PARCEL_SLOTS; slot++) {
+        parcels->slot_bytes[slot] = parcels_slot_bytes(&options->parcels, slot);
+        parcels->slots[slot] = arena_take(walled->ring, parcels->slot_bytes[slot], "a slot");
+        (void)memset(parcels->slots[slot], 0xff, (size_t)parcels->slot_bytes[slot]);
     }
 out:
     return rc;
@@ -362,7 +371,8 @@ static uint64_t walled_fixed(const struct backend_options *options)
     return cpu_needs.fixed(options);
 }
 
-const struct backend_needs walled_needs = {.distant = true, .fixed = walled_fixed};
+const struct backend_needs walled_needs = {
+    .distant = true, .vmem = &vmem_host, .fixed = walled_fixed};
 
 int walled_open(struct backend **out, const struct backend_options *options, struct err *err)
 {
@@ -378,9 +388,9 @@ int walled_open(struct backend **out, const struct backend_options *options, str
     walled->base.fixed_bytes = walled_fixed(options);
     walled->base.pulse = options->pulse;
     TRY(cpu_open(&walled->cpu, &inner, err));
-    TRY(arena_open(&walled->base.arena, options->arena_limit_bytes, err));
-    TRY(arena_open(&walled->base.kept_matrices, max_u64(options->kept_matrix_bytes, 64), err));
-    TRY(arena_open(&walled->base.kept_vectors, max_u64(options->kept_vector_bytes, 64), err));
+    TRY(open_arena(&walled->base.arena, options, options->arena_limit_bytes, err));
+    TRY(open_arena(&walled->base.kept_matrices, options, options->kept_matrix_bytes, err));
+    TRY(open_arena(&walled->base.kept_vectors, options, options->kept_vector_bytes, err));
     TRY(open_ring(walled, options, err));
     *out = &walled->base;
     walled = NULL;

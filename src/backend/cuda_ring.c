@@ -243,7 +243,6 @@ int ring_open(struct ring **out, struct parcels *parcels, const struct backend_o
 {
     int            rc = ERR_OK, status;
     const uint64_t bytes = backend_ring_bytes(&options->parcels);
-    const uint32_t slots = options->parcels.count > 1 ? PARCEL_SLOTS : 1;
     struct ring   *ring = NULL;
 
     *out = NULL;
@@ -258,11 +257,14 @@ int ring_open(struct ring **out, struct parcels *parcels, const struct backend_o
     if (status != 0)
         RAISE(err, ERR_DEVICE, status, "device: no stream or events for weights on GPU %d: %s",
               options->device, cudaGetErrorString((cudaError_t)status));
-    TRY(arena_open_on(&ring->arena, &vmem_cuda, options->device, bytes, err));
+    TRY(options->pool != NULL
+            ? arena_open_in(&ring->arena, options->pool, bytes, err)
+            : arena_open_on(&ring->arena, &vmem_cuda, options->device, bytes, err));
     TRY(arena_seal(ring->arena, bytes, err));
-    parcels->slot_bytes = bytes / slots;
-    for (uint32_t slot = 0; slot < slots; slot++)
-        parcels->slots[slot] = arena_take(ring->arena, parcels->slot_bytes, "a slot");
+    for (uint32_t slot = 0; slot < PARCEL_SLOTS; slot++) {
+        parcels->slot_bytes[slot] = parcels_slot_bytes(&options->parcels, slot);
+        parcels->slots[slot] = arena_take(ring->arena, parcels->slot_bytes[slot], "a slot");
+    }
     *out = ring;
     ring = NULL;
 out:

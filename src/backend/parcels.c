@@ -16,13 +16,22 @@ enum { ALIGNMENT = 64 };
 static const uint64_t CHUNK_BYTES = 1u << 20;
 enum { CAST_BYTES = 16384 };
 
-uint64_t backend_ring_bytes(const struct parcel_sizes *sizes)
+uint64_t parcels_slot_bytes(const struct parcel_sizes *sizes, uint32_t slot)
 {
     uint64_t most = 0;
 
-    for (uint32_t i = 0; i < sizes->count; i++)
+    for (uint32_t i = slot; i < sizes->count; i += PARCEL_SLOTS)
         most = max_u64(most, sizes->bytes[i]);
-    return most * (sizes->count < PARCEL_SLOTS ? sizes->count : PARCEL_SLOTS);
+    return most;
+}
+
+uint64_t backend_ring_bytes(const struct parcel_sizes *sizes)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t slot = 0; slot < PARCEL_SLOTS; slot++)
+        sum += parcels_slot_bytes(sizes, slot);
+    return sum;
 }
 
 int parcels_open(struct parcels **out, struct err *err)
@@ -56,7 +65,7 @@ struct matrix parcels_add(struct parcels *parcels, struct matrix source, enum dt
     *piece = (struct parcel_piece){
         .source = source, .dtype = dtype, .offset = parcels->sizes.bytes[index], .bytes = bytes};
     must(add_u64(piece->offset, (uint64_t)round_up_i64((int64_t)bytes, ALIGNMENT), &end));
-    must(end <= parcels->slot_bytes);
+    must(end <= parcels->slot_bytes[index % PARCEL_SLOTS]);
     parcel->piece_count++;
     parcels->sizes.bytes[index] = end;
     target.data = parcels->slots[index % PARCEL_SLOTS] + piece->offset;

@@ -29,9 +29,12 @@ struct parcels {
     struct parcel_sizes sizes;               /* of those that were begun                        */
     bool                open;                /* between begin and end                           */
     char               *slots[PARCEL_SLOTS]; /* addresses of the machine; of a dry one, nobody's */
-    uint64_t            slot_bytes;          /* of each slot                                    */
+    uint64_t            slot_bytes[PARCEL_SLOTS];
     int32_t             holds[PARCEL_SLOTS]; /* whose bytes a slot has, or gets next; -1: none  */
 };
+
+/* Of the largest parcel that visits this slot. */
+uint64_t parcels_slot_bytes(const struct parcel_sizes *sizes, uint32_t slot);
 
 /* Nothing is begun and no slot placed. */
 int  parcels_open(struct parcels **out, struct err *err);

@@ -162,7 +162,7 @@ static const struct setting rows[] = {
     {.key = "device", .flag = "device", .type = SETTING_CHOICE, FIELD(device),
      .choices = "auto|cpu|cuda|cuda:N", .absent = "auto", .value = "NAME", .group = GROUP_MACHINE,
      .commands = PAINT | PLANNED,
-     .sentence = "who paints; auto: the first GPU, else the CPU"},
+     .sentence = "who paints; auto: a GPU if any"},
     {.key = "threads", .flag = "threads", .type = SETTING_INT, FIELD(threads), RANGE(0, 1024),
      .absent = "0", .value = "N", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
      .marks = MARK_FREE, .sentence = "CPU threads, 0 for all"},

@@ -100,11 +100,24 @@ static void stream_none(struct budget *budget, const struct budget_facts *facts)
     budget->ring_bytes = budget->slot_bytes[0] = budget->slot_bytes[1] = 0;
 }
 
+/* Each as large as its own largest visitor. */
+static void size_slots(struct budget *budget, const struct budget_facts *facts)
+{
+    uint32_t rank = 0;
+
+    for (uint32_t i = 0; i < budget->block_count; i++) {
+        uint64_t *slot = &budget->slot_bytes[rank % 2];
+        if (!budget->streamed[i]) continue;
+        *slot = max_u64(*slot, facts->block_bytes[i]);
+        rank++;
+    }
+    budget->ring_bytes = budget->slot_bytes[0] + budget->slot_bytes[1];
+}
+
 /* `count` of all blocks, spread evenly from `phase` on. */
 static void stream_some(struct budget *budget, const struct budget_facts *facts, uint32_t count,
                         uint32_t phase)
 {
-    uint64_t largest = 0;
     uint32_t error = phase;
 
     stream_none(budget, facts);
@@ -114,12 +127,10 @@ static void stream_some(struct budget *budget, const struct budget_facts *facts,
         error -= facts->block_count;
         budget->streamed[i] = true;
         budget->streamed_bytes += facts->block_bytes[i];
-        largest = max_u64(largest, facts->block_bytes[i]);
     }
     budget->streamed_count = count;
     budget->resident_bytes -= budget->streamed_bytes;
-    budget->slot_bytes[0] = budget->slot_bytes[1] = largest;
-    budget->ring_bytes = 2 * largest;
+    size_slots(budget, facts);
 }
 
 /* What a choice of streamed blocks must keep to. */
@@ -332,29 +343,13 @@ out:
 const char *budget_rung_name(enum budget_rung rung)
 {
     static const char *const names[RUNG_COUNT] = {
-        [RUNG_REUSE] = "reuse mapped memory",        [RUNG_RING] = "shrink the ring",
+        [RUNG_REUSE] = "reuse mapped memory",
         [RUNG_DEMOTE] = "demote resident blocks",    [RUNG_CHUNK] = "run the MLP in chunks",
         [RUNG_TILES] = "fewer tiles per pass",       [RUNG_STRIPS] = "lower strips of the VAE",
         [RUNG_KEEP] = "keep less than keep_in_vram", [RUNG_ENCODERS] = "text encoders on the CPU"};
 
     must(rung < RUNG_COUNT);
     return names[rung];
-}
-
-/* Slots of their own sizes: it helps where one slot never sees a double. */
-static void shrink_ring(struct budget *budget, const struct budget_facts *facts)
-{
-    uint64_t slots[2] = {0, 0};
-    uint32_t rank = 0;
-
-    for (uint32_t i = 0; i < budget->block_count; i++) {
-        if (!budget->streamed[i]) continue;
-        slots[rank % 2] = max_u64(slots[rank % 2], facts->block_bytes[i]);
-        rank++;
-    }
-    budget->slot_bytes[0] = slots[0];
-    budget->slot_bytes[1] = slots[1];
-    budget->ring_bytes = slots[0] + slots[1];
 }
 
 /* Gives `wanted` bytes back, or where that is too much, all that can be. */
@@ -398,7 +393,6 @@ static uint64_t step_by(struct budget *next, const struct budget *now,
     *next = *now;
     switch (rung) {
     case RUNG_REUSE: return facts->pool_idle_bytes;
-    case RUNG_RING: shrink_ring(&changed, facts); break;
     case RUNG_DEMOTE: demote(&changed, facts, true, wanted); break;
     case RUNG_CHUNK: lower(&changed, &changed.mlp_level, facts->mlp_levels - 1, facts); break;
     case RUNG_TILES: lower(&changed, &changed.tiles_per_pass, 1, facts); break;
@@ -430,7 +424,7 @@ uint64_t budget_relieve(struct budget *budget, const struct budget_facts *facts,
     uint64_t sum = 0, walk = 1;
 
     memset(gained_out, 0, RUNG_COUNT * sizeof *gained_out);
-    for (int first = RUNG_REUSE; sum < bytes && walk > 0; first = RUNG_RING) {
+    for (int first = RUNG_REUSE; sum < bytes && walk > 0; first = RUNG_DEMOTE) {
         walk = 0;
         for (int rung = first; rung < RUNG_COUNT && sum < bytes; rung++) {
             struct budget next;

@@ -24,15 +24,15 @@ struct budget {
     bool     streamed[BLOCKS_MAX]; /* by block, doubles first, then singles; false: stays */
     uint32_t block_count, streamed_count;
     uint64_t resident_bytes; /* of blocks that stay */
-    uint64_t ring_bytes;     /* two slots of the largest streamed block; 0: nothing streams */
+    uint64_t ring_bytes;     /* both slots; 0: nothing streams */
     uint64_t pinned_bytes;   /* host memory for streamed blocks; less than theirs: the rest comes
                                 through windows */
     uint32_t tiles_per_pass;
     uint64_t scratch_bytes, fixed_bytes, ends_bytes; /* arena; libraries; VAE, vectors, first and
                                                         last layers */
     uint64_t streamed_bytes;
-    uint64_t slot_bytes[2]; /* of the ring; equal until RUNG_RING.  Block of rank r among the
-                               streamed ones visits slot r % 2 */
+    uint64_t slot_bytes[2]; /* of the ring: each as large as its own largest visitor.  Block of
+                               rank r among the streamed ones visits slot r % 2 */
     uint32_t mlp_level;     /* index of predict_bytes */
     uint32_t strip_level;   /* for vae_limit; 0: highest and fastest */
     bool     text_on_cpu;
@@ -76,7 +76,6 @@ double budget_link_seconds(const struct budget *budget, const struct budget_fact
 /* The ladder, for a request that fails after all: in this order. */
 enum budget_rung {
     RUNG_REUSE = 0, /* mapped memory that lies idle                         */
-    RUNG_RING,      /* each slot only as large as its own largest visitor   */
     RUNG_DEMOTE,    /* fewer blocks stay, down to keep_share                */
     RUNG_CHUNK,     /* the MLP in runs of rows                              */
     RUNG_TILES,     /* fewer tiles together                                 */
@@ -97,7 +96,18 @@ uint64_t budget_step(struct budget *next, const struct budget *now,
 uint64_t budget_relieve(struct budget *budget, const struct budget_facts *facts, uint64_t bytes,
                         uint64_t gained_out[RUNG_COUNT]);
 
+/* outlook.c: what a card and its host have, for facts of what is needed. */
+void budget_allow(struct budget_facts *facts, const struct engine_memory *allowed,
+                  const struct engine_card *card);
+
 struct engine;
+/* outlook.c: the decision for an engine that is about to be reserved, on its own GPU as it is now;
+ * of a machine without a limit of its own, memory->vram_bytes is one.  The engine keeps every block
+ * while this measures. */
+int engine_decide(struct budget *out, struct budget_facts *facts_out, const struct engine *engine,
+                  const struct engine_memory *memory, const struct engine_size *sizes,
+                  size_t size_count, struct err *err);
+
 /* measure.c: the facts of an engine, dry or not, for these sizes; `tiles` of a size is the most
  * that can be ready together.  The caller fills in allowed, host_*, rates and consent. */
 int measure_budget(struct budget_facts *out, const struct engine *engine,

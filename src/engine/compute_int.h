@@ -11,6 +11,8 @@
 
 /* ----------------------------------------------------------------------------------- engine */
 
+enum { ENGINE_SIZES_MAX = 4 };
+
 struct networks {
     struct clip        *clip;
     struct t5          *t5;
@@ -36,6 +38,10 @@ struct engine {
     struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
     struct transformer_tile *tiles;        /* [tiles_max]                                       */
     uint32_t                 tiles_max, steps_max;
+    struct engine_memory     memory;       /* what is allowed of a distant machine              */
+    struct engine_size       sizes[ENGINE_SIZES_MAX]; /* what was reserved for                  */
+    size_t                   size_count;
+    struct budget_facts      needs;    /* of these sizes; with a cap only                      */
     struct budget            budget;   /* of the GPU: which blocks visit it                    */
     int64_t                  mlp_rows; /* see transformer_set_mlp_rows                         */
     struct memory_use        told;     /* calls and link at the last engine_memory_restart     */
@@ -49,6 +55,16 @@ int engine_open_dry(struct engine **out, const struct engine_options *options, s
 int  engine_keep(struct networks *out, const struct engine *engine, struct backend *backend,
                  struct err *err);
 void engine_release(struct networks *networks, const struct engine *engine);
+
+/* Rows that an MLP sees at a time, at a level of the budget, for the largest of these sizes; 0: all.
+ */
+int64_t engine_mlp_rows(const struct engine *engine, const struct engine_size *sizes,
+                        size_t size_count, uint32_t level);
+/* ERR_DEVICE_MEM when memory was given up and not to be had again. */
+int engine_check_ready(const struct engine *engine, struct err *err);
+/* Gives the machine's memory of tiles to a prompt, and takes it back. */
+void engine_lend_memory(struct engine *engine);
+int  engine_reclaim_memory(struct engine *engine, struct err *err);
 
 /* The primitives of engine.h without their checks, on any backend.  In a dry run the host pointers
  * are never read. */

@@ -81,25 +81,6 @@ static enum machine machine_of(enum engine_machine machine)
     return MACHINE_CPU;
 }
 
-/* Which blocks visit a GPU: what may not stay, spread evenly over the sequence, and an even number
- * so that two slots take turns without end. */
-static void choose_streamed(struct budget *budget, const struct engine_facts *facts,
-                            const struct engine_memory *memory)
-{
-    uint32_t blocks = (uint32_t)min_i64(facts->doubles + facts->singles, BLOCKS_MAX);
-    uint32_t count = (uint32_t)((1 - memory->keep_share) * blocks), error = 0;
-
-    *budget = (struct budget){.block_count = blocks, .pinned_bytes = UINT64_MAX};
-    if (!memory->offload) return;
-    if (count > 1) count -= count % 2;
-    for (uint32_t i = 0; i < blocks; i++) {
-        error += count;
-        budget->streamed[i] = error >= blocks;
-        if (budget->streamed[i]) error -= blocks;
-    }
-    budget->streamed_count = count;
-}
-
 static void gather_facts(struct engine *engine, const struct engine_options *options)
 {
     const struct model      *model = engine->model;
@@ -131,7 +112,8 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
     engine->text_machine.compute = DTYPE_F32;
     if (options->text_on_cpu) engine->text_machine.machine = MACHINE_CPU;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
-    choose_streamed(&engine->budget, facts, &options->memory);
+    engine->memory = options->memory;
+    engine->budget.pinned_bytes = UINT64_MAX;
 }
 
 static void free_networks(struct networks *networks)
@@ -207,6 +189,7 @@ void engine_close(struct engine *engine)
     if (engine == NULL) return;
     engine_release(&engine->painters, engine);
     backend_close(engine->backend);
+    pool_close(engine->pool);
     os_free(engine->tiles);
     free_networks(&engine->networks);
     arena_close(engine->vectors);
@@ -228,9 +211,21 @@ uint64_t engine_model_identity(const struct engine *engine)
 
 /* --------------------------------------------------------------------------------- primitives */
 
+int engine_check_ready(const struct engine *engine, struct err *err)
+{
+    int rc = ERR_OK;
+
+    must(engine->size_count > 0);
+    if (engine->backend == NULL)
+        RAISE(err, ERR_DEVICE_MEM, 0,
+              "memory: GPU %d has no room left for the least that this model needs",
+              engine->machine.device);
+out:
+    return rc;
+}
+
 static void must_fit(const struct engine *engine, int32_t w_px, int32_t h_px)
 {
-    must(engine->backend != NULL);
     must(w_px > 0 && w_px % engine->facts.px_per_token == 0);
     must(h_px > 0 && h_px % engine->facts.px_per_token == 0);
 }
@@ -256,6 +251,7 @@ int engine_encode(struct engine *engine, const float *rgb, int32_t w_px, int32_t
     struct compute compute = own(engine);
 
     must_fit(engine, w_px, h_px);
+    TRY(engine_check_ready(engine, err));
     compute_encode(&compute, rgb, w_px, h_px, latent_out);
     TRY(backend_wait(engine->backend, err));
     bad = k_count_bad_cpu(latent_out, count);
@@ -275,6 +271,7 @@ int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int3
     struct compute compute = own(engine);
 
     must_fit(engine, w_px, h_px);
+    TRY(engine_check_ready(engine, err));
     compute_decode(&compute, latent, w_px, h_px, rgb_out);
     TRY(backend_wait(engine->backend, err));
     bad = k_count_bad_cpu(rgb_out, count);
@@ -294,10 +291,15 @@ int engine_predict(struct engine *engine, const struct engine_tile *tiles, uint3
     int            rc = ERR_OK;
     struct compute compute = own(engine);
 
-    must(count > 0 && count <= engine->tiles_max);
+    must(count > 0);
     for (uint32_t t = 0; t < count; t++)
         must_fit(engine, tiles[t].w_px, tiles[t].h_px);
-    compute_predict(&compute, engine->tiles, tiles, count, step);
+    TRY(engine_check_ready(engine, err));
+    /* In several passes where memory allows fewer than were asked for. */
+    for (uint32_t t = 0; t < count; t += engine->tiles_max) {
+        uint32_t some = count - t < engine->tiles_max ? count - t : engine->tiles_max;
+        compute_predict(&compute, engine->tiles, tiles + t, some, step);
+    }
     TRY(backend_wait(engine->backend, err));
     for (uint32_t t = 0; t < count; t++) {
         int64_t values = latent_values(engine, tiles[t].w_px, tiles[t].h_px);

@@ -43,6 +43,8 @@ struct engine_memory {
     double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to
                                    others */
     uint64_t pool_bytes;        /* mapped at start, never given back                              */
+    /* What was counted with when tiles_per_pass was decided; 0: not known. */
+    double link_bytes_per_second, flop_per_second;
 };
 
 struct engine_options {
@@ -101,11 +103,6 @@ int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out
 int engine_find_device(struct engine_device *out, const struct engine_options *options,
                        struct err *err);
 
-/* Is the GPU of the options there and usable, and has it room for `cost` (NULL: not asked)?  One
- * sentence otherwise.  Always well on the CPU. */
-int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
-                        struct err *err);
-
 /* A GPU to plan for; it need not be there.  0 bytes or 0 per second: not known. */
 struct engine_card {
     uint64_t vram_bytes; /* for this program; options.memory.vram_bytes may be less */
@@ -159,6 +156,11 @@ int engine_identify(struct engine_identity *out, const struct engine_options *op
                     struct err *err);
 /* The `numeric` of it alone; reads no files, but asks a GPU for its name.  Returns out. */
 const char *engine_numeric_version(char out[128], const struct engine_options *options);
+
+/* Do with less of a GPU's memory from now on, at the cost of time and of no bit; between primitives,
+ * after ERR_DEVICE_MEM.  What was given up, and what it gained, goes into words_out [capacity].
+ * False: nothing is left to give up, or there is no cap. */
+bool engine_yield_memory(struct engine *engine, char *words_out, size_t capacity);
 
 /* Commit scratch for the largest of these sizes; on a GPU also copy the weights there that stay,
  * and try the ways to multiply these shapes.  Afterwards nothing allocates. */

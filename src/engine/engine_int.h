@@ -3,7 +3,7 @@
  *
  * Weights exist in two forms.  On the host, matrices are views of mapped files and vectors (biases,
  * norm weights) are fp32 copies made once at open.  A distant machine keeps copies of what is read
- * at every step, and fetches what is read once a prompt.
+ * at every step, or is visited by them, and fetches what is read once a prompt.
  */
 #ifndef MURAL_ENGINE_INT_H
 #define MURAL_ENGINE_INT_H

@@ -14,7 +14,7 @@ const char *engine_numeric_version(char out[128], const struct engine_options *o
 {
     const char *compute =
         engine_compute(options->machine, options->precision) == DTYPE_BF16 ? "bf16" : "f32";
-    struct engine_device device;
+    struct engine_device device = {.major = 0};
     struct err           ignored = {.code = ERR_OK};
     char                 library[96];
 

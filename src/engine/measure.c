@@ -241,7 +241,8 @@ out:
 
 /* Scratch of `count` tiles that advance together. */
 static int measure_predict(uint64_t *most, const struct engine *engine,
-                           const struct engine_size *size, uint32_t count, struct err *err)
+                           const struct engine_size *size, uint32_t count, int64_t mlp_rows,
+                           struct err *err)
 {
     int                     rc = ERR_OK;
     struct networks         painters;
@@ -252,6 +253,7 @@ static int measure_predict(uint64_t *most, const struct engine *engine,
 
     must(count <= BUDGET_TILES_MAX);
     TRY(open_painters(&compute, &painters, engine, err));
+    transformer_set_mlp_rows(painters.transformer, mlp_rows);
     prompt.conditioning = (struct conditioning){.text = nowhere(compute.backend),
                                                 .modulation = nowhere(compute.backend),
                                                 .text_tokens = engine->facts.text_tokens,
@@ -264,6 +266,9 @@ out:
     close_painters(&compute, &painters);
     return rc;
 }
+
+/* Of both backends, beside the five that a budget rounds up itself. */
+enum { ARENAS_MORE = 4 };
 
 /* What stays whatever is decided, the blocks, and their arithmetic at this size. */
 static int measure_weights(struct budget_facts *out, const struct engine *engine,
@@ -283,7 +288,8 @@ static int measure_weights(struct budget_facts *out, const struct engine *engine
     out->block_count = blocks_count(transformer);
     /* Half as much again: biases are kept in two types. */
     out->ends_bytes = backend_kept_matrix_bytes(compute.backend) +
-                      backend_kept_vector_bytes(compute.backend) * 3 / 2;
+                      backend_kept_vector_bytes(compute.backend) * 3 / 2 +
+                      ARENAS_MORE * BUDGET_GRANULE_BYTES;
     for (uint32_t i = 0; i < out->block_count; i++) {
         out->block_bytes[i] = blocks_bytes(transformer, i);
         out->ends_bytes -= out->block_bytes[i];
@@ -294,6 +300,24 @@ static int measure_weights(struct budget_facts *out, const struct engine *engine
     raise_bytes(&out->fixed_bytes, backend_fixed_bytes(compute.backend));
 out:
     close_painters(&compute, &painters);
+    return rc;
+}
+
+/* For every way to run the MLP, and every number of tiles; more of them than are ever ready take no
+ * more. */
+static int measure_predicts(struct budget_facts *out, const struct engine *engine,
+                            const struct engine_size *size, int64_t mlp_rows, uint32_t level,
+                            struct err *err)
+{
+    int      rc = ERR_OK;
+    uint32_t most = size->tiles < BUDGET_TILES_MAX ? size->tiles : BUDGET_TILES_MAX;
+
+    for (uint32_t count = 1; count <= BUDGET_TILES_MAX; count++) {
+        uint64_t *bytes = &out->predict_bytes[level][count];
+        if (count <= most) TRY(measure_predict(bytes, engine, size, count, mlp_rows, err));
+        if (count > most) raise_bytes(bytes, out->predict_bytes[level][most]);
+    }
+out:
     return rc;
 }
 
@@ -310,11 +334,6 @@ static int measure_budget_size(struct budget_facts *out, const struct engine *en
     TRY(measure_weights(out, engine, size, err));
     for (uint32_t level = 0; level < VAE_LEVELS; level++)
         TRY(measure_coders(&out->coder_bytes[level], engine, size, level, err));
-    for (uint32_t count = 1; count <= BUDGET_TILES_MAX; count++) {
-        uint64_t *bytes = &out->predict_bytes[0][count];
-        if (count <= most) TRY(measure_predict(bytes, engine, size, count, err));
-        if (count > most) raise_bytes(bytes, out->predict_bytes[0][most]);
-    }
     if (most > out->tiles_most) out->tiles_most = most;
 out:
     return rc;
@@ -326,9 +345,13 @@ int measure_budget(struct budget_facts *out, const struct engine *engine,
     int rc = ERR_OK;
 
     must(size_count > 0 && engine->machine.machine != MACHINE_CPU);
-    *out = (struct budget_facts){.mlp_levels = 1, .strip_levels = VAE_LEVELS};
-    for (size_t i = 0; i < size_count; i++)
+    *out = (struct budget_facts){.mlp_levels = BUDGET_CHUNKS_MAX, .strip_levels = VAE_LEVELS};
+    for (size_t i = 0; i < size_count; i++) {
         TRY(measure_budget_size(out, engine, &sizes[i], err));
+        for (uint32_t level = 0; level < BUDGET_CHUNKS_MAX; level++)
+            TRY(measure_predicts(out, engine, &sizes[i],
+                                 engine_mlp_rows(engine, sizes, size_count, level), level, err));
+    }
     if (engine->text_machine.machine == MACHINE_CPU) out->text_bytes = 0;
 out:
     return rc;

@@ -121,25 +121,35 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     struct backend *backend = NULL;
     struct prompt  *prompt = NULL;
     int32_t        *ids = NULL;
+    bool            lent = false;
+    struct err      ignored = {.code = ERR_OK};
 
-    must(engine->backend != NULL && steps > 0 && steps <= engine->steps_max);
+    must(engine->size_count > 0 && steps > 0 && steps <= engine->steps_max);
     if (!isfinite(request->guidance))
         RAISE(err, ERR_USAGE, 0, "guidance is %g, but must be a number", request->guidance);
     TRY(os_alloc((void **)&ids,
                  clip_tokenizer_max(engine->clip_tokenizer) + engine->facts.text_tokens,
                  sizeof *ids, "token ids", err));
+    TRY(engine_check_ready(engine, err));
     TRY(tokenize(engine, request->text, ids, &input, err));
     TRY(make_prompt(&prompt, engine, steps, err));
+    engine_lend_memory(engine);
+    lent = true;
     TRY(backend_open(&backend, &engine->text_machine, err));
     TRY(arena_seal(backend_arena(backend), engine->text_machine.arena_limit_bytes, err));
     prompt_compute(engine, backend, &input, prompt->text, prompt->modulation);
     TRY(backend_wait(backend, err));
     TRY(check_numbers(prompt->text, text_values(engine), "text's states", err));
     TRY(check_numbers(prompt->modulation, modulation_values(engine, steps), "modulation", err));
+    backend_close(backend);
+    backend = NULL;
+    lent = false;
+    TRY(engine_reclaim_memory(engine, err));
     *out = prompt;
     prompt = NULL;
 out:
     backend_close(backend);
+    if (lent) (void)engine_reclaim_memory(engine, &ignored);
     os_free(ids);
     prompt_close(prompt);
     return rc;

@@ -1,13 +1,15 @@
 /*
  * reserve.c - what sizes of pictures cost, and the machine made ready for them.
  *
- * Owns the order of a distant machine's preparation: measure, compare with what is free, open, copy
- * the weights that every step reads, rehearse.  The text encoders and the layers that make
+ * Owns the order of a distant machine's preparation: decide who gets how much, measure, open, copy
+ * the weights that every step reads, rehearse; and the way down when there is less than was planned.  The text encoders and the layers that make
  * modulation are never there: a prompt fetches each of their matrices when its turn comes, once.
  *
  * Read next: measure.c.
  */
 #include "engine/compute_int.h"
+
+#include <stdio.h>
 
 static bool is_distant(const struct engine_options *options)
 {
@@ -32,6 +34,7 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
     TRY(transformer_load(&kept.transformer, &loader, err));
     transformer_set_mlp_rows(kept.transformer, engine->mlp_rows);
     TRY(vae_load(&kept.vae, &loader, err));
+    vae_limit(kept.vae, engine->budget.strip_level);
     TRY(backend_wait(backend, err));
     *out = kept;
     kept = (struct networks){.clip = NULL};
@@ -70,32 +73,27 @@ out:
     return rc;
 }
 
-int engine_check_device(const struct engine_options *options, const struct engine_cost *cost,
-                        struct err *err)
-{
-    int                  rc = ERR_OK;
-    struct engine_device device;
-    uint64_t             need;
-    char                 words[5][32];
+/* ------------------------------------------------------------------------------------ reserve */
 
-    if (options->machine != ENGINE_CUDA) goto out;
-    TRY(engine_find_device(&device, options, err));
-    if (cost == NULL) goto out;
-    need = cost->kept_bytes + cost->scratch_bytes + cost->fixed_bytes;
-    if (need > device.bytes_free)
-        RAISE(err, ERR_DEVICE_MEM, 0,
-              "plan: GPU %d (%.60s) has %s free of %s, and %s are needed (%s of weights, %s of "
-              "scratch); close other programs on it, give a smaller --tile, or use --device cpu",
-              options->gpu, device.name, text_bytes(words[0], sizeof words[0], device.bytes_free),
-              text_bytes(words[1], sizeof words[1], device.bytes_total),
-              text_bytes(words[2], sizeof words[2], need),
-              text_bytes(words[3], sizeof words[3], cost->kept_bytes),
-              text_bytes(words[4], sizeof words[4], cost->scratch_bytes));
-out:
+/* One pool under the arenas of both backends: a prompt's memory is a tile's afterwards. */
+static int open_pool(struct engine *engine, struct err *err)
+{
+    const struct engine_memory *memory = &engine->memory;
+    struct pool_options         options = {
+                .ops = backend_vmem(engine->machine.machine),
+                .device = engine->machine.device,
+                .cap_bytes = engine->needs.allowed.vram_bytes - engine->budget.fixed_bytes,
+                .segment_bytes = memory->segment_bytes,
+                .start_bytes = memory->pool_bytes,
+                .idle_share_max = memory->fragmentation_max,
+                .expandable = memory->expandable};
+    int rc = pool_open(&engine->pool, &options, err);
+
+    engine->machine.pool = engine->pool;
+    if (engine->text_machine.machine == engine->machine.machine)
+        engine->text_machine.pool = engine->pool;
     return rc;
 }
-
-/* ------------------------------------------------------------------------------------ reserve */
 
 static int open_backend(struct engine *engine, const struct measured *measured, struct err *err)
 {
@@ -114,22 +112,142 @@ out:
     return rc;
 }
 
+static void close_backend(struct engine *engine)
+{
+    engine_release(&engine->painters, engine);
+    backend_close(engine->backend);
+    engine->backend = NULL;
+}
+
+/* Everything that tiles take, as the budget says. */
+static int prepare(struct engine *engine, struct err *err)
+{
+    int                rc = ERR_OK;
+    struct engine_size sizes[ENGINE_SIZES_MAX];
+    size_t             count = engine->size_count;
+    struct measured    measured;
+    bool               capped = engine->budget.tiles_per_pass > 0;
+
+    engine->tiles_max = 1;
+    for (size_t i = 0; i < count; i++) {
+        sizes[i] = engine->sizes[i];
+        if (capped && sizes[i].tiles > engine->budget.tiles_per_pass)
+            sizes[i].tiles = engine->budget.tiles_per_pass;
+        if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
+    }
+    if (capped)
+        engine->mlp_rows = engine_mlp_rows(engine, sizes, count, engine->budget.mlp_level);
+    TRY(measure_sizes(&measured, engine, sizes, count, err));
+    if (capped && engine->pool == NULL) TRY(open_pool(engine, err));
+    TRY(open_backend(engine, &measured, err));
+    if (backend_is_distant(engine->backend)) TRY(measure_rehearse(engine, sizes, count, err));
+out:
+    if (rc != ERR_OK) close_backend(engine);
+    return rc;
+}
+
+int64_t engine_mlp_rows(const struct engine *engine, const struct engine_size *sizes,
+                        size_t size_count, uint32_t level)
+{
+    int64_t side = engine->facts.px_per_token, most = 0;
+
+    for (size_t i = 0; i < size_count; i++)
+        most = max_i64(most, engine->facts.text_tokens +
+                                 (int64_t)(sizes[i].w_px / side) * (sizes[i].h_px / side));
+    if (level == 0) return 0;
+    return round_up_i64(ceil_div_i64(most, (int64_t)1 << level), TRANSFORMER_MLP_STEP);
+}
+
+/* ------------------------------------------------------------------------------------- ladder */
+
+static void tell_gain(char *words_out, size_t capacity, enum budget_rung rung, uint64_t gained)
+{
+    char words[32];
+
+    (void)snprintf(words_out, capacity, "%s: %s", budget_rung_name(rung),
+                   text_bytes(words, sizeof words, gained));
+}
+
+/* The first rung of the budget that gives anything; what is open does not know yet. */
+static bool step_down(struct engine *engine, char *words_out, size_t capacity)
+{
+    struct budget now = engine->budget;
+    uint64_t      gained = 0;
+
+    for (int rung = RUNG_REUSE + 1; rung < RUNG_COUNT && gained == 0; rung++) {
+        gained = budget_step(&engine->budget, &now, &engine->needs, (enum budget_rung)rung);
+        if (gained > 0) tell_gain(words_out, capacity, (enum budget_rung)rung, gained);
+    }
+    return gained > 0;
+}
+
+/* Prepares, and goes down the ladder for as long as the GPU has less than was planned. */
+static int prepare_somehow(struct engine *engine, struct err *err)
+{
+    char words[128];
+    int  rc;
+
+    while ((rc = prepare(engine, err)) == ERR_DEVICE_MEM && engine->pool != NULL &&
+           step_down(engine, words, sizeof words)) {
+        log_line(LOG_WARN, "%s; %s", err->text, words);
+        *err = (struct err){.code = ERR_OK};
+    }
+    return rc;
+}
+
+bool engine_yield_memory(struct engine *engine, char *words_out, size_t capacity)
+{
+    struct err err = {.code = ERR_OK};
+    uint64_t   idle;
+
+    if (engine->pool == NULL) return false;
+    idle = pool_trim(engine->pool, UINT64_MAX);
+    if (idle > 0) tell_gain(words_out, capacity, RUNG_REUSE, idle);
+    if (idle > 0) return true;
+    if (!step_down(engine, words_out, capacity)) return false;
+    close_backend(engine);
+    if (prepare_somehow(engine, &err) == ERR_OK) return true;
+    log_line(LOG_WARN, "%s", err.text);
+    return false;
+}
+
+void engine_lend_memory(struct engine *engine)
+{
+    if (engine->text_machine.pool != NULL) arena_trim(backend_arena(engine->backend), 0);
+}
+
+int engine_reclaim_memory(struct engine *engine, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (engine->text_machine.pool == NULL) goto out;
+    TRY(arena_seal(backend_arena(engine->backend), engine->machine.arena_limit_bytes, err));
+out:
+    if (rc != ERR_OK) close_backend(engine);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------ reserve */
+
 int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_t size_count,
                    struct err *err)
 {
-    int             rc = ERR_OK;
-    struct measured measured;
+    int      rc = ERR_OK;
+    uint32_t most = 1;
 
-    must(engine->backend == NULL && size_count > 0);
-    TRY(measure_sizes(&measured, engine, sizes, size_count, err));
+    must(engine->backend == NULL && size_count > 0 && size_count <= ENGINE_SIZES_MAX);
+    engine->size_count = size_count;
     for (size_t i = 0; i < size_count; i++) {
-        if (sizes[i].tiles > engine->tiles_max) engine->tiles_max = sizes[i].tiles;
+        engine->sizes[i] = sizes[i];
+        if (sizes[i].tiles > most) most = sizes[i].tiles;
         if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;
     }
-    TRY(os_alloc((void **)&engine->tiles, engine->tiles_max, sizeof *engine->tiles,
-                 "a list of tiles", err));
-    TRY(open_backend(engine, &measured, err));
-    if (backend_is_distant(engine->backend)) TRY(measure_rehearse(engine, sizes, size_count, err));
+    TRY(os_alloc((void **)&engine->tiles, most, sizeof *engine->tiles, "a list of tiles", err));
+    /* What a cap leaves is shared out; without one all that the sizes take is taken. */
+    if (engine->machine.machine != MACHINE_CPU && engine->memory.vram_bytes > 0)
+        TRY(engine_decide(&engine->budget, &engine->needs, engine, &engine->memory, engine->sizes,
+                          size_count, err));
+    TRY(prepare_somehow(engine, err));
 out:
     return rc;
 }

@@ -144,6 +144,12 @@ static bool studio_memory(void *self, bool restart, struct painter_memory *out)
     return out->use.peak_device > 0;
 }
 
+static bool studio_yield_memory(void *self, char *words_out, size_t capacity)
+{
+    const struct studio *studio = self;
+    return engine_yield_memory(studio->engine, words_out, capacity);
+}
+
 const struct schedule *studio_schedule(const struct studio *studio)
 {
     return &studio->schedule;
@@ -172,5 +178,6 @@ struct painter studio_painter(struct studio *studio)
                             .predict = studio_predict,
                             .advance = studio_advance,
                             .decode = studio_decode,
+                            .yield_memory = studio_yield_memory,
                             .memory = studio_memory};
 }

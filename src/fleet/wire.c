@@ -21,7 +21,7 @@
  *              u32 count of sizes, each: i32 w, h, u32 tiles, steps;
  *              texts: model folder, transformer, VAE (the last two may be empty);
  *              memory of a GPU: u64 bytes, segment, pool; u32 offload, expandable, tiles a pass,
- *              text on the CPU; f64 share kept, share idle
+ *              text on the CPU; f64 share kept, share idle, bytes and FLOP per second
  *     BEGIN    u32 steps; i64 tokens; f64 guidance, sigma start, strength, mu, mu max; text prompt
  *     ENCODE, DECODE   i32 w, h
  *     PREDICT  u32 step, u32 count of rectangles, each: i32 w, h
@@ -126,6 +126,8 @@ static void put_memory(struct writer *w, const struct engine_options *options)
     put_u32(w, options->text_on_cpu);
     put_f64(w, memory->keep_share);
     put_f64(w, memory->fragmentation_max);
+    put_f64(w, memory->link_bytes_per_second);
+    put_f64(w, memory->flop_per_second);
 }
 
 static void put_open(struct writer *w, const struct wire_open *open)
@@ -335,6 +337,14 @@ static double take_share(struct reader *r, const char *name)
     return r->wrong == NULL ? share : 0;
 }
 
+static double take_rate(struct reader *r, const char *name)
+{
+    double rate = take_f64(r, name);
+
+    need(r, rate >= 0 && rate <= 1e30, name);
+    return r->wrong == NULL ? rate : 0;
+}
+
 static void take_memory(struct reader *r, struct engine_options *options)
 {
     struct engine_memory *memory = &options->memory;
@@ -348,6 +358,8 @@ static void take_memory(struct reader *r, struct engine_options *options)
     options->text_on_cpu = take_u32(r, 0, 1, "the place of the text encoders") == 1;
     memory->keep_share = take_share(r, "the share that is kept");
     memory->fragmentation_max = take_share(r, "the share that may lie idle");
+    memory->link_bytes_per_second = take_rate(r, "the rate of the link");
+    memory->flop_per_second = take_rate(r, "the rate of the GPU");
 }
 
 static void take_open(struct reader *r, struct wire_open *open)

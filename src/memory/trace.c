@@ -105,8 +105,7 @@ void trace_touch(struct trace *trace, uint64_t offset)
             most = middle;
     }
     if (least == 0) return;
-    struct trace_item *item = &trace->items[trace->living[least - 1]];
-    if (offset - item->offset < item->bytes) item->last_use = trace->clock++;
+    trace->items[trace->living[least - 1]].last_use = trace->clock++; /* a stack has no gaps */
 }
 
 int trace_end(struct trace *trace, const struct trace_item **items_out, uint32_t *count_out,

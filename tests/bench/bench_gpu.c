@@ -106,7 +106,6 @@ static void open_engine(struct bench *bench)
     bench->engine = engine;
     choose_blocks(bench);
     check(measure_sizes(&measured, engine, bench->sizes, bench->size_count, &err), "plan", &err);
-    check(engine_check_device(&options, &measured.cost, &err), "device", &err);
     engine->machine.arena_limit_bytes = measured.tile_bytes;
     engine->machine.kept_matrix_bytes = measured.kept_matrix_bytes;
     engine->machine.kept_vector_bytes = measured.kept_vector_bytes;

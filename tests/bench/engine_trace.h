@@ -167,6 +167,20 @@ static inline void move_apart(struct arena *arena, uint64_t bytes)
     if (arena != NULL) (void)arena_take(arena, bytes, "nothing");
 }
 
+/* Forgets what was recorded. */
+static inline int traced_restart(struct traced *t, struct err *err)
+{
+    int rc = ERR_OK;
+
+    arena_record(t->backend->arena, NULL);
+    trace_close(t->trace);
+    t->trace = NULL;
+    TRY(trace_open(&t->trace, err));
+    arena_record(t->backend->arena, t->trace);
+out:
+    return rc;
+}
+
 static inline int traced_open(struct traced *t, const char *spec, enum engine_machine machine,
                               struct err *err)
 {
@@ -186,8 +200,7 @@ static inline int traced_open(struct traced *t, const char *spec, enum engine_ma
     move_apart(t->backend->kept_matrices, (uint64_t)1 << 50);
     move_apart(t->backend->kept_vectors, (uint64_t)1 << 52);
     TRY(engine_keep(&t->painters, t->engine, t->backend, err));
-    TRY(trace_open(&t->trace, err));
-    arena_record(t->backend->arena, t->trace);
+    TRY(traced_restart(t, err));
 out:
     return rc;
 }

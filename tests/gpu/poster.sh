@@ -11,6 +11,7 @@
 set -u
 cd "$(dirname "$0")" || exit 2
 here=$PWD
+export OMP_WAIT_POLICY=passive
 device=${DEVICE:-cuda:0}
 gpu=${device#cuda}
 gpu=${gpu#:}
@@ -59,8 +60,10 @@ begin() { # name, flags...; sets `job`, and `worker` once a first tile is on the
     local name=$1 tries=0
     shift
     rm -rf "$name.tif" "$name.tif.mural"
+    # A shell's background job ignores SIGINT unless told otherwise.
     # shellcheck disable=SC2086
-    "$here/kit" mural render "$prompt" -o "$name.tif" $common "$@" -v >"$name.log" 2>&1 &
+    env --default-signal=INT "$here/kit" mural render "$prompt" -o "$name.tif" $common "$@" -v \
+        >"$name.log" 2>&1 &
     job=$!
     until [ -e "$name.tif.mural/tile-1.rgb16" ] || ! kill -0 "$job" 2>/dev/null; do
         sleep 0.02

@@ -36,9 +36,10 @@ static int remove_model(void **state)
 static void skip_without_device(void)
 {
     struct err            err = {0};
+    struct engine_device  device;
     struct engine_options options = {.machine = ENGINE_CUDA};
 
-    if (engine_check_device(&options, NULL, &err) == ERR_OK) return;
+    if (engine_find_device(&device, &options, &err) == ERR_OK) return;
     print_message("# skipped: %s\n", err.text);
     skip();
 }

@@ -235,7 +235,7 @@ static void log_lines_reach_the_sink_from_a_level_on(void **state)
     log_line(LOG_DEBUG, "too fine");
     assert_string_equal(logged, "");
     log_line(LOG_WARN, "tile %d", 3);
-    assert_string_equal(logged, "2 tile 3");
+    assert_string_equal(logged, "3 tile 3");
     log_install(NULL, NULL, LOG_DEBUG);
 }
 

@@ -32,12 +32,11 @@ static int remove_model(void **state)
     return 0;
 }
 
-static struct engine_cost cost_with(enum precision precision, int32_t side_px,
-                                    struct engine_memory memory)
+static struct engine_cost cost_of(enum precision precision, int32_t side_px)
 {
     struct err            err = {0};
     struct engine_options options = {
-        .model_folder = model, .machine = ENGINE_CUDA, .precision = precision, .memory = memory};
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = precision};
     struct engine_size  size = {.w_px = side_px, .h_px = side_px, .tiles = 1, .steps = 20};
     struct engine_cost  cost;
     struct engine_facts facts;
@@ -48,11 +47,6 @@ static struct engine_cost cost_with(enum precision precision, int32_t side_px,
                   (double)cost.kept_bytes / 1e9, (double)cost.scratch_bytes / 1e9,
                   (double)cost.fixed_bytes / 1e9, (double)cost.host_bytes / 1e9);
     return cost;
-}
-
-static struct engine_cost cost_of(enum precision precision, int32_t side_px)
-{
-    return cost_with(precision, side_px, (struct engine_memory){.offload = false});
 }
 
 /* 11.90 G parameters less the 3.23 G that make modulation and what only a prompt reads, at 2 bytes,
@@ -72,24 +66,6 @@ static void the_largest_tile_fits_24_gb(void **state)
 
     (void)state;
     assert_in_range(cost.kept_bytes + cost.scratch_bytes + cost.fixed_bytes, 1, 24500000000u);
-}
-
-/* Blocks that visit: two slots of the largest, 340 M parameters at 2 bytes each, what one of an odd
- * number of blocks and the ends take, and the rest of the 17 GB pinned on the host. */
-static void blocks_that_visit_take_two_slots(void **state)
-{
-    struct engine_cost stays = cost_of(PRECISION_BF16, 1024);
-    struct engine_cost visits =
-        cost_with(PRECISION_BF16, 1024, (struct engine_memory){.offload = true});
-    struct engine_cost half =
-        cost_with(PRECISION_BF16, 1024, (struct engine_memory){.offload = true, .keep_share = 0.5});
-
-    (void)state;
-    assert_in_range(visits.kept_bytes, 1360000000u, 2400000000u);
-    assert_true(visits.host_bytes - stays.host_bytes > 16000000000u);
-    assert_true(visits.kept_bytes + visits.host_bytes > stays.kept_bytes + stays.host_bytes);
-    assert_in_range(half.kept_bytes, stays.kept_bytes / 2, stays.kept_bytes * 2 / 3);
-    assert_int_equal(visits.scratch_bytes, stays.scratch_bytes);
 }
 
 /* Kept in bf16 as they are, multiplied in f32. */
@@ -219,6 +195,38 @@ static void small_tiles_share_a_visit(void **state)
     assert_in_range(1e3 * gpu.compute_seconds, 618, 622);
 }
 
+/* From the same numbers an engine decides the same as the plan. */
+static void an_engine_decides_as_the_plan_did(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_WALLED, .precision = PRECISION_BF16};
+    struct engine_memory memory = {.vram_bytes = 8000000000,
+                                   .offload = true,
+                                   .keep_share = 0.2,
+                                   .link_bytes_per_second = 12e9,
+                                   .flop_per_second = 120e12};
+    struct engine_size   sizes[] = {{512, 512, 1, 12}, {1024, 1024, 3, 12}};
+    struct engine       *engine;
+    struct budget_facts  facts;
+    struct budget        budget;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(engine_decide(&budget, &facts, engine, &memory, sizes, 2, &err));
+    assert_int_equal(budget.tiles_per_pass, 2);
+    assert_true(budget.streamed_count > 0 && budget.streamed_count % 2 == 0);
+    assert_true(budget.resident_bytes + budget.ring_bytes + budget.scratch_bytes <= 8000000000);
+    memory.vram_bytes = 0;
+    ASSERT_OK(engine_decide(&budget, &facts, engine, &memory, sizes, 2, &err));
+    assert_int_equal(budget.streamed_count, 0);
+    memory.vram_bytes = 2000000000;
+    memory.offload = false;
+    ASSERT_REFUSED(ERR_DEVICE_MEM, "allow offload",
+                   engine_decide(&budget, &facts, engine, &memory, sizes, 2, &err));
+    engine_close(engine);
+}
+
 static void too_small_a_card_is_one_sentence(void **state)
 {
     struct err            err = {0};
@@ -231,9 +239,10 @@ static void too_small_a_card_is_one_sentence(void **state)
 
 static void a_missing_gpu_is_one_sentence(void **state)
 {
-    struct err            err = {0}, again = {0};
+    struct err            err = {0};
+    struct engine_device  device;
     struct engine_options options = {.model_folder = model, .machine = ENGINE_CUDA, .gpu = 999};
-    int                   rc = engine_check_device(&options, NULL, &err);
+    int                   rc = engine_find_device(&device, &options, &err);
 
     (void)state;
     assert_int_equal(rc, ERR_DEVICE);
@@ -242,8 +251,6 @@ static void a_missing_gpu_is_one_sentence(void **state)
         assert_non_null(strstr(err.text, "--device cpu"));
     else
         assert_non_null(strstr(err.text, "cuda:999"));
-    options.machine = ENGINE_CPU;
-    assert_int_equal(engine_check_device(&options, NULL, &again), ERR_OK);
 }
 
 int main(void)
@@ -251,10 +258,10 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
-                                       cmocka_unit_test(blocks_that_visit_take_two_slots),
                                        cmocka_unit_test(flux_fits_cards_of_five_sizes),
                                        cmocka_unit_test(facts_are_in_order),
                                        cmocka_unit_test(small_tiles_share_a_visit),
+                                       cmocka_unit_test(an_engine_decides_as_the_plan_did),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, remove_model);

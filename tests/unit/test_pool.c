@@ -11,6 +11,13 @@
 
 #define MIB ((uint64_t)1 << 20)
 
+/* Every so many bytes one is written and looked at, and the last. */
+enum { STRIDE = 65536 };
+static uint64_t next(uint64_t at, uint64_t bytes)
+{
+    return at + STRIDE < bytes || at + 1 == bytes ? at + STRIDE : bytes - 1;
+}
+
 static struct pool *open_pool(uint64_t cap, uint64_t segment)
 {
     struct err          err = {0};
@@ -391,7 +398,7 @@ static void check(const struct pool *pool, const struct model *models)
         assert_true(arena_bytes_mapped(m->arena) >= m->taken);
         if (m->sealed) assert_int_equal(arena_bytes_mapped(m->arena), m->mapped);
         for (uint32_t k = 0; k < m->depth; k++)
-            for (uint64_t at = 0; at < m->bytes[k]; at += at + 4096 < m->bytes[k] ? 4096 : 1)
+            for (uint64_t at = 0; at < m->bytes[k]; at = next(at, m->bytes[k]))
                 if (m->data[k][at] != mark_of(m, k)) fail_msg("contents changed");
     }
     assert_int_equal(counts.live, live);
@@ -420,7 +427,7 @@ static void take_some(struct model *models, struct model *m, uint64_t *seed)
     m->marks[m->depth] = arena_mark(m->arena);
     m->data[m->depth] = arena_take(m->arena, bytes, "some");
     m->bytes[m->depth] = bytes;
-    for (uint64_t at = 0; at < bytes; at += at + 4096 < bytes ? 4096 : 1)
+    for (uint64_t at = 0; at < bytes; at = next(at, bytes))
         m->data[m->depth][at] = mark_of(m, m->depth);
     m->depth++;
     m->taken = end;

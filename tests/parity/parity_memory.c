@@ -1,0 +1,256 @@
+/*
+ * parity_memory.c - less memory, the same bits: an engine under caps, in one piece, and on its way
+ * down the ladder.
+ *
+ * The machine has memory of its own: the walled one, or the GPU under test.  The model is larger
+ * than those of the goldens, so that its blocks are worth more than what their slots are rounded up
+ * to; there are no golden values: an engine without a cap is the reference.
+ */
+#include "parity.h"
+
+enum { TILES = 3, STEPS = 2, SIDE_TOKENS = 8 };
+
+static const uint64_t GRANULE = (uint64_t)2 << 20, PLENTY = (uint64_t)1 << 30;
+
+static char folder[128], model[160];
+
+/* dev_small with wider and more blocks. */
+static int make_model(void **state)
+{
+    struct err           err = {0};
+    char                 spec[192], golden[512];
+    struct synth_request request = {.folder = model, .spec = spec, .dtype = DTYPE_F32, .seed = 5};
+    json_t              *root, *transformer;
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(model, sizeof model, "%s/model", folder);
+    (void)snprintf(spec, sizeof spec, "%s/spec.json", folder);
+    (void)snprintf(golden, sizeof golden, "%s/golden/models/dev_small.json", test_data());
+    root = json_load_file(golden, 0, NULL);
+    assert_non_null(root);
+    transformer = json_object_get(root, "transformer");
+    assert_int_equal(
+        json_object_update_new(
+            transformer, json_pack("{s:i, s:[i,i,i], s:i, s:i, s:i}", "attention_head_dim", 64,
+                                   "axes_dims_rope", 16, 24, 24, "num_attention_heads", 4,
+                                   "num_layers", 2, "num_single_layers", 8)),
+        0);
+    assert_int_equal(json_dump_file(root, spec, 0), 0);
+    json_decref(root);
+    ASSERT_OK(synth_write(&request, &err));
+    return 0;
+}
+
+static int remove_model(void **state)
+{
+    (void)state;
+    scratch_remove(folder);
+    return 0;
+}
+
+static enum engine_machine machine(void)
+{
+    return machine_under_test() == ENGINE_CUDA ? ENGINE_CUDA : ENGINE_WALLED;
+}
+
+/* NULL: refused, for there is too little memory. */
+static struct engine *engine_within(struct engine_memory memory)
+{
+    struct err            err = {0};
+    struct engine        *engine = NULL;
+    struct engine_options options = {.model_folder = model,
+                                     .precision = PRECISION_F32,
+                                     .machine = machine(),
+                                     .threads = 2,
+                                     .text_tokens = 16,
+                                     .memory = memory};
+
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    int32_t            px = SIDE_TOKENS * engine->facts.px_per_token;
+    struct engine_size size = {.w_px = px, .h_px = px, .tiles = TILES, .steps = STEPS};
+    if (engine_reserve(engine, &size, 1, &err) == ERR_OK) return engine;
+    if (err.code != ERR_DEVICE_MEM) fail_msg("%s", err.text);
+    engine_close(engine);
+    return NULL;
+}
+
+/* A hash of velocities of TILES tiles in every step, of a decoded and of an encoded picture. */
+static uint64_t story(struct engine *engine)
+{
+    static const struct schedule schedule = {.steps = STEPS, .sigma = {1, 0.4f, 0}};
+    struct err                   err = {0};
+    struct prompt               *prompt = NULL;
+    struct prompt_request request = {.text = "north", .guidance = 2, .schedule = &schedule};
+    int32_t               px = SIDE_TOKENS * engine->facts.px_per_token;
+    size_t                count = (size_t)(px / 8) * (size_t)(px / 8) * 16;
+    size_t                pixels = (size_t)px * (size_t)px * 3;
+    float                *latents = calloc(TILES * count, sizeof(float));
+    float                *velocities = calloc(STEPS * TILES * count, sizeof(float));
+    float                *rgb = calloc(pixels, sizeof(float));
+    uint64_t              hash;
+
+    for (size_t i = 0; i < TILES * count; i++)
+        latents[i] = (float)((i * 2654435761u >> 8) % 2001) / 1000.0f - 1.0f;
+    ASSERT_OK(prompt_open(&prompt, engine, &request, &err));
+    for (uint32_t step = 0; step < STEPS; step++) {
+        struct engine_tile tiles[TILES];
+        for (size_t t = 0; t < TILES; t++)
+            tiles[t] =
+                (struct engine_tile){.prompt = prompt,
+                                     .w_px = px,
+                                     .h_px = px,
+                                     .latent = latents + t * count,
+                                     .velocity = velocities + (step * TILES + t) * count};
+        ASSERT_OK(engine_predict(engine, tiles, TILES, step, &err));
+    }
+    ASSERT_OK(engine_decode(engine, latents, px, px, rgb, &err));
+    ASSERT_OK(engine_encode(engine, rgb, px, px, latents, &err));
+    hash = hash64(velocities, STEPS * TILES * count * sizeof(float), 0);
+    hash = hash64(rgb, pixels * sizeof(float), hash);
+    hash = hash64(latents, count * sizeof(float), hash);
+    prompt_close(prompt);
+    free(latents);
+    free(velocities);
+    free(rgb);
+    return hash;
+}
+
+static uint64_t reference(void)
+{
+    struct engine *engine = engine_within((struct engine_memory){.vram_bytes = 0});
+    uint64_t       hash;
+
+    assert_non_null(engine);
+    hash = story(engine);
+    engine_close(engine);
+    return hash;
+}
+
+static void assert_within(const struct engine *engine)
+{
+    struct pool_counts counts;
+
+    pool_counts(engine->pool, &counts);
+    assert_true(counts.peak_device + engine->budget.fixed_bytes <=
+                engine->needs.allowed.vram_bytes);
+    assert_true(counts.peak_mapped <= counts.peak_device);
+}
+
+static struct engine_memory capped(uint64_t bytes)
+{
+    return (struct engine_memory){.vram_bytes = bytes,
+                                  .offload = true,
+                                  .expandable = true,
+                                  .segment_bytes = 4 * GRANULE,
+                                  .fragmentation_max = 0.15};
+}
+
+/* ---------------------------------------------------------------------------------------- tests */
+
+/* From a cap where all blocks stay down to the first that is refused, in about eight steps. */
+static void a_smaller_cap_paints_the_same(void **state)
+{
+    uint64_t       wanted = reference(), cap = PLENTY, step = 0;
+    struct engine *engine = engine_within(capped(cap));
+    uint32_t       streaming = 0, staying = 0;
+
+    (void)state;
+    while (engine != NULL) {
+        uint64_t taken = budget_device_bytes(&engine->budget, &engine->needs);
+        assert_true(story(engine) == wanted);
+        assert_within(engine);
+        streaming += engine->budget.streamed_count > 0;
+        staying += engine->budget.streamed_count == 0;
+        if (step == 0) step = (taken - engine->budget.fixed_bytes) / 8 / GRANULE * GRANULE + GRANULE;
+        engine_close(engine);
+        cap = (taken < cap ? taken : cap) - step;
+        engine = engine_within(capped(cap));
+    }
+    assert_true(staying > 0 && streaming > 0);
+}
+
+static void memory_in_one_piece_paints_the_same(void **state)
+{
+    struct engine_memory memory = capped(PLENTY);
+    uint64_t             wanted = reference();
+    struct engine       *engine;
+
+    (void)state;
+    memory.expandable = false;
+    engine = engine_within(memory);
+    assert_non_null(engine);
+    assert_true(story(engine) == wanted);
+    assert_within(engine);
+    engine_close(engine);
+}
+
+/* The article's memory_pool_size: there from the start, and still there at the end. */
+static void a_pool_is_there_from_the_start(void **state)
+{
+    struct engine_memory memory = capped(PLENTY);
+    struct pool_counts   counts;
+    struct engine       *engine;
+
+    (void)state;
+    memory.pool_bytes = PLENTY / 2;
+    engine = engine_within(memory);
+    assert_non_null(engine);
+    (void)story(engine);
+    pool_counts(engine->pool, &counts);
+    assert_true(counts.device >= memory.pool_bytes);
+    engine_close(engine);
+}
+
+/* Down the whole ladder; the picture is the same after any rung, and after the last. */
+static void memory_given_up_changes_no_bit(void **state)
+{
+    uint64_t       wanted = reference();
+    struct engine *engine = engine_within(capped(PLENTY));
+    uint32_t       rungs = 0;
+    char           words[128];
+
+    (void)state;
+    assert_non_null(engine);
+    while (engine_yield_memory(engine, words, sizeof words)) {
+        assert_non_null(strstr(words, ": "));
+        assert_true(++rungs < 200);
+        if (rungs % 5 != 1) continue;
+        assert_true(story(engine) == wanted);
+        assert_within(engine);
+    }
+    assert_true(rungs >= 4);
+    assert_true(engine->budget.streamed_count > 0 && engine->tiles_max == 1);
+    assert_true(story(engine) == wanted);
+    engine_close(engine);
+}
+
+/* Once everything is reserved, tiles ask the machine for nothing. */
+static void tiles_make_no_driver_call(void **state)
+{
+    struct engine_memory memory = capped(PLENTY);
+    struct pool_counts   before, after;
+    struct engine       *engine;
+
+    (void)state;
+    engine = engine_within(memory);
+    assert_non_null(engine);
+    (void)story(engine);
+    pool_counts(engine->pool, &before);
+    (void)story(engine); /* the prompt borrows and gives back; nothing is created or released */
+    pool_counts(engine->pool, &after);
+    assert_int_equal(after.created, before.created);
+    assert_int_equal(after.released, before.released);
+    engine_close(engine);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(a_smaller_cap_paints_the_same),
+                                       cmocka_unit_test(memory_in_one_piece_paints_the_same),
+                                       cmocka_unit_test(a_pool_is_there_from_the_start),
+                                       cmocka_unit_test(memory_given_up_changes_no_bit),
+                                       cmocka_unit_test(tiles_make_no_driver_call)};
+
+    return cmocka_run_group_tests_name("memory", tests, make_model, remove_model);
+}
