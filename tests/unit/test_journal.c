@@ -177,11 +177,11 @@ static void a_torn_end_is_cut_and_written_over(void **state)
 /* With an account of memory a record says more, and means the same. */
 static void a_tile_tells_of_memory_where_it_is_known(void **state)
 {
-    static const char   expected[] = "\"memory\":{\"utilisation\":0.9600,\"fragmentation\":0.0400,"
-                                     "\"idle\":0.2500,\"live\":96,\"placed\":100,\"mapped\":100,"
-                                     "\"device\":101,\"calls\":{\"create\":1,\"map\":2,\"access\":3,"
-                                     "\"unmap\":4,\"release\":5,\"settle\":9223372036854775807},"
-                                     "\"link\":7,\"stall\":0.125000}}\n";
+    static const char expected[] =
+        "\"memory\":{\"utilisation\":0.9600,\"fragmentation\":0.0400,\"idle\":0.2500,"
+        "\"live\":96,\"placed\":100,\"mapped\":100,\"device\":101,"
+        "\"calls\":{\"create\":1,\"map\":2,\"access\":3,\"unmap\":4,\"release\":5,"
+        "\"settle\":9223372036854775807},\"link\":7,\"stall\":0.125000}}\n";
     struct memory_use   use = {.peak_live = 96,
                                .peak_placed = 100,
                                .peak_mapped = 100,
