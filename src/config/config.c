@@ -242,6 +242,9 @@ static const struct setting rows[] = {
      FIELD(link_bytes_per_second), RANGE(1e8, 1e13), .absent = "12GB", .value = "SIZE",
      .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
      .sentence = "bytes a second from memory to the GPU"},
+    {.key = "memory_plot", .flag = "memory-plot", .type = SETTING_PATH, FIELD(memory_plot),
+     .absent = "", .value = "FILE", .group = GROUP_MEMORY, .commands = POSTER | AGAIN,
+     .marks = MARK_FREE, .sentence = "draw the last tile's GPU memory, as a PNG"},
     /* ---- running */
     {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
      .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
@@ -555,6 +558,21 @@ out:
     return rc;
 }
 
+/* It may replace an older plot, and nothing else. */
+static int check_plot(const struct config *config, struct err *err)
+{
+    int         rc = ERR_OK;
+    const char *plot = config->memory_plot;
+
+    if (!ends_with(plot, ".png"))
+        RAISE(err, ERR_USAGE, 0, "'%s' must end in .png: plots are PNG files", plot);
+    TRY(check_kept(config, plot, "--memory-plot", err));
+    if (strcmp(config->draft, plot) == 0 || os_same_file(config->draft, plot))
+        RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the plot of memory", plot);
+out:
+    return rc;
+}
+
 bool config_is_begun(const char *output)
 {
     char journal[4200];
@@ -582,6 +600,8 @@ static int check_outputs(const struct config *config, enum config_command comman
             RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the output",
                   config->draft);
     }
+    if ((command & (POSTER | AGAIN)) != 0 && config->memory_plot[0] != '\0')
+        TRY(check_plot(config, err));
     if (command == COMMAND_SYNTH && os_is_file(config->input))
         RAISE(err, ERR_USAGE, 0, "'%s' is a file; a model needs a folder", config->input);
 out:

@@ -44,6 +44,7 @@ struct engine {
     struct budget_facts      needs;    /* of these sizes; with a cap only                      */
     struct budget            budget;   /* of the GPU: which blocks visit it                    */
     int64_t                  mlp_rows; /* see transformer_set_mlp_rows                         */
+    struct memory_use        told;     /* calls and link at the last engine_memory_restart     */
 };
 
 /* An engine that measures only: no file of weights is mapped. */

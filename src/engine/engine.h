@@ -12,6 +12,7 @@
 #define MURAL_ENGINE_H
 
 #include "base/base.h"
+#include "memory/memory.h"
 
 struct engine;
 struct prompt;
@@ -204,6 +205,13 @@ struct prompt_request {
 int  prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
                  struct err *err);
 void prompt_close(struct prompt *prompt);
+
+/* What this engine did with a GPU's memory since the last restart, or since it was opened; zeros
+ * where it uses none.  The history has the highest values of each lap of time. */
+void     engine_memory_restart(struct engine *engine);
+void     engine_memory_use(const struct engine *engine, struct memory_use *out);
+uint32_t engine_memory_history(const struct engine *engine,
+                               struct pool_sample   out[POOL_SAMPLES_MAX]);
 
 /* ------------------------------------------------------------------------------- primitives */
 

@@ -200,6 +200,24 @@ static bool fleet_yield_memory(void *self, char *words_out, size_t capacity)
     return true;
 }
 
+/* Nothing that is asked here is worth another worker; the next primitive arranges one if need be.
+ */
+static bool fleet_memory(void *self, bool restart, struct painter_memory *out)
+{
+    struct seat        *seat = self;
+    struct wire_message message = {.kind = WIRE_MEMORY, .as.restart = restart}, answer;
+    struct err          err = {.code = ERR_OK};
+
+    if (!seat->ready) return false;
+    if (supervisor_ask(seat, seat->out, wire_pack(seat->out, &message), WIRE_USED, &answer, &err) !=
+        ERR_OK) {
+        if (err.code != ERR_CANCELLED) log_line(LOG_WARN, "%s", err.text);
+        return false;
+    }
+    *out = answer.as.used;
+    return out->use.peak_device > 0;
+}
+
 static struct painter painter_of(struct seat *seat, uint32_t tiles_max)
 {
     return (struct painter){.self = seat,
@@ -213,7 +231,8 @@ static struct painter painter_of(struct seat *seat, uint32_t tiles_max)
                             .predict = fleet_predict,
                             .advance = fleet_advance,
                             .decode = fleet_decode,
-                            .yield_memory = fleet_yield_memory};
+                            .yield_memory = fleet_yield_memory,
+                            .memory = fleet_memory};
 }
 
 /* ------------------------------------------------------------------------------ open, close */

@@ -34,12 +34,14 @@ enum wire_kind {
     WIRE_PREDICT,
     WIRE_DECODE,
     WIRE_YIELD,
+    WIRE_MEMORY,
     WIRE_READY = 17, /* from the worker */
     WIRE_BEGUN,
     WIRE_DONE,
     WIRE_FAILED,
     WIRE_LOG,
-    WIRE_YIELDED
+    WIRE_YIELDED,
+    WIRE_USED
 };
 
 struct wire_open {
@@ -70,14 +72,16 @@ struct wire_message {
     enum wire_kind kind;
     uint32_t       sequence; /* of a question; its answer carries the same */
     union {
-        struct wire_open     open;
-        struct painter_stage begin;
-        struct wire_work     work;
-        uint64_t             model_identity; /* READY */
-        struct schedule      begun;
-        struct wire_failed   failed;
-        struct wire_log      log;
-        const char          *yielded; /* "": there was nothing left to give up */
+        struct wire_open      open;
+        struct painter_stage  begin;
+        struct wire_work      work;
+        uint64_t              model_identity; /* READY */
+        struct schedule       begun;
+        struct wire_failed    failed;
+        struct wire_log       log;
+        const char           *yielded; /* "": there was nothing left to give up */
+        bool                  restart; /* MEMORY */
+        struct painter_memory used;    /* zeros: of no GPU */
     } as;
 };
 

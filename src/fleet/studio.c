@@ -134,6 +134,16 @@ static int studio_decode(void *self, const float *latent, int32_t w_px, int32_t 
     return engine_decode(studio->engine, latent, w_px, h_px, rgb_out, err);
 }
 
+static bool studio_memory(void *self, bool restart, struct painter_memory *out)
+{
+    const struct studio *studio = self;
+
+    engine_memory_use(studio->engine, &out->use);
+    out->sample_count = engine_memory_history(studio->engine, out->samples);
+    if (restart) engine_memory_restart(studio->engine);
+    return out->use.peak_device > 0;
+}
+
 static bool studio_yield_memory(void *self, char *words_out, size_t capacity)
 {
     const struct studio *studio = self;
@@ -168,5 +178,6 @@ struct painter studio_painter(struct studio *studio)
                             .predict = studio_predict,
                             .advance = studio_advance,
                             .decode = studio_decode,
-                            .yield_memory = studio_yield_memory};
+                            .yield_memory = studio_yield_memory,
+                            .memory = studio_memory};
 }

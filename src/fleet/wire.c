@@ -26,19 +26,24 @@
  *     ENCODE, DECODE   i32 w, h
  *     PREDICT  u32 step, u32 count of rectangles, each: i32 w, h
  *     YIELD    nothing
+ *     MEMORY   u32 whether counting begins anew
  *     READY    u64 identity of the model
  *     BEGUN    u32 steps, f32 noise levels [steps + 1]
  *     DONE     nothing
  *     FAILED   u32 error code, i32 system's code, text sentence
  *     LOG      u32 level, text line
  *     YIELDED  text what was given up of memory; empty: nothing was left
+ *     USED     a GPU's memory, zeros where there is none: u64 highest live, placed, mapped, device
+ *              bytes; f64 share idle; u64 calls to create, map, give access, unmap, release,
+ * settle; u64 bytes over the link; f64 seconds stood still; u32 count of samples, each: f64
+ * seconds; u64 live, placed, mapped, device bytes
  *
  * A text is u32 length, the bytes, and a NUL.  Pixels, latents and velocities never travel: they
  * are in shared memory (shared.c).
  *
  * The supervisor asks, and the worker answers each question once, in order, with READY, BEGUN,
- * DONE, YIELDED or FAILED.  It may send LOG at any time.  A PREDICT that FAILED with the code of
- * bad numbers has written all velocities, the bad ones among them.
+ * DONE, YIELDED, USED or FAILED.  It may send LOG at any time.  A PREDICT that FAILED with the code
+ * of bad numbers has written all velocities, the bad ones among them.
  *
  * Read next: shared.c, then supervisor.c and worker.c.
  */
@@ -56,6 +61,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are copied as
 _Static_assert(HEAD_BYTES + 64 + WIRE_SIZES_MAX * 16 + 3 * (WIRE_PATH_MAX + 5) < WIRE_BYTES_MAX,
                "the longest OPEN fits");
 _Static_assert(HEAD_BYTES + 64 + WIRE_PROMPT_MAX + 5 < WIRE_BYTES_MAX, "the longest BEGIN fits");
+_Static_assert(HEAD_BYTES + 64 + MEMORY_CALLS * 8 + POOL_SAMPLES_MAX * 40 < WIRE_BYTES_MAX,
+               "the longest USED fits");
 
 /* --------------------------------------------------------------------------------- writing */
 
@@ -172,6 +179,33 @@ static void put_work(struct writer *w, enum wire_kind kind, const struct wire_wo
     }
 }
 
+static void put_levels(struct writer *w, const uint64_t levels[4])
+{
+    for (int i = 0; i < 4; i++)
+        put_u64(w, levels[i]);
+}
+
+static void put_used(struct writer *w, const struct painter_memory *memory)
+{
+    const struct memory_use *use = &memory->use;
+
+    must(memory->sample_count <= POOL_SAMPLES_MAX);
+    put_levels(w, (const uint64_t[]){use->peak_live, use->peak_placed, use->peak_mapped,
+                                     use->peak_device});
+    put_f64(w, use->idle_share);
+    for (int call = 0; call < MEMORY_CALLS; call++)
+        put_u64(w, use->calls[call]);
+    put_u64(w, use->link_bytes);
+    put_f64(w, use->stall_seconds);
+    put_u32(w, memory->sample_count);
+    for (uint32_t i = 0; i < memory->sample_count; i++) {
+        const struct pool_sample *sample = &memory->samples[i];
+        put_f64(w, sample->seconds);
+        put_levels(
+            w, (const uint64_t[]){sample->live, sample->placed, sample->mapped, sample->device});
+    }
+}
+
 size_t wire_pack(uint8_t *bytes_out, const struct wire_message *message)
 {
     struct writer   w = {.bytes = bytes_out};
@@ -199,6 +233,8 @@ size_t wire_pack(uint8_t *bytes_out, const struct wire_message *message)
     case WIRE_YIELD:
     case WIRE_DONE: break;
     case WIRE_YIELDED: put_text(&w, message->as.yielded); break;
+    case WIRE_MEMORY: put_u32(&w, message->as.restart); break;
+    case WIRE_USED: put_used(&w, &message->as.used); break;
     case WIRE_FAILED:
         put_u32(&w, (uint32_t)message->as.failed.code);
         put_i32(&w, message->as.failed.sys);
@@ -396,6 +432,58 @@ static void take_begun(struct reader *r, struct schedule *schedule)
     need(r, schedule->sigma[schedule->steps] == 0, "the last noise level");
 }
 
+/* As large as a journal can say it. */
+static uint64_t take_i63(struct reader *r, const char *name)
+{
+    uint64_t value = take_u64(r, name);
+
+    need(r, value <= INT64_MAX, name);
+    return value;
+}
+
+/* Each kind of bytes holds the one before it, and none rises above `limits`. */
+static void take_levels(struct reader *r, uint64_t levels_out[4], const uint64_t limits[4])
+{
+    for (int i = 0; i < 4; i++) {
+        levels_out[i] = take_u64(r, "a count of bytes");
+        need(r, levels_out[i] <= limits[i] && (i == 0 || levels_out[i - 1] <= levels_out[i]),
+             "a count of bytes");
+    }
+}
+
+static void take_used(struct reader *r, struct painter_memory *memory)
+{
+    const uint64_t     any[4] = {INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
+    const double       seconds_max = 1e12;
+    uint64_t           peaks[4], levels[4];
+    struct memory_use *use = &memory->use;
+
+    take_levels(r, peaks, any);
+    use->peak_live = peaks[0];
+    use->peak_placed = peaks[1];
+    use->peak_mapped = peaks[2];
+    use->peak_device = peaks[3];
+    use->idle_share = take_share(r, "the share that lies idle");
+    for (int call = 0; call < MEMORY_CALLS; call++)
+        use->calls[call] = take_i63(r, "a count of calls");
+    use->link_bytes = take_i63(r, "the bytes over the link");
+    use->stall_seconds = take_f64(r, "the seconds stood still");
+    need(r, use->stall_seconds >= 0 && use->stall_seconds <= seconds_max,
+         "the seconds stood still");
+    memory->sample_count = take_u32(r, 0, POOL_SAMPLES_MAX, "the count of samples");
+    for (uint32_t i = 0; i < memory->sample_count; i++) {
+        struct pool_sample *sample = &memory->samples[i];
+        double              least = i == 0 ? 0 : memory->samples[i - 1].seconds;
+        sample->seconds = take_f64(r, "the time of a sample");
+        need(r, sample->seconds >= least && sample->seconds <= seconds_max, "the time of a sample");
+        take_levels(r, levels, peaks);
+        sample->live = levels[0];
+        sample->placed = levels[1];
+        sample->mapped = levels[2];
+        sample->device = levels[3];
+    }
+}
+
 static void take_fields(struct reader *r, struct wire_message *out)
 {
     switch (out->kind) {
@@ -409,6 +497,8 @@ static void take_fields(struct reader *r, struct wire_message *out)
     case WIRE_YIELD:
     case WIRE_DONE: break;
     case WIRE_YIELDED: out->as.yielded = take_text(r, WIRE_WORDS_MAX, "the words"); break;
+    case WIRE_MEMORY: out->as.restart = take_u32(r, 0, 1, "the restart") == 1; break;
+    case WIRE_USED: take_used(r, &out->as.used); break;
     case WIRE_FAILED:
         out->as.failed.code = (enum err_code)take_u32(r, ERR_USAGE, ERR_NUMERIC, "the error code");
         take(r, &out->as.failed.sys, sizeof out->as.failed.sys, "the system's code");
@@ -424,8 +514,8 @@ static void take_fields(struct reader *r, struct wire_message *out)
 
 static bool may_send(enum wire_side sender, unsigned kind)
 {
-    if (sender == WIRE_SUPERVISOR) return kind >= WIRE_OPEN && kind <= WIRE_YIELD;
-    return kind >= WIRE_READY && kind <= WIRE_YIELDED;
+    if (sender == WIRE_SUPERVISOR) return kind >= WIRE_OPEN && kind <= WIRE_MEMORY;
+    return kind >= WIRE_READY && kind <= WIRE_USED;
 }
 
 int wire_unpack(struct wire_message *out, const uint8_t *bytes, size_t count, enum wire_side sender,

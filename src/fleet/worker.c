@@ -244,6 +244,14 @@ static void yield_memory(struct worker *worker, struct wire_message *answer)
     answer->as.yielded = worker->yielded;
 }
 
+static void tell_memory(struct worker *worker, bool restart, struct wire_message *answer)
+{
+    const struct painter *painter = &worker->painter;
+
+    answer->kind = WIRE_USED;
+    (void)painter->memory(painter->self, restart, &answer->as.used); /* zeros where it has none */
+}
+
 /* --------------------------------------------------------------------------------- process */
 
 /* An answer, or the failure told.  A supervisor that broke the rules is not answered: its sentence
@@ -264,6 +272,8 @@ static int answer(struct worker *worker, const struct wire_message *question, bo
         rc = begin_stage(worker, &question->as.begin, &reply, &failure);
     else if (question->kind == WIRE_YIELD)
         yield_memory(worker, &reply);
+    else if (question->kind == WIRE_MEMORY)
+        tell_memory(worker, question->as.restart, &reply);
     else
         rc = do_work(worker, question, &reply, &failure);
     if (rc == ERR_PEER) {

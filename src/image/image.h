@@ -48,8 +48,8 @@ enum { MEMORY_PLOT_W = 1200, MEMORY_PLOT_H = 600 };
 enum memory_plot_curve {
     MEMORY_PLOT_LIVE = 0, /* asked for         */
     MEMORY_PLOT_PLACED,   /* with alignment    */
-    MEMORY_PLOT_MAPPED,   /* taken from a GPU  */
-    MEMORY_PLOT_DEVICE,   /* by all programs   */
+    MEMORY_PLOT_MAPPED,   /* seen at addresses */
+    MEMORY_PLOT_DEVICE,   /* taken from a GPU  */
     MEMORY_PLOT_CURVES
 };
 struct memory_plot_request {

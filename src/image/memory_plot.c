@@ -152,7 +152,7 @@ static struct scales scales_of(const struct memory_plot_request *request)
         for (size_t i = 0; request->bytes[curve] != NULL && i < request->count; i++)
             most = max_u64(most, request->bytes[curve][i]);
     double span = request->seconds[request->count - 1] - first;
-    return (struct scales){.seconds = span > 0 ? span : 1, .bytes = 1.05 * (double)most};
+    return (struct scales){.seconds = span > 1e-6 ? span : 1, .bytes = 1.05 * (double)most};
 }
 
 static void draw_axes(struct image *image, const struct scales *scales)

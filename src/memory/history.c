@@ -14,6 +14,7 @@ void history_restart(struct history *history)
 {
     history->count = 0;
     history->lap = LAP_SECONDS;
+    history->peak = (struct pool_sample){.live = 0};
 }
 
 static void raise_sample(struct pool_sample *sample, const struct pool_sample *other)
@@ -21,6 +22,7 @@ static void raise_sample(struct pool_sample *sample, const struct pool_sample *o
     sample->live = max_u64(sample->live, other->live);
     sample->placed = max_u64(sample->placed, other->placed);
     sample->mapped = max_u64(sample->mapped, other->mapped);
+    sample->device = max_u64(sample->device, other->device);
 }
 
 static void halve(struct history *history)
@@ -35,9 +37,10 @@ static void halve(struct history *history)
 
 void history_note(struct history *history, double seconds, const struct pool_counts *now)
 {
-    struct pool_sample  sample = {seconds, now->live, now->placed, now->mapped};
+    struct pool_sample  sample = {seconds, now->live, now->placed, now->mapped, now->device};
     struct pool_sample *newest = history->count == 0 ? NULL : &history->samples[history->count - 1];
 
+    raise_sample(&history->peak, &sample);
     if (newest != NULL && sample.seconds - newest->seconds < history->lap) {
         raise_sample(newest, &sample);
         return;

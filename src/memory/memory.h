@@ -74,8 +74,8 @@ void pool_close(struct pool *pool);
 uint64_t pool_trim(struct pool *pool, uint64_t bytes);
 
 /* Bytes: requested (live), with what alignment adds (placed), seen at addresses (mapped), taken
- * from the device (device: mapped and spare).  Calls of the driver that succeeded.  Internal
- * fragmentation is 1 - live / placed, utilisation peak_live / peak_mapped. */
+ * from the device (device: mapped and spare); none is more than the next.  Calls of the driver that
+ * succeeded. */
 struct pool_counts {
     uint64_t live, placed, mapped, device, peak_live, peak_placed, peak_mapped, peak_device;
     uint64_t created, mapped_calls, access, unmapped, released, settled;
@@ -88,11 +88,41 @@ void pool_counts(const struct pool *pool, struct pool_counts *out);
  * laps become twice as long, so that the whole time since the restart is always there. */
 struct pool_sample {
     double   seconds; /* of os_seconds, when the lap began; of a GPU: when the host asked */
-    uint64_t live, placed, mapped;
+    uint64_t live, placed, mapped, device;
 };
 enum { POOL_SAMPLES_MAX = 1024 };
 void     pool_history_restart(struct pool *pool);
 uint32_t pool_history(const struct pool *pool, struct pool_sample out[POOL_SAMPLES_MAX]);
+
+/* How a machine's memory was used over some time.  What its numbers are put together to:
+ *
+ *     utilisation              peak live / peak mapped
+ *     internal fragmentation   1 - peak live / peak placed: what alignment costs
+ *     idle share               1 - placed / mapped, at the end: what lies above the stacks
+ *
+ * Free memory is never in the wrong place, because pieces are mapped where an arena grows: there is
+ * no external fragmentation beside the idle share. */
+enum memory_call {
+    MEMORY_CREATE = 0,
+    MEMORY_MAP,
+    MEMORY_ACCESS,
+    MEMORY_UNMAP,
+    MEMORY_RELEASE,
+    MEMORY_SETTLE,
+    MEMORY_CALLS
+};
+struct memory_use {
+    uint64_t peak_live, peak_placed, peak_mapped, peak_device; /* bytes, as in pool_counts     */
+    double   idle_share;                                       /* at the end of that time      */
+    uint64_t calls[MEMORY_CALLS];                              /* of the driver                */
+    uint64_t link_bytes;    /* of weights that crossed to the machine                          */
+    double   stall_seconds; /* that it stood still because such weights were not there yet     */
+};
+/* Peaks and the idle share since the restart of the history, calls since the pool was opened; of
+ * the link it knows nothing. */
+void   pool_use(const struct pool *pool, struct memory_use *out);
+double memory_utilisation(const struct memory_use *use); /* 0: nothing was mapped */
+double memory_internal_fragmentation(const struct memory_use *use);
 
 /* ------------------------------------------------------------------------------------ arena */
 

@@ -21,6 +21,7 @@ struct piece {
 
 struct history {
     struct pool_sample samples[POOL_SAMPLES_MAX];
+    struct pool_sample peak; /* of all since the restart */
     uint32_t           count;
     double             lap;
 };

@@ -485,6 +485,35 @@ uint32_t pool_history(const struct pool *pool, struct pool_sample out[POOL_SAMPL
     return pool->history.count;
 }
 
+void pool_use(const struct pool *pool, struct memory_use *out)
+{
+    const struct pool_sample *peak = &pool->history.peak;
+    struct pool_counts        counts;
+
+    pool_counts(pool, &counts);
+    *out = (struct memory_use){.peak_live = peak->live,
+                               .peak_placed = peak->placed,
+                               .peak_mapped = peak->mapped,
+                               .peak_device = peak->device,
+                               .idle_share = counts.idle_share,
+                               .calls = {[MEMORY_CREATE] = counts.created,
+                                         [MEMORY_MAP] = counts.mapped_calls,
+                                         [MEMORY_ACCESS] = counts.access,
+                                         [MEMORY_UNMAP] = counts.unmapped,
+                                         [MEMORY_RELEASE] = counts.released,
+                                         [MEMORY_SETTLE] = counts.settled}};
+}
+
+double memory_utilisation(const struct memory_use *use)
+{
+    return use->peak_mapped == 0 ? 0 : (double)use->peak_live / (double)use->peak_mapped;
+}
+
+double memory_internal_fragmentation(const struct memory_use *use)
+{
+    return use->peak_placed == 0 ? 0 : 1 - (double)use->peak_live / (double)use->peak_placed;
+}
+
 /* ------------------------------------------------------------------------------ open and close */
 
 static uint64_t round_up(uint64_t bytes, uint64_t multiple)

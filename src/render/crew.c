@@ -41,6 +41,7 @@ struct hand {
     uint32_t          faults; /* groups failed in a row, for the painter's own reasons */
     bool              usable;
     struct tile_job   jobs[PAINTER_TILES_MAX];
+    struct gauge      gauge;
     /* under turn */
     struct task *group[PAINTER_TILES_MAX]; /* in work */
     uint32_t     size;                     /* of it; 0: none */
@@ -53,6 +54,7 @@ struct crew {
     uint32_t                hand_count;
     pthread_mutex_t         turn, shelf;
     pthread_cond_t          changed;
+    bool                    plotless; /* under shelf: it was said that there is nothing to plot */
     /* under turn */
     struct task *tasks;            /* [2 * tiles]: each may be handed over once */
     uint32_t     task_count, next; /* all before `next` are taken */
@@ -92,6 +94,11 @@ static struct task *find_task(struct crew *crew, int32_t index)
         if (!crew->tasks[i].taken && (alone || crew->tasks[i].failed_by != index))
             return &crew->tasks[i];
     return NULL;
+}
+
+static const struct painter *painter_of(const struct hand *hand)
+{
+    return &hand->crew->work->store->request->painters[hand->index];
 }
 
 static struct tile_job job_of(const struct crew *crew, uint32_t number)
@@ -192,24 +199,45 @@ static void end_with(struct crew *crew, const struct err *err)
 
 /* ------------------------------------------------------------------------------------ tiles */
 
-static int store_tile(struct crew *crew, const struct task *task, const struct tile_result *result,
+/* The tile's memory as a picture, where that was asked for.  Under shelf. */
+static void plot_memory(struct hand *hand, uint32_t number, bool known)
+{
+    struct crew *crew = hand->crew;
+    const char  *path = crew->work->store->request->config->memory_plot;
+
+    if (path[0] == '\0') return;
+    if (known)
+        gauge_plot(&hand->gauge, number, path);
+    else if (!crew->plotless)
+        log_line(LOG_WARN,
+                 "nothing to plot in '%s': who painted tile %u tells of no GPU's memory", path,
+                 number);
+    crew->plotless |= !known;
+}
+
+static int store_tile(struct hand *hand, const struct task *task, const struct tile_result *result,
                       struct err *err)
 {
     int                 rc = ERR_OK;
+    struct crew        *crew = hand->crew;
     struct store       *store = crew->work->store;
+    struct memory_use   memory;
+    bool                known = gauge_tile(&hand->gauge, painter_of(hand), &memory);
     const struct grid  *grid = &store->request->plan->grid;
     double              begun = os_seconds();
     struct journal_tile record = {.number = task->number,
                                   .attempts = task->attempts,
                                   .encode_seconds = result->encode_seconds,
                                   .step_seconds = result->step_seconds,
-                                  .decode_seconds = result->decode_seconds};
+                                  .decode_seconds = result->decode_seconds,
+                                  .memory = known ? &memory : NULL};
 
     record.hash = hash64_pieces(result->samples, spool_tile_bytes(grid));
     (void)pthread_mutex_lock(&crew->shelf);
     rc = spool_put(store->spool, task->number, result->samples, err);
     record.store_seconds = os_seconds() - begun;
     if (rc == ERR_OK) rc = journal_add_tile(store->journal, &record, err);
+    if (rc == ERR_OK) plot_memory(hand, task->number, known);
     (void)pthread_mutex_unlock(&crew->shelf);
     if (rc == ERR_OK) meter_tile_done(crew->work->meter);
     return rc;
@@ -269,6 +297,7 @@ static int work_on(struct hand *hand, struct outcome *outcome, struct err *err)
     struct crew       *crew = hand->crew;
     struct tile_result result;
 
+    gauge_begin(&hand->gauge, painter_of(hand));
     tile_take(hand->desk, hand->jobs, hand->size);
     for (;;) {
         struct task *task = NULL;
@@ -279,7 +308,7 @@ static int work_on(struct hand *hand, struct outcome *outcome, struct err *err)
         must(task != NULL);
         task->attempts += result.attempts;
         if (result.samples != NULL) {
-            TRY(store_tile(crew, task, &result, err));
+            TRY(store_tile(hand, task, &result, err));
             outcome->painted++;
         } else {
             outcome->blamed |= result.why.code != ERR_NUMERIC;

@@ -19,7 +19,14 @@
  *                                                tile-7.rgb16 is on the disk; seconds are of its
  *                                                last attempt, and a step that several tiles took
  *                                                together counts for each by an equal part, so that
- *                                                those of all tiles add up to the painters' time
+ *                                                those of all tiles add up to the painters' time.
+ *                                                Where a GPU's memory was used it has also
+ *       "memory":{"utilisation":..,"fragmentation":..,"idle":..,"live":..,"placed":..,"mapped":..,
+ *       "device":..,"calls":{"create":..,"map":..,"access":..,"unmap":..,"release":..,"settle":..},
+ *       "link":..,"stall":..}                     shares and highest bytes from the beginning of
+ * its group of tiles to its own end, as memory.h has them; the driver's calls, bytes over the link
+ * and seconds that the GPU waited for those, since the tile of that group before, so that they add
+ * up
  *     {"is":"filled","tile":7,"hash":..}         the same, but cut from the enlarged guide
  *     {"is":"failed","tile":7,"attempts":4,"why":".."}
  *     {"is":"again","tile":7,"seed":..,"prompt":".."}
@@ -461,15 +468,45 @@ out:
     return rc;
 }
 
+/* As a member of a record, with the comma before it. */
+static const char *memory_words(char *out, size_t capacity, const struct memory_use *use)
+{
+    static const char *const names[MEMORY_CALLS] = {
+        [MEMORY_CREATE] = "create", [MEMORY_MAP] = "map",         [MEMORY_ACCESS] = "access",
+        [MEMORY_UNMAP] = "unmap",   [MEMORY_RELEASE] = "release", [MEMORY_SETTLE] = "settle"};
+    char   calls[MEMORY_CALLS * 40] = "";
+    size_t used = 0;
+    int    wrote;
+
+    out[0] = '\0';
+    if (use == NULL) return out;
+    for (int call = 0; call < MEMORY_CALLS; call++)
+        used += (size_t)snprintf(calls + used, sizeof calls - used, "%s\"%s\":%llu",
+                                 call == 0 ? "" : ",", names[call],
+                                 (unsigned long long)use->calls[call]);
+    wrote = snprintf(out, capacity,
+                     ",\"memory\":{\"utilisation\":%.4f,\"fragmentation\":%.4f,\"idle\":%.4f,"
+                     "\"live\":%llu,\"placed\":%llu,\"mapped\":%llu,\"device\":%llu,"
+                     "\"calls\":{%s},\"link\":%llu,\"stall\":%.6f}",
+                     memory_utilisation(use), memory_internal_fragmentation(use), use->idle_share,
+                     (unsigned long long)use->peak_live, (unsigned long long)use->peak_placed,
+                     (unsigned long long)use->peak_mapped, (unsigned long long)use->peak_device,
+                     calls, (unsigned long long)use->link_bytes, use->stall_seconds);
+    must(wrote > 0 && (size_t)wrote < capacity);
+    return out;
+}
+
 int journal_add_tile(struct journal *journal, const struct journal_tile *tile, struct err *err)
 {
-    int rc = ERR_OK;
+    int  rc = ERR_OK;
+    char memory[1024];
 
     say(journal,
         "{\"is\":\"tile\",\"tile\":%u,\"hash\":\"%016llx\",\"attempts\":%u,\"seconds\":"
-        "{\"encode\":%.3f,\"steps\":%.3f,\"decode\":%.3f,\"store\":%.3f}}",
+        "{\"encode\":%.3f,\"steps\":%.3f,\"decode\":%.3f,\"store\":%.3f}%s}",
         tile->number, (unsigned long long)tile->hash, tile->attempts, tile->encode_seconds,
-        tile->step_seconds, tile->decode_seconds, tile->store_seconds);
+        tile->step_seconds, tile->decode_seconds, tile->store_seconds,
+        memory_words(memory, sizeof memory, tile->memory));
     TRY(append(journal, err));
     set_tile(&journal->facts, tile->number, TILE_DONE, tile->hash);
 out:

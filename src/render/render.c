@@ -88,13 +88,16 @@ uint64_t render_host_bytes(const struct config *config, const struct render_plan
 {
     uint64_t draft = (uint64_t)plan->draft_w_px * (uint64_t)plan->draft_h_px;
     uint64_t picture = draft * 3 * sizeof(uint16_t);
+    uint64_t plot = (uint64_t)MEMORY_PLOT_W * MEMORY_PLOT_H * 3 * sizeof(uint16_t);
     uint64_t easel = draft * 3 * sizeof(float) + 3 * draft /
                                                      (TILING_PX_PER_LAT * TILING_PX_PER_LAT) *
                                                      (uint64_t)channels * sizeof(float);
 
     if (painters == 0) return easel + (uint64_t)config->count * 2 * picture;
-    return max_u64(easel, painters * tile_desk_bytes(&plan->grid, channels, tiles_per_pass)) +
-           assemble_bytes(&plan->grid, config->bits) + picture;
+    return max_u64(easel, painters * (tile_desk_bytes(&plan->grid, channels, tiles_per_pass) +
+                                      sizeof(struct gauge))) +
+           assemble_bytes(&plan->grid, config->bits) + picture +
+           (config->memory_plot[0] != '\0' ? plot : 0);
 }
 
 uint32_t render_tile_steps(const struct config *config)

@@ -14,6 +14,7 @@
 #include "base/base.h"
 #include "config/config.h"
 #include "image/image.h"
+#include "memory/memory.h"
 #include "tiling/tiling.h"
 
 /* What is the same for all rectangles of one stage (a draft, or the tiles of a poster). */
@@ -40,6 +41,13 @@ struct painter_noise {
 };
 
 enum { PAINTER_TILES_MAX = 64 }; /* of one predict, whoever paints */
+
+/* What a painter did with a GPU's memory: in all, and over time (seconds never fall). */
+struct painter_memory {
+    struct memory_use  use;
+    uint32_t           sample_count;
+    struct pool_sample samples[POOL_SAMPLES_MAX];
+};
 
 /* Who can paint?  The primitives that every way of rendering is made of: a loop over groups of
  * tiles now, all tiles of a canvas together per step later.  One stage is in use at a time, and a
@@ -81,6 +89,10 @@ struct painter {
      * [capacity], as in "block 7 stays on the host: 324 MB"; false: nothing is left to give up.
      * NULL: it never can. */
     bool (*yield_memory)(void *self, char *words_out, size_t capacity);
+
+    /* Its memory since the last restart, in *out; `restart`: counting begins anew after that.
+     * False: it uses no GPU, or cannot be asked now.  NULL: it never knows. */
+    bool (*memory)(void *self, bool restart, struct painter_memory *out);
 };
 
 /* Sizes and settings of one job, fixed before anything is painted. */
@@ -179,7 +191,8 @@ int render_check(const struct render_request *request, struct err *err);
 /* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster.
  * Failures leave what is finished in `<output>.mural`.  ERR_PARTIAL: some tiles kept failing, the
  * others are finished.  ERR_USAGE: that folder belongs to another run, or to a poster that differs.
- * Nothing is allocated from the first tile to the last, but for prompts by the painters. */
+ * Nothing is allocated from the first tile to the last, but for prompts by the painters and for
+ * plots of memory. */
 int render_poster(const struct render_request *request, struct err *err);
 /* config.count drafts as PNG, and a contact sheet of them when there are several. */
 int render_drafts(const struct render_request *request, struct err *err);

@@ -120,6 +120,20 @@ int tile_check_finite(const float *values, int64_t count, const char *what, stru
 bool tile_may_retry(struct meter *meter, const struct painter *painter, uint32_t attempts,
                     const char *what, struct err *err);
 
+/* ------------------------------------------------------------------------------- gauge.c */
+
+/* A painter's memory over a group of tiles.  Begins as zeros. */
+struct gauge {
+    struct painter_memory memory; /* as last told                               */
+    struct memory_use     told;   /* of it, what was handed out with tiles so far */
+};
+/* A group begins. */
+void gauge_begin(struct gauge *gauge, const struct painter *painter);
+/* A tile of it is painted: its account, as the journal has it.  False: nothing is known. */
+bool gauge_tile(struct gauge *gauge, const struct painter *painter, struct memory_use *out);
+/* The group until that tile as a PNG; a failure is a line in the log. */
+void gauge_plot(const struct gauge *gauge, uint32_t number, const char *path);
+
 /* -------------------------------------------------------------------------------- crew.c */
 
 struct crew_work {

@@ -65,9 +65,10 @@ void journal_close(struct journal *journal);
 struct journal_facts *journal_facts(struct journal *journal);
 
 struct journal_tile {
-    uint32_t number, attempts;
-    uint64_t hash;
-    double   encode_seconds, step_seconds, decode_seconds, store_seconds;
+    uint32_t                 number, attempts;
+    uint64_t                 hash;
+    double                   encode_seconds, step_seconds, decode_seconds, store_seconds;
+    const struct memory_use *memory; /* NULL: not known */
 };
 struct journal_again {
     bool        has_seed;

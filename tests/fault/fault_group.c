@@ -4,6 +4,7 @@
  */
 #include "fleet_stories.h"
 
+#include <jansson.h>
 #include <signal.h>
 
 static uint64_t lonely_hash(void)
@@ -172,6 +173,135 @@ static void a_worker_is_asked_to_do_with_less(void **state)
     }
 }
 
+/* No account is worth a picture: whatever becomes of the question, the painter goes on. */
+static void a_worker_is_asked_about_its_memory(void **state)
+{
+    static const char *const kinds[] = {"none", "used",   "exit",   "sigkill", "kind",    "long",
+                                        "gain", "device", "memory", "hangup",  "sequence"};
+    static struct painter_memory memory;
+    struct fleet_request         request = usual_request();
+    struct remains               before = look();
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
+        struct fleet *fleet = NULL;
+        struct err    err = {0};
+        uint32_t      count;
+        float         rgb[ALL_PIXELS];
+        bool          used = strcmp(kinds[i], "used") == 0;
+
+        plant(kinds[i], 4); /* open, begin, a question with a restart, and this */
+        ASSERT_OK(fleet_open(&fleet, &request, &err));
+        const struct painter *painter = fleet_painters(fleet, &count);
+        ASSERT_OK(begin(painter, &err));
+        assert_false(painter->memory(painter->self, true, &memory)); /* a CPU has none */
+        if (painter->memory(painter->self, false, &memory) != used)
+            fail_msg("%s: it is asked in vain, or not", kinds[i]);
+        if (used) {
+            assert_int_equal(memory.use.peak_live, 96);
+            assert_int_equal(memory.use.calls[MEMORY_ACCESS], 3);
+            assert_int_equal(memory.use.link_bytes, 9);
+            assert_int_equal(memory.sample_count, 1);
+            assert_int_equal(memory.samples[0].device, 101);
+        }
+        ASSERT_OK(paint_in_stage(painter, rgb, &err));
+        assert_expected(rgb, kinds[i]);
+        painter->end(painter->self);
+        fleet_close(fleet);
+        clear();
+        assert_nothing_remains(before, kinds[i]);
+    }
+}
+
+/* Of the journal's tiles: how many tell of memory, and the driver's calls of those after the first
+ * group, which are in `settled`. */
+struct told {
+    int    tiles, known, settled_calls;
+    double utilisation; /* the least */
+};
+
+static struct told told_of(uint32_t group)
+{
+    static const char *const calls[] = {"create", "map", "access", "unmap", "release", "settle"};
+    struct told              told = {.utilisation = 1};
+    struct err               err = {0};
+    char                     path[300];
+    char                    *text = NULL, *rest = NULL;
+    size_t                   bytes;
+
+    (void)snprintf(path, sizeof path, "%s.mural/journal", poster.config.output);
+    ASSERT_OK(os_read_text(&text, &bytes, path, 1 << 20, &err));
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        char   *at = strchr(line, '{');
+        json_t *record = json_loads(at, 0, NULL), *memory = json_object_get(record, "memory");
+        if (strstr(line, "{\"is\":\"tile\"") != NULL) {
+            told.tiles++;
+            told.known += memory != NULL;
+        }
+        if (memory != NULL) {
+            double utilisation = json_real_value(json_object_get(memory, "utilisation"));
+            if (utilisation < told.utilisation) told.utilisation = utilisation;
+            for (size_t i = 0; i < ARRAY_COUNT(calls) && told.known > (int)group; i++)
+                told.settled_calls += (int)json_integer_value(
+                    json_object_get(json_object_get(memory, "calls"), calls[i]));
+            assert_true(json_integer_value(json_object_get(memory, "mapped")) <=
+                        json_integer_value(json_object_get(memory, "device")));
+        }
+        json_decref(record);
+    }
+    os_free(text);
+    return told;
+}
+
+/* Here and in a worker, on a machine with memory of its own: each tile's account is in the journal,
+ * and the last one is drawn. */
+static void memory_of_a_machine_is_told_and_drawn(void **state)
+{
+    enum { TOGETHER = 3, ALL = 6 };
+    struct fleet_request request = usual_request();
+    struct remains       before = look();
+
+    (void)state;
+    request.options.machine = ENGINE_WALLED;
+    request.options.memory = (struct engine_memory){.vram_bytes = (uint64_t)1 << 30,
+                                                    .offload = true,
+                                                    .expandable = true,
+                                                    .segment_bytes = (uint64_t)8 << 20,
+                                                    .fragmentation_max = 0.15};
+    for (int here = 0; here < 2; here++) {
+        struct fleet  *fleet = NULL;
+        struct studio *studio = NULL;
+        struct painter own;
+        struct image   plot = {.w = 0};
+        uint32_t       count = 1;
+        struct err     err = {0};
+
+        plan_poster(TOGETHER);
+        (void)snprintf(poster.config.memory_plot, sizeof poster.config.memory_plot,
+                       "%s/memory%d.png", folder, here);
+        request.sizes = poster.sizes;
+        request.size_count = 2;
+        if (here)
+            ASSERT_OK(studio_open(&studio, &request.options, poster.sizes, 2, &err));
+        else
+            ASSERT_OK(fleet_open(&fleet, &request, &err));
+        if (here) own = studio_painter(studio);
+        (void)render(here ? "walled1.tif" : "walled0.tif",
+                     here ? &own : fleet_painters(fleet, &count), count, TOGETHER);
+        struct told told = told_of(TOGETHER);
+        assert_int_equal(told.tiles, ALL);
+        assert_int_equal(told.known, ALL);
+        assert_true(told.utilisation > 0 && told.utilisation <= 1);
+        assert_int_equal(told.settled_calls, 0); /* once a group was painted, nothing is mapped */
+        ASSERT_OK(image_read(&plot, poster.config.memory_plot, &err));
+        assert_int_equal(plot.w, MEMORY_PLOT_W);
+        os_free(plot.rgb);
+        studio_close(studio);
+        fleet_close(fleet);
+    }
+    assert_nothing_remains(before, "told and drawn");
+}
+
 /* -------------------------------------------------------------------- a supervisor that lies */
 
 /* Sends a message and waits for the answer or the end of the channel: its kind, or 0. */
@@ -259,6 +389,8 @@ int main(void)
         cmocka_unit_test(an_engine_paints_groups_to_the_same_bytes),
         cmocka_unit_test(sound_tiles_of_a_bad_pass_count),
         cmocka_unit_test(a_worker_is_asked_to_do_with_less),
+        cmocka_unit_test(a_worker_is_asked_about_its_memory),
+        cmocka_unit_test(memory_of_a_machine_is_told_and_drawn),
         cmocka_unit_test(a_worker_does_only_what_was_planned),
     };
     int failed = cmocka_run_group_tests(threads, setup, teardown);

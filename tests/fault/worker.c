@@ -105,6 +105,21 @@ static int64_t misbehave(int channel, uint8_t *bytes, size_t *count)
     if (strcmp(kind, "gain") == 0)
         *count = answer_with(bytes, (struct wire_message){.kind = WIRE_YIELDED,
                                                           .as.yielded = "a curtain\033: 3 MB"});
+    if (strcmp(kind, "used") == 0)
+        *count = answer_with(
+            bytes,
+            (struct wire_message){
+                .kind = WIRE_USED,
+                .as.used = {
+                    .use = {.peak_live = 96,
+                            .peak_placed = 97,
+                            .peak_mapped = 100,
+                            .peak_device = 101,
+                            .calls = {1, 2, 3},
+                            .link_bytes = 9},
+                    .sample_count = 1,
+                    .samples = {
+                        {.seconds = 3, .live = 96, .placed = 97, .mapped = 100, .device = 101}}}});
     if (strcmp(kind, "nan-tile") == 0 || strcmp(kind, "bad-tile") == 0) spoil_a_tile();
     if (strncmp(kind, "bad-", 4) == 0) /* with the truth in "bad-tile" */
         *count = answer_with(

@@ -34,9 +34,28 @@ static void check_open(const struct wire_open *open)
     must(shared_bytes(open->sizes, open->size_count, open->channels) > 4096);
 }
 
+/* What render, journal and plot rely on. */
+static void check_used(const struct painter_memory *memory)
+{
+    const struct memory_use *use = &memory->use;
+
+    must(use->peak_live <= use->peak_placed && use->peak_placed <= use->peak_mapped &&
+         use->peak_mapped <= use->peak_device && use->peak_device <= INT64_MAX);
+    must(use->link_bytes <= INT64_MAX && use->calls[MEMORY_SETTLE] <= INT64_MAX);
+    must(use->idle_share >= 0 && use->idle_share <= 1 && use->stall_seconds >= 0);
+    must(memory->sample_count <= POOL_SAMPLES_MAX);
+    for (uint32_t i = 0; i < memory->sample_count; i++) {
+        const struct pool_sample *sample = &memory->samples[i];
+        must(sample->seconds >= (i == 0 ? 0 : sample[-1].seconds) && sample->seconds < 1e13);
+        must(sample->live <= sample->placed && sample->placed <= sample->mapped &&
+             sample->mapped <= sample->device && sample->device <= use->peak_device);
+    }
+}
+
 static void check_message(const struct wire_message *message)
 {
     if (message->kind == WIRE_OPEN) check_open(&message->as.open);
+    if (message->kind == WIRE_USED) check_used(&message->as.used);
     if (message->kind == WIRE_BEGIN) check_text(message->as.begin.prompt, WIRE_PROMPT_MAX);
     if (message->kind == WIRE_YIELDED) check_text(message->as.yielded, WIRE_WORDS_MAX);
     if (message->kind == WIRE_LOG) check_text(message->as.log.words, WIRE_WORDS_MAX);
@@ -49,10 +68,10 @@ static void check_message(const struct wire_message *message)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     enum { LENGTH_AT = 12 };
-    static uint8_t      again[WIRE_BYTES_MAX];
-    uint8_t            *bytes; /* of exactly that length, so that a read past the end is seen */
-    struct wire_message message;
-    struct err          err = {.code = ERR_OK};
+    static uint8_t again[WIRE_BYTES_MAX];
+    uint8_t       *bytes; /* of exactly that length, so that a read past the end is seen */
+    static struct wire_message message;
+    struct err                 err = {.code = ERR_OK};
 
     if (size == 0 || size > WIRE_BYTES_MAX) return 0;
     uint32_t count = (uint32_t)size - 1;

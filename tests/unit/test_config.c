@@ -564,6 +564,14 @@ static void relations_are_checked(void **state)
          {"prompt=x", "output=/nowhere/a.tif"},
          "output folder '/nowhere' does not exist"},
         {COMMAND_RENDER, ERR_USAGE, {"prompt=x", "keep_draft=a.tif"}, "must end in .png"},
+        {COMMAND_RENDER,
+         ERR_USAGE,
+         {"prompt=x", "memory_plot=a.tif"},
+         "'a.tif' must end in .png: plots are PNG files"},
+        {COMMAND_RENDER,
+         ERR_USAGE,
+         {"prompt=x", "keep_draft=/tmp/none.png", "memory_plot=/tmp/none.png"},
+         "is both the draft to keep and the plot of memory"},
         {COMMAND_SYNTH, ERR_USAGE, {"input=/etc/passwd"}, "'/etc/passwd' is a file"},
     };
 

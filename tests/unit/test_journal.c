@@ -174,6 +174,52 @@ static void a_torn_end_is_cut_and_written_over(void **state)
     journal_close(journal);
 }
 
+/* With an account of memory a record says more, and means the same. */
+static void a_tile_tells_of_memory_where_it_is_known(void **state)
+{
+    static const char expected[] =
+        "\"memory\":{\"utilisation\":0.9600,\"fragmentation\":0.0400,\"idle\":0.2500,"
+        "\"live\":96,\"placed\":100,\"mapped\":100,\"device\":101,"
+        "\"calls\":{\"create\":1,\"map\":2,\"access\":3,\"unmap\":4,\"release\":5,"
+        "\"settle\":9223372036854775807},\"link\":7,\"stall\":0.125000}}\n";
+    struct memory_use   use = {.peak_live = 96,
+                               .peak_placed = 100,
+                               .peak_mapped = 100,
+                               .peak_device = 101,
+                               .idle_share = 0.25,
+                               .calls = {1, 2, 3, 4, 5, INT64_MAX},
+                               .link_bytes = 7,
+                               .stall_seconds = 0.125};
+    struct journal_tile tile = {.number = 1, .hash = 5, .attempts = 1};
+    struct journal     *journal = NULL;
+    json_t             *plan = a_plan();
+    char               *text = NULL;
+    size_t              bytes;
+    struct err          err = {0};
+
+    (void)state;
+    ASSERT_OK(journal_create(&journal, path, TILES, plan, &err));
+    json_decref(plan);
+    ASSERT_OK(journal_add_tile(journal, &tile, &err));
+    ASSERT_OK(os_read_text(&text, &bytes, path, 1 << 20, &err));
+    assert_null(strstr(text, "memory"));
+    os_free(text);
+    tile.number = 2;
+    tile.memory = &use;
+    ASSERT_OK(journal_add_tile(journal, &tile, &err));
+    ASSERT_OK(os_read_text(&text, &bytes, path, 1 << 20, &err));
+    assert_non_null(strstr(text, "\"memory\":"));
+    assert_string_equal(strstr(text, "\"memory\":"), expected);
+    os_free(text);
+    journal_close(journal);
+    ASSERT_OK(journal_open(&journal, path, TILES, &err));
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(journal_facts(journal)->tiles[i].status, TILE_DONE);
+        assert_int_equal(journal_facts(journal)->tiles[i].hash, 5);
+    }
+    journal_close(journal);
+}
+
 static void other_files_are_refused_and_newer_ones_named(void **state)
 {
     static const struct {
@@ -202,6 +248,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_cut_says_what_its_whole_lines_say),
         cmocka_unit_test(a_torn_end_is_cut_and_written_over),
+        cmocka_unit_test(a_tile_tells_of_memory_where_it_is_known),
         cmocka_unit_test(other_files_are_refused_and_newer_ones_named),
     };
     int failed;

@@ -302,6 +302,43 @@ static void a_pool_tells_its_history(void **state)
     pool_close(pool);
 }
 
+/* What came before the restart counts for its calls only. */
+static void a_pool_gives_account_of_its_use(void **state)
+{
+    struct pool       *pool = open_pool(64 * MIB, 2 * MIB);
+    struct arena      *arena = open_arena(pool, 64 * MIB);
+    struct arena_mark  start = arena_mark(arena);
+    struct pool_counts counts;
+    struct memory_use  use;
+
+    (void)state;
+    pool_use(pool, &use);
+    assert_true(memory_utilisation(&use) == 0 && memory_internal_fragmentation(&use) == 0);
+    (void)arena_take(arena, 40 * MIB, "before");
+    arena_rewind(arena, start);
+    pool_history_restart(pool);
+    (void)arena_take(arena, 4 * MIB - 63, "63 bytes of alignment");
+    pool_use(pool, &use);
+    pool_counts(pool, &counts);
+    assert_int_equal(use.peak_live, 4 * MIB - 63);
+    assert_int_equal(use.peak_placed, 4 * MIB);
+    assert_int_equal(use.peak_mapped, counts.mapped);
+    assert_int_equal(use.peak_device, 40 * MIB);
+    assert_true(memory_utilisation(&use) == (double)(4 * MIB - 63) / (double)counts.mapped);
+    assert_true(memory_internal_fragmentation(&use) > 0);
+    assert_true(memory_internal_fragmentation(&use) < 1e-4);
+    assert_true(use.idle_share == counts.idle_share);
+    assert_int_equal(use.calls[MEMORY_CREATE], counts.created);
+    assert_int_equal(use.calls[MEMORY_MAP], counts.mapped_calls);
+    assert_int_equal(use.calls[MEMORY_ACCESS], counts.access);
+    assert_int_equal(use.calls[MEMORY_UNMAP], counts.unmapped);
+    assert_int_equal(use.calls[MEMORY_RELEASE], counts.released);
+    assert_int_equal(use.calls[MEMORY_SETTLE], counts.settled);
+    assert_true(counts.created > 0 && counts.mapped_calls > 0 && counts.access > 0);
+    arena_close(arena);
+    pool_close(pool);
+}
+
 /* ---------------------------------------------------------------------------------- properties */
 
 enum { ARENAS = 4, DEPTH = 16 };
@@ -347,8 +384,10 @@ static char mark_of(const struct model *m, uint32_t k)
 
 static void check(const struct pool *pool, const struct model *models)
 {
-    struct pool_counts counts = counts_of(pool);
-    uint64_t           live = 0, placed = 0, mapped = 0;
+    static struct pool_sample samples[POOL_SAMPLES_MAX];
+    struct pool_counts        counts = counts_of(pool);
+    struct memory_use         use;
+    uint64_t                  live = 0, placed = 0, mapped = 0;
 
     for (size_t i = 0; i < ARENAS; i++) {
         const struct model *m = &models[i];
@@ -368,6 +407,14 @@ static void check(const struct pool *pool, const struct model *models)
     assert_int_equal(shadow_seen(), mapped);
     assert_int_equal(counts.device, shadow.bytes);
     assert_true(shadow.peak_bytes <= CAP);
+    /* At no moment since the start was one kind above the next. */
+    pool_use(pool, &use);
+    assert_true(use.peak_live <= use.peak_placed && use.peak_placed <= use.peak_mapped);
+    assert_true(use.peak_mapped <= use.peak_device && use.peak_device == counts.peak_device);
+    for (uint32_t i = pool_history(pool, samples); i-- > 0;)
+        if (samples[i].live > samples[i].placed || samples[i].placed > samples[i].mapped ||
+            samples[i].mapped > samples[i].device)
+            fail_msg("sample %u: a kind of bytes is above the next", i);
 }
 
 static void take_some(struct model *models, struct model *m, uint64_t *seed)
@@ -573,6 +620,7 @@ int main(void)
         FRESH(contents_go_with_their_handle),
         FRESH(history_keeps_peaks_in_fixed_room),
         FRESH(a_pool_tells_its_history),
+        FRESH(a_pool_gives_account_of_its_use),
         FRESH(random_lives_agree_with_a_model),
         FRESH(every_call_may_fail),
         FRESH(a_failed_mapping_restores_the_state),

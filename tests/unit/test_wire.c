@@ -55,6 +55,39 @@ static void any_schedule(struct schedule *schedule, uint64_t *state)
         schedule->sigma[i] = (float)(schedule->steps - i) / (float)schedule->steps;
 }
 
+/* Four kinds of bytes, none below the one before it, none above its limit. */
+static void any_levels(uint64_t levels[4], const uint64_t limits[4], uint64_t *state)
+{
+    for (int i = 0; i < 4; i++) {
+        uint64_t least = i == 0 ? 0 : levels[i - 1];
+        levels[i] = (uint64_t)random_between(state, (int64_t)least, (int64_t)limits[i]);
+    }
+}
+
+static void any_memory(struct painter_memory *memory, uint64_t *state)
+{
+    const uint64_t most[4] = {1 << 20, 1 << 21, 1 << 22, 1 << 23};
+    uint64_t       peaks[4], levels[4];
+
+    any_levels(peaks, most, state);
+    memory->use = (struct memory_use){.peak_live = peaks[0],
+                                      .peak_placed = peaks[1],
+                                      .peak_mapped = peaks[2],
+                                      .peak_device = peaks[3],
+                                      .idle_share = 0.01 * (double)random_between(state, 0, 100),
+                                      .link_bytes = random_u64(state) >> 1,
+                                      .stall_seconds = 0.1 * (double)random_between(state, 0, 9)};
+    for (int call = 0; call < MEMORY_CALLS; call++)
+        memory->use.calls[call] = random_u64(state) >> 1;
+    memory->sample_count = (uint32_t)random_between(state, 0, 9);
+    if (random_u64(state) % 8 == 0) memory->sample_count = POOL_SAMPLES_MAX;
+    for (uint32_t i = 0; i < memory->sample_count; i++) {
+        any_levels(levels, peaks, state);
+        memory->samples[i] =
+            (struct pool_sample){0.5 * (double)i, levels[0], levels[1], levels[2], levels[3]};
+    }
+}
+
 static void any_message(struct wire_message *message, enum wire_kind kind, uint64_t *state)
 {
     memset(message, 0, sizeof *message);
@@ -86,6 +119,8 @@ static void any_message(struct wire_message *message, enum wire_kind kind, uint6
     case WIRE_BEGUN: any_schedule(&message->as.begun, state); break;
     case WIRE_YIELD:
     case WIRE_DONE: break;
+    case WIRE_MEMORY: message->as.restart = random_u64(state) % 2 == 0; break;
+    case WIRE_USED: any_memory(&message->as.used, state); break;
     case WIRE_YIELDED: message->as.yielded = texts[random_between(state, 0, 3)]; break;
     case WIRE_FAILED:
         message->as.failed.code = (enum err_code)random_between(state, ERR_USAGE, ERR_NUMERIC);
@@ -99,13 +134,13 @@ static void any_message(struct wire_message *message, enum wire_kind kind, uint6
     }
 }
 
-static const enum wire_kind kinds[] = {WIRE_OPEN,   WIRE_BEGIN, WIRE_ENCODE, WIRE_PREDICT,
-                                       WIRE_DECODE, WIRE_READY, WIRE_BEGUN,  WIRE_DONE,
-                                       WIRE_FAILED, WIRE_LOG,   WIRE_YIELD,  WIRE_YIELDED};
+static const enum wire_kind kinds[] = {
+    WIRE_OPEN, WIRE_BEGIN,  WIRE_ENCODE, WIRE_PREDICT, WIRE_DECODE,  WIRE_READY,  WIRE_BEGUN,
+    WIRE_DONE, WIRE_FAILED, WIRE_LOG,    WIRE_YIELD,   WIRE_YIELDED, WIRE_MEMORY, WIRE_USED};
 
 static enum wire_side sender_of(enum wire_kind kind)
 {
-    return kind <= WIRE_YIELD ? WIRE_SUPERVISOR : WIRE_WORKER;
+    return kind <= WIRE_MEMORY ? WIRE_SUPERVISOR : WIRE_WORKER;
 }
 
 static void what_is_packed_comes_back(void **state)
@@ -218,6 +253,53 @@ static void noise_levels_must_fall_to_zero(void **state)
                    wire_unpack(&read, bytes, wire_pack(bytes, &message), WIRE_WORKER, &err));
 }
 
+/* What a plot or a journal could not show. */
+static void an_account_of_memory_must_be_possible(void **state)
+{
+    static uint8_t             bytes[WIRE_BYTES_MAX];
+    static struct wire_message message, read;
+    const struct memory_use    use = {
+           .peak_live = 4, .peak_placed = 5, .peak_mapped = 6, .peak_device = 7};
+    struct painter_memory *memory = &message.as.used;
+    struct err             err = {0};
+
+    (void)state;
+    for (int story = 0; story < 16; story++) {
+        message = (struct wire_message){.kind = WIRE_USED};
+        memory->use = use;
+        memory->sample_count = 2;
+        memory->samples[0] = (struct pool_sample){1, 1, 2, 3, 4};
+        memory->samples[1] = (struct pool_sample){1, 4, 5, 6, 7};
+        if (story == 1) memory->use.peak_live = 6;
+        if (story == 2) memory->use.peak_device = 5;
+        if (story == 3) memory->use.idle_share = 1.01;
+        if (story == 4) memory->use.stall_seconds = -1;
+        if (story == 5) memory->use.stall_seconds = NAN;
+        if (story == 6) memory->samples[1].seconds = 0.9;
+        if (story == 7) memory->samples[0].seconds = -1;
+        if (story == 8) memory->samples[1].seconds = 1e300;
+        if (story == 9) memory->samples[1].device = 8;
+        if (story == 10) memory->samples[1].placed = 3;
+        if (story == 11) memory->samples[0].seconds = INFINITY;
+        if (story == 12) memory->use.calls[MEMORY_SETTLE] = (uint64_t)INT64_MAX + 1;
+        if (story == 13) memory->use.link_bytes = UINT64_MAX;
+        if (story == 14) memory->use.peak_device = UINT64_MAX;
+        if (story == 15) memory->use.stall_seconds = 1e300;
+        size_t count = wire_pack(bytes, &message);
+        if (story == 0)
+            ASSERT_OK(wire_unpack(&read, bytes, count, WIRE_WORKER, &err));
+        else
+            ASSERT_REFUSED(ERR_PEER, "is wrong",
+                           wire_unpack(&read, bytes, count, WIRE_WORKER, &err));
+    }
+    uint32_t many = POOL_SAMPLES_MAX + 1;
+    message = (struct wire_message){.kind = WIRE_USED};
+    size_t count = wire_pack(bytes, &message);
+    memcpy(bytes + count - sizeof many, &many, sizeof many);
+    ASSERT_REFUSED(ERR_PEER, "the count of samples is wrong",
+                   wire_unpack(&read, bytes, count, WIRE_WORKER, &err));
+}
+
 static void a_packet_comes_whole(void **state)
 {
     static uint8_t bytes[WIRE_BYTES_MAX], got[WIRE_BYTES_MAX], large[WIRE_BYTES_MAX + 5000];
@@ -290,6 +372,7 @@ int main(void)
         cmocka_unit_test(nothing_else_is_accepted),
         cmocka_unit_test(changed_messages_are_refused_or_mean_what_they_say),
         cmocka_unit_test(noise_levels_must_fall_to_zero),
+        cmocka_unit_test(an_account_of_memory_must_be_possible),
         cmocka_unit_test(a_packet_comes_whole),
         cmocka_unit_test(shared_areas_are_apart),
     };
