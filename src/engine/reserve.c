@@ -249,5 +249,10 @@ int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_
                           size_count, err));
     TRY(prepare_somehow(engine, err));
 out:
+    if (rc != ERR_OK) { /* it may be tried again with other sizes */
+        os_free(engine->tiles);
+        engine->tiles = NULL;
+        engine->size_count = 0;
+    }
     return rc;
 }
