@@ -3,8 +3,8 @@
  *
  * Owns the order of a distant machine's preparation: decide who gets how much, measure, open, copy
  * the weights that every step reads, rehearse; and the way down when there is less than was
- * planned.  The text encoders and the layers that make
- * modulation are never there: a prompt fetches each of their matrices when its turn comes, once.
+ * planned.  The text encoders and the layers that make modulation are never there: a prompt fetches
+ * each of their matrices when its turn comes, once.
  *
  * Read next: measure.c.
  */
@@ -74,7 +74,7 @@ out:
     return rc;
 }
 
-/* ------------------------------------------------------------------------------------ reserve */
+/* ------------------------------------------------------------------------------------ prepare */
 
 /* One pool under the arenas of both backends: a prompt's memory is a tile's afterwards. */
 static int open_pool(struct engine *engine, struct err *err)

@@ -3,34 +3,19 @@
  *
  * A tiny model with random weights paints a poster of several tiles.  Needs a device; says so.
  */
-#include "../test.h"
+#include "../scratch_model.h"
 
 #include "engine/engine.h"
 #include "image/image.h"
 #include "mural.h"
-#include "weights/weights.h"
 
 #include <math.h>
 
-static char folder[128], model[160];
-
 static int make_model(void **state)
 {
-    struct err           err = {0};
-    struct synth_request request = {
-        .folder = model, .spec = "tiny", .dtype = DTYPE_BF16, .seed = 7};
-
     (void)state;
-    scratch_make(folder, sizeof folder);
-    (void)snprintf(model, sizeof model, "%s/model", folder);
-    return synth_write(&request, &err) == ERR_OK ? 0 : -1;
-}
-
-static int remove_model(void **state)
-{
-    (void)state;
-    scratch_remove(folder);
-    return 0;
+    return scratch_model_make(
+        (struct synth_request){.spec = "tiny", .dtype = DTYPE_BF16, .seed = 7});
 }
 
 static void skip_without_device(void)
@@ -143,5 +128,5 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(posters_are_near_the_cpu_s),
                                        cmocka_unit_test(the_same_poster_twice_is_the_same_bytes)};
-    return cmocka_run_group_tests_name("device", tests, make_model, remove_model);
+    return cmocka_run_group_tests_name("device", tests, make_model, scratch_model_remove);
 }

@@ -8,11 +8,11 @@
  */
 #include "parity.h"
 
+#include "../scratch_model.h"
+
 enum { TILES = 3, STEPS = 2, SIDE_TOKENS = 8 };
 
 static const uint64_t GRANULE = (uint64_t)2 << 20, PLENTY = (uint64_t)1 << 30;
-
-static char folder[128], model[160];
 
 /* dev_small with wider and more blocks. */
 static int make_model(void **state)
@@ -39,13 +39,6 @@ static int make_model(void **state)
     assert_int_equal(json_dump_file(root, spec, 0), 0);
     json_decref(root);
     ASSERT_OK(synth_write(&request, &err));
-    return 0;
-}
-
-static int remove_model(void **state)
-{
-    (void)state;
-    scratch_remove(folder);
     return 0;
 }
 
@@ -252,5 +245,5 @@ int main(void)
                                        cmocka_unit_test(memory_given_up_changes_no_bit),
                                        cmocka_unit_test(tiles_make_no_driver_call)};
 
-    return cmocka_run_group_tests_name("memory", tests, make_model, remove_model);
+    return cmocka_run_group_tests_name("memory", tests, make_model, scratch_model_remove);
 }

@@ -4,32 +4,17 @@
  * A hollow model has the real headers and no bytes behind them; the plan is a dry run of the code
  * that paints, on the addresses of a GPU that need not exist.
  */
-#include "../test.h"
+#include "../scratch_model.h"
 
 #include "backend/backend.h"
 #include "engine/budget.h"
 #include "engine/compute_int.h"
-#include "weights/weights.h"
-
-static char folder[128], model[160];
 
 static int make_model(void **state)
 {
-    struct err           err = {0};
-    struct synth_request request = {
-        .folder = model, .spec = "flux1-dev", .dtype = DTYPE_BF16, .hollow = true};
-
     (void)state;
-    scratch_make(folder, sizeof folder);
-    (void)snprintf(model, sizeof model, "%s/model", folder);
-    return synth_write(&request, &err) == ERR_OK ? 0 : -1;
-}
-
-static int remove_model(void **state)
-{
-    (void)state;
-    scratch_remove(folder);
-    return 0;
+    return scratch_model_make(
+        (struct synth_request){.spec = "flux1-dev", .dtype = DTYPE_BF16, .hollow = true});
 }
 
 static struct engine_cost cost_of(enum precision precision, int32_t side_px)
@@ -264,5 +249,5 @@ int main(void)
                                        cmocka_unit_test(an_engine_decides_as_the_plan_did),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence)};
-    return cmocka_run_group_tests_name("plan_cuda", tests, make_model, remove_model);
+    return cmocka_run_group_tests_name("plan_cuda", tests, make_model, scratch_model_remove);
 }

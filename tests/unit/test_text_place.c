@@ -2,29 +2,15 @@
  * test_text_place.c - where text is encoded: beside a machine with memory of its own, the CPU may
  * do it, and then it does what it would do alone.
  */
-#include "../test.h"
+#include "../scratch_model.h"
 
 #include "engine/compute_int.h"
 
-static char folder[128], model[160];
-
 static int make_model(void **state)
 {
-    struct err           err = {0};
-    struct synth_request request = {
-        .folder = model, .spec = "tiny", .dtype = DTYPE_BF16, .seed = 3};
-
     (void)state;
-    scratch_make(folder, sizeof folder);
-    (void)snprintf(model, sizeof model, "%s/model", folder);
-    return synth_write(&request, &err) == ERR_OK ? 0 : -1;
-}
-
-static int remove_model(void **state)
-{
-    (void)state;
-    scratch_remove(folder);
-    return 0;
+    return scratch_model_make(
+        (struct synth_request){.spec = "tiny", .dtype = DTYPE_BF16, .seed = 3});
 }
 
 struct told {
@@ -108,5 +94,5 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_cpu_encodes_as_if_alone),
                                        cmocka_unit_test(it_takes_memory_where_it_is),
                                        cmocka_unit_test(the_arithmetic_has_another_name)};
-    return cmocka_run_group_tests_name("text_place", tests, make_model, remove_model);
+    return cmocka_run_group_tests_name("text_place", tests, make_model, scratch_model_remove);
 }
