@@ -59,7 +59,8 @@ endif
 
 SOURCES := $(filter-out $(NOT_BUILT),$(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
-PARTS   := $(filter-out $(B)/src/main.o $(B)/src/report.o,$(OBJECTS))
+OUTSIDE := $(patsubst %,$(B)/src/%.o,batch console report) # of the program, beside main
+PARTS   := $(filter-out $(B)/src/main.o $(OUTSIDE),$(OBJECTS))
 LIBRARY := $(B)/libmural.a
 PROGRAM := $(B)/mural
 
@@ -122,7 +123,7 @@ $(LIBRARY): $(PARTS) $(CUDA_OBJECTS)
 	@echo "  AR    $@"
 	@rm -f $@ && ar rcs $@ $^
 
-$(PROGRAM): $(B)/src/main.o $(B)/src/report.o $(LIBRARY)
+$(PROGRAM): $(B)/src/main.o $(OUTSIDE) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
@@ -196,10 +197,10 @@ $(B)/kit/%.o: | $(SETUP)
 	@objcopy --redefine-sym main=$*_main $< $@
 $(foreach p,$(KIT_OF),$(eval $(B)/kit/$(notdir $(p)).o: $(p).o))
 $(B)/kit/mural.o: $(B)/src/main.o
-$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(B)/src/report.o $(LIBRARY)
+$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(OUTSIDE) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(CFLAGS) '-DKIT_PROGRAMS=X(mural) $(foreach p,$(KIT_OF),X($(notdir $(p))))' $(LDFLAGS) \
-	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(B)/src/report.o $(LIBRARY) -lcmocka $(LIBS) -o $@
+	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(OUTSIDE) $(LIBRARY) -lcmocka $(LIBS) -o $@
 
 kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
 	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden

@@ -312,3 +312,30 @@ void report_info(FILE *out, const char *path, const struct picture_info *info)
     }
     if (info->settings_json != NULL) put_settings(out, info->settings_json);
 }
+
+int report_batch_json(FILE *out, const char *path, const struct report_row *rows, size_t count,
+                      struct err *err)
+{
+    static const char *const states[] = {[REPORT_NOT_BEGUN] = "not begun",
+                                         [REPORT_PAINTED] = "painted",
+                                         [REPORT_FINISHED_BEFORE] = "finished before",
+                                         [REPORT_FAILED] = "failed"};
+    json_t                  *list = json_array(), *object;
+    bool                     good = list != NULL;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct report_row *row = &rows[i];
+        json_t                  *entry =
+            json_pack("{s:o, s:s}", "file", report_text(row->path), "state", states[row->state]);
+        if (entry != NULL && row->state != REPORT_NOT_BEGUN)
+            (void)json_object_set_new(entry, "seconds", json_real(row->seconds));
+        if (entry != NULL && row->state == REPORT_FAILED)
+            (void)json_object_set_new(entry, "error", report_text(row->why));
+        good = good && json_array_append_new(list, entry) == 0;
+    }
+    object = good ? json_pack("{s:i, s:o, s:O}", "schema", 1, "batch", report_text(path), "posters",
+                              list)
+                  : NULL;
+    json_decref(list);
+    return report_json(out, object, err);
+}

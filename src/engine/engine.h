@@ -85,6 +85,7 @@ struct engine_cost {
     double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
+enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 struct engine_size {
     int32_t  w_px, h_px;
     uint32_t tiles; /* rectangles predicted together */
