@@ -427,7 +427,7 @@ static void bad_flags_get_their_sentence(void **state)
         {COMMAND_DRAFT,
          {"--tile", "512"},
          "--tile does not belong to 'mural draft' but to 'mural render' or 'mural upscale' or "
-         "'mural plan'"},
+         "'mural batch' or 'mural plan'"},
         {COMMAND_RENDER, {"--tile"}, "--tile needs a value"},
         {COMMAND_RENDER,
          {"--model", "--tile", "512"},
