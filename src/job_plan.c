@@ -223,10 +223,16 @@ out:
     return rc;
 }
 
+/* Drafts are painted one after the other, each by all that there is. */
+static uint32_t workers_wanted(const struct mural_job *job)
+{
+    return paints_tiles(job) ? (uint32_t)job->config.workers : 1;
+}
+
 /* The CPU's threads are shared out among workers. */
 static void count_workers(struct mural_job *job)
 {
-    uint32_t count = (uint32_t)job->config.workers;
+    uint32_t count = workers_wanted(job);
     uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
 
     if (job->worker_program == NULL) return;
@@ -454,7 +460,7 @@ out:
 static int fit_gpu(struct mural_job *job, struct err *err)
 {
     int      rc = ERR_OK;
-    uint32_t shares = job->config.persistent_workers ? (uint32_t)job->config.workers : 1;
+    uint32_t shares = job->config.persistent_workers ? workers_wanted(job) : 1;
     char     words[32];
     bool     may_change = strcmp(job->config.on_short, "change") == 0;
 
