@@ -34,9 +34,9 @@
  *     LOG      u32 level, text line
  *     YIELDED  text what was given up of memory; empty: nothing was left
  *     USED     a GPU's memory, zeros where there is none: u64 highest live, placed, mapped, device
- *              bytes; f64 share idle; u64 calls to create, map, give access, unmap, release,
- * settle; u64 bytes over the link; f64 seconds stood still; u32 count of samples, each: f64
- * seconds; u64 live, placed, mapped, device bytes
+ *              bytes; f64 share idle; u64 calls to create, map, give access, unmap, release and
+ *              settle; u64 bytes over the link; f64 seconds stood still; u32 count of samples,
+ *              each: f64 seconds; u64 live, placed, mapped, device bytes
  *
  * A text is u32 length, the bytes, and a NUL.  Pixels, latents and velocities never travel: they
  * are in shared memory (shared.c).

@@ -13,21 +13,6 @@
 /* ------------------------------------------------------------------------------- what is watched
  */
 
-static struct {
-    int  pids[64], count;
-    char last[600];
-} seen;
-
-static void note_worker(enum log_level level, const char *line, void *user)
-{
-    int number, pid;
-
-    (void)user;
-    if (sscanf(line, "worker %d is process %d", &number, &pid) == 2 && seen.count < 64)
-        seen.pids[seen.count++] = pid;
-    if (level >= LOG_WARN) (void)snprintf(seen.last, sizeof seen.last, "%s", line);
-}
-
 static void watch(void)
 {
     seen.count = 0;
@@ -200,14 +185,13 @@ static void a_worker_that_dies_between_jobs_is_replaced(void **state)
 {
     mural_workshop *workshop = open_workshop(WORKER);
     mural_job      *jobs[] = {open_in(workshop, &fox), open_in(workshop, &hare)};
-    siginfo_t       info;
 
     (void)state;
     watch();
     run(jobs[0]);
     assert_int_equal(seen.count, 1);
     assert_int_equal(kill(seen.pids[0], SIGKILL), 0);
-    assert_int_equal(waitid(P_PID, (id_t)seen.pids[0], &info, WEXITED | WNOWAIT), 0);
+    wait_for_death(seen.pids[0]);
     run(jobs[1]);
     assert_int_equal(seen.count, 2);
     assert_non_null(strstr(seen.last, "was killed by signal 9"));
