@@ -172,7 +172,8 @@ int mural_worker_run(struct mural_error *error);
 int mural_probe_run(const char *const *words, size_t word_count, struct mural_error *error);
 
 /* Do the work.  `on_progress` may be NULL.  The output appears under its name only when it is
- * complete and was checked. */
+ * complete and was checked.  A poster that is finished already, with these settings, is a success
+ * at once. */
 int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,
                   struct mural_error *error);
 

@@ -268,6 +268,35 @@ static void a_job_that_fails_harms_no_other(void **state)
     assert_as_alone(&hare, "beside failures");
 }
 
+static int note_rate(const struct mural_progress *progress, void *user)
+{
+    bool *rated = user;
+
+    *rated |= strcmp(progress->phase, "draft") == 0 && progress->steps_per_second > 0;
+    return 0;
+}
+
+/* Four steps tell nothing of the speed, and a draft has two: only that of the second job does. */
+static void painters_warm_up_once(void **state)
+{
+    struct picture     cold = {"cold.tif", "prompt=a fox", "160", "warmup_batches=4"};
+    struct picture     warm = {"warm.tif", "prompt=a fox", "160", "warmup_batches=4"};
+    mural_workshop    *workshop = open_workshop(WORKER);
+    mural_job         *jobs[] = {open_in(workshop, &cold), open_in(workshop, &warm)};
+    struct mural_error error;
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        bool rated = false;
+        assert_int_equal(mural_job_run(jobs[i], note_rate, &rated, &error), 0);
+        assert_true(rated == (i == 1));
+    }
+    for (int i = 0; i < 2; i++)
+        mural_job_close(jobs[i]);
+    mural_workshop_close(workshop);
+    assert_true(take_hash("cold.tif") == take_hash("warm.tif"));
+}
+
 /* By its journal, and where none was kept, by what the file says of itself. */
 static void a_finished_poster_is_known(void **state)
 {
@@ -365,6 +394,7 @@ int main(void)
         cmocka_unit_test(a_worker_that_dies_between_jobs_is_replaced),
         cmocka_unit_test(a_worker_may_fail_in_any_job),
         cmocka_unit_test(a_job_that_fails_harms_no_other),
+        cmocka_unit_test(painters_warm_up_once),
         cmocka_unit_test(a_finished_poster_is_known),
         cmocka_unit_test(every_call_may_fail_between_jobs),
     };
