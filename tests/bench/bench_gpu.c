@@ -112,6 +112,8 @@ static void open_engine(struct bench *bench)
     engine->text_machine.arena_limit_bytes = measured.text_bytes;
     engine->machine.parcels = measured.parcels;
     engine->machine.pinned_bytes = bench->pinned;
+    engine->size_count = bench->size_count;
+    memcpy(engine->sizes, bench->sizes, bench->size_count * sizeof *bench->sizes);
     engine->tiles_max = TILES_MAX;
     engine->steps_max = STEPS;
     check(os_alloc((void **)&engine->tiles, TILES_MAX, sizeof *engine->tiles, "tiles", &err),
