@@ -1,19 +1,24 @@
 #!/bin/bash
 # exchange.sh - each trace in every allocator that this machine has, as one CSV.
 #
-# use: [BENCH="build/kit/kit bench_memory"] [PYTHON=python3] exchange.sh TRACE...
+# use: [BENCH="build/kit/kit bench_memory"] [PYTHON=python3] exchange.sh [--host|--gpu] TRACE...
 #
-# Ours plays a trace in a segment over the host's stand-in for a GPU's memory, and over the GPU's own
-# where there is one; PyTorch's caching allocator only on a GPU.  For ours `created`, `unmapped` and
+# Ours plays a trace in a segment over the host's stand-in for a GPU's memory (--host: only that), and
+# over the GPU's own (--gpu: only on it); PyTorch's caching allocator needs a GPU.  For ours `created`, `unmapped` and
 # `waits` are physical pieces made, mappings undone and waits for the device; for PyTorch segments
 # asked for, segments given back and retries after that.  `seconds` is a first pass with all calls of
 # the driver, `again` a second over what that left (PyTorch only).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-bench=${BENCH:-$here/../../build/release/tests/bench/bench_memory}
+kit=$here/../kit # where `make kit` has put this script
+[ -x "$kit" ] && kit+=" bench_memory" || kit=$here/../../build/release/tests/bench/bench_memory
+bench=${BENCH:-$kit}
 python=${PYTHON:-python3}
-failed=0
-[ $# -gt 0 ] || { echo "use: exchange.sh TRACE..." >&2; exit 2; }
+failed=0 where="host gpu"
+case "${1:-}" in
+--host | --gpu) where=${1#--}; shift ;;
+esac
+[ $# -gt 0 ] || { echo "use: exchange.sh [--host|--gpu] TRACE..." >&2; exit 2; }
 
 ours() { # name, trace, flags of bench_memory
     local name=$1 trace=$2 went cap
@@ -26,14 +31,19 @@ ours() { # name, trace, flags of bench_memory
 }
 
 echo "trace,allocator,peak_live,peak_mapped,utilisation,survives,created,unmapped,waits,seconds,again"
-for trace in "$@"; do
+[[ $where != *host* ]] || for trace in "$@"; do
     ours "mural on the host" "$trace"
     ours "mural on the host by 2 MiB" "$trace" --chunk 2
 done
-nvidia-smi >/dev/null 2>&1 || { echo "no GPU here: its rows are left out" >&2; exit $failed; }
+[[ $where == *gpu* ]] || exit $failed
+if ! nvidia-smi >/dev/null 2>&1; then
+    echo "no GPU here: its rows are left out" >&2
+    exit $failed
+fi
 for trace in "$@"; do ours "mural on the GPU" "$trace" --cuda; done
 for config in "" expandable_segments:True; do
-    env ${config:+PYTORCH_CUDA_ALLOC_CONF=$config} "$python" "$here/replay_torch.py" "$@" | tail -n +2
+    env -u PYTORCH_ALLOC_CONF -u PYTORCH_CUDA_ALLOC_CONF \
+        ${config:+PYTORCH_CUDA_ALLOC_CONF=$config} "$python" "$here/replay_torch.py" "$@" | tail -n +2
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
 done
 exit $failed

@@ -8,8 +8,8 @@
  *     take,0,4096
  *     give,0,4096
  *
- * An id names one take: it is below the number of lines, is taken once and given back at most once,
- * with the same bytes.  What nobody gives back lives to the end.  Nothing is believed of a file
+ * An id, below the number of lines, names a take until it is given back with the same bytes; then
+ * it may name another.  What nobody gives back lives to the end.  Nothing is believed of a file
  * before it was checked, because a segment stops the program where it is used wrongly.
  *
  * Knows nothing of who made the trace.
@@ -90,17 +90,15 @@ static inline uint64_t replay_number(const char **at, char end)
     return value;
 }
 
-/* One line after the heading; bytes_of [ids_max] is 0 for what was never taken, and has the highest
- * bit set once it was given back. */
+/* One line after the heading; bytes_of [ids_max] is 0 for what is not there. */
 static inline int replay_parse(struct replay *replay, const struct replay_reader *reader,
                                uint64_t *bytes_of, uint64_t ids_max, struct err *err)
 {
-    static const uint64_t GIVEN = (uint64_t)1 << 63;
-    int                   rc = ERR_OK;
-    unsigned long long    number = reader->number;
-    bool                  take = strncmp(reader->text, "take,", 5) == 0;
-    const char           *at = reader->text + 5;
-    uint64_t              id = UINT64_MAX, bytes = UINT64_MAX;
+    int                rc = ERR_OK;
+    unsigned long long number = reader->number;
+    bool               take = strncmp(reader->text, "take,", 5) == 0;
+    const char        *at = reader->text + 5;
+    uint64_t           id = UINT64_MAX, bytes = UINT64_MAX;
 
     if (take || strncmp(reader->text, "give,", 5) == 0) id = replay_number(&at, ',');
     if (id != UINT64_MAX) bytes = replay_number(&at, '\0');
@@ -114,16 +112,16 @@ static inline int replay_parse(struct replay *replay, const struct replay_reader
         RAISE(err, ERR_FORMAT, 0, "%s:%llu: takes %llu bytes, which must be 1 to 2^40",
               reader->path, number, (unsigned long long)bytes);
     if (take && bytes_of[id] != 0)
-        RAISE(err, ERR_FORMAT, 0, "%s:%llu: id %llu is taken a second time", reader->path, number,
-              (unsigned long long)id);
-    if (!take && (bytes_of[id] == 0 || (bytes_of[id] & GIVEN)))
+        RAISE(err, ERR_FORMAT, 0, "%s:%llu: id %llu is taken and is there already", reader->path,
+              number, (unsigned long long)id);
+    if (!take && bytes_of[id] == 0)
         RAISE(err, ERR_FORMAT, 0, "%s:%llu: id %llu is given back and is not there", reader->path,
               number, (unsigned long long)id);
     if (!take && bytes_of[id] != bytes)
         RAISE(err, ERR_FORMAT, 0, "%s:%llu: gives %llu bytes back of id %llu, which took %llu",
               reader->path, number, (unsigned long long)bytes, (unsigned long long)id,
               (unsigned long long)bytes_of[id]);
-    bytes_of[id] = take ? bytes : bytes | GIVEN;
+    bytes_of[id] = take ? bytes : 0;
     replay->lines[replay->line_count++] =
         (struct replay_line){.bytes = bytes, .id = (uint32_t)id, .take = take};
     if (take && id >= replay->id_count) replay->id_count = (uint32_t)id + 1;

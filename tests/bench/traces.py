@@ -1,11 +1,12 @@
 """Traces of allocations: the format of replay.h, and how PyTorch's memory history becomes one.
 
-A trace is a list of (op, id, bytes); "take" and later "give" of each id, which counts takes.  What
-was still there when recording ended is given back at the end.  Needs nothing but Python.
+A trace is a list of (op, id, bytes): "take" and later "give"; an id is free again once it was given
+back.  What was still there when recording ended is given back at the end.  Needs nothing but Python.
 """
 from __future__ import annotations
 
 import gzip
+import heapq
 import re
 from pathlib import Path
 
@@ -65,18 +66,20 @@ def from_history(history: list[dict], before: list[tuple[int, int]] = ()) -> lis
     the program let go of it.
     """
     events: list[Event] = []
-    alive: dict[int, int] = {}
-    sizes: list[int] = []
+    alive: dict[int, tuple[int, int]] = {}  # by address: id, bytes
+    vacant: list[int] = []                  # ids; the lowest comes first, so that steps look alike
 
     def take(address: int, size: int) -> None:
         if address in alive:
             raise ValueError(f"history: {address:#x} is taken twice; it has lost entries")
-        alive[address] = len(sizes)
-        events.append(("take", len(sizes), size))
-        sizes.append(size)
+        id = heapq.heappop(vacant) if vacant else len(alive)
+        alive[address] = id, size
+        events.append(("take", id, size))
 
-    def give(id: int) -> None:
-        events.append(("give", id, sizes[id]))
+    def give(address: int) -> None:
+        id, size = alive.pop(address)
+        heapq.heappush(vacant, id)
+        events.append(("give", id, size))
 
     for address, size in before:
         take(address, size)
@@ -84,9 +87,9 @@ def from_history(history: list[dict], before: list[tuple[int, int]] = ()) -> lis
         if entry["action"] == "alloc" and entry["size"] > 0:
             take(entry["addr"], entry["size"])
         elif entry["action"] == "free_completed" and entry["addr"] in alive:
-            give(alive.pop(entry["addr"]))
-    for id in alive.values():
-        give(id)
+            give(entry["addr"])
+    for address in list(alive):
+        give(address)
     return events
 
 

@@ -15,14 +15,23 @@ static struct replay on_host(void)
 
 /* ---------------------------------------------------------------------------------- published */
 
-/* A little below what each reached when it was published; its README has the figures. */
+/* A little below what they reached when they were published; their README has the figures. */
 static const struct {
-    const char *name;
+    const char *begin; /* of the file's name */
     double      utilisation_least;
 } published[] = {
-    {"mural-1024", 0.985},
-    {"mural-2048", 0.99},
+    {"mural-", 0.985},
+    {"diffusers-", 0.90},
 };
+
+static double utilisation_least(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(published); i++)
+        if (strncmp(name, published[i].begin, strlen(published[i].begin)) == 0)
+            return published[i].utilisation_least;
+    fail_msg("%s: nobody says what it has to reach", name);
+    return 0;
+}
 
 /* As a sum over the lines, with no allocator. */
 static uint64_t peak_of(const struct replay *replay)
@@ -37,25 +46,40 @@ static uint64_t peak_of(const struct replay *replay)
     return most;
 }
 
-static void published_traces_waste_little(void **state)
+static void one_published(const char *path, double least)
 {
     struct err            err = {0};
     struct replay_outcome outcome;
-    char                  path[4096];
+    struct replay         replay = on_host();
+
+    ASSERT_OK(replay_read(&replay, path, &err));
+    ASSERT_OK(replay_run(&outcome, &replay, 64 * 1024 * MIB, &err));
+    assert_int_equal(outcome.counts.live, 0);
+    assert_int_equal(outcome.counts.peak_live, peak_of(&replay));
+    if (replay_utilisation(&outcome) < least)
+        fail_msg("%s: utilisation %.4f", path, replay_utilisation(&outcome));
+    replay_free(&replay);
+}
+
+static void published_traces_waste_little(void **state)
+{
+    char           folder[4096], path[4096];
+    int            count = 0;
+    struct dirent *entry;
+    DIR           *listing;
 
     (void)state;
-    for (size_t i = 0; i < ARRAY_COUNT(published); i++) {
-        struct replay replay = on_host();
-        (void)snprintf(path, sizeof path, "%s/bench/traces/%s.csv.gz", test_data(),
-                       published[i].name);
-        ASSERT_OK(replay_read(&replay, path, &err));
-        ASSERT_OK(replay_run(&outcome, &replay, 64 * 1024 * MIB, &err));
-        assert_int_equal(outcome.counts.live, 0);
-        assert_int_equal(outcome.counts.peak_live, peak_of(&replay));
-        if (replay_utilisation(&outcome) < published[i].utilisation_least)
-            fail_msg("%s: utilisation %.4f", path, replay_utilisation(&outcome));
-        replay_free(&replay);
+    (void)snprintf(folder, sizeof folder, "%s/bench/traces", test_data());
+    listing = opendir(folder);
+    assert_non_null(listing);
+    while ((entry = readdir(listing)) != NULL) {
+        if (strstr(entry->d_name, ".csv.gz") == NULL) continue;
+        assert_true(os_join(path, sizeof path, folder, entry->d_name));
+        one_published(path, utilisation_least(entry->d_name));
+        count++;
     }
+    (void)closedir(listing);
+    assert_true(count >= 2);
 }
 
 /* -------------------------------------------------------------------------------------- files */
@@ -97,7 +121,7 @@ static const char SMALL[] = "# a comment\n"
                             "take,2,1\n"
                             "# another\n"
                             "give,0,3000000\n"
-                            "take,1,5000000"; /* nobody gives it back, and no end of the line */
+                            "take,0,5000000"; /* nobody gives it back, and no end of the line */
 
 static void plain_and_packed_are_the_same(void **state)
 {
@@ -115,7 +139,7 @@ static void plain_and_packed_are_the_same(void **state)
             write_plain(&scratch, SMALL);
         ASSERT_OK(replay_read(&replay, scratch.path, &err));
         assert_int_equal(replay.line_count, 4);
-        assert_int_equal(replay.id_count, 3);
+        assert_int_equal(replay.id_count, 3); /* the highest is 2 */
         assert_int_equal(replay.live_most, 2);
         ASSERT_OK(replay_run(&outcome, &replay, 64 * MIB, &err));
         assert_int_equal(outcome.counts.peak_live, 5000001);
@@ -179,8 +203,7 @@ static const struct {
     {"op,id,bytes\ntake,0,0\n", "takes 0 bytes"},
     {"op,id,bytes\ntake,0,1099511627777\n", "1 to 2^40"},
     {"op,id,bytes\ntake,2,5\n", "id 2 must be below the 2 lines"},
-    {"op,id,bytes\ntake,0,5\ntake,0,5\n", ":3: id 0 is taken a second time"},
-    {"op,id,bytes\ntake,0,5\ngive,0,5\ntake,0,5\n", ":4: id 0 is taken a second time"},
+    {"op,id,bytes\ntake,0,5\ntake,0,5\n", ":3: id 0 is taken and is there already"},
     {"op,id,bytes\ngive,0,5\n", "id 0 is given back and is not there"},
     {"op,id,bytes\ntake,0,5\ngive,0,5\ngive,0,5\n", ":4: id 0 is given back and is not there"},
     {"op,id,bytes\ntake,0,5\ngive,0,6\n", "gives 6 bytes back of id 0, which took 5"},
