@@ -12,8 +12,9 @@ stream.  Utilisation is the peak of requested bytes over the peak of reserved by
 has it for its own.  `created`, `unmapped` and `waits` are segments asked of the driver and given
 back to it (with expandable segments: parts of them that were mapped and unmapped), and retries after
 that.  `seconds` is the first pass, driver calls included, `again` a second one over the memory that
-the first has left.  `survives` is the smallest cap (set_per_process_memory_fraction,
-in steps of 2 MiB, from fresh memory each) under which the trace runs to its end.
+the first has left.  `survives` is the smallest cap (set_per_process_memory_fraction, in steps of
+2 MiB, from fresh memory each) under which the trace runs to its end and that holds: PyTorch compares
+it with what is asked for, and may map a little more.
 """
 from __future__ import annotations
 
@@ -63,8 +64,12 @@ def survives(events: list[traces.Event], device: torch.device, least: int, most:
         torch.cuda.set_per_process_memory_fraction(min((middle * STEP + 1) / total, 1.0))
         try:
             play(events, device)
-            high = middle
+            held = torch.cuda.memory_stats()["reserved_bytes.all.peak"]
         except torch.OutOfMemoryError:
+            held = total
+        if held <= middle * STEP:
+            high = middle
+        else:
             low = middle + 1
     torch.cuda.set_per_process_memory_fraction(1.0)
     fresh()
