@@ -206,6 +206,7 @@ kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, b
 	@cp $< $(KIT)/kit && strip $(KIT)/kit && cp tests/gpu/run.sh tests/gpu/poster.sh $(KIT)/
 	@$(call carried,$<) | xargs -I{} cp -L {} $(KIT)/lib/
 	@cp -r tests/golden/engine tests/golden/models $(KIT)/golden/
+	@mkdir $(KIT)/bench && cp -r tests/bench/exchange.sh tests/bench/*.py tests/bench/traces $(KIT)/bench/
 	@tar -C build -cf - kit | xz -T0 -3 >build/kit.tar.xz
 	@du -m build/kit.tar.xz | awk '{print "built build/kit.tar.xz: " $$1 " MB; there: tar xf kit.tar.xz && kit/run.sh"}'
 
