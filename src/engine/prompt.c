@@ -30,6 +30,12 @@ uint64_t prompt_bytes(const struct engine *engine, uint32_t steps)
     return sizeof(float) * (text_values(engine) + modulation_values(engine, steps));
 }
 
+/* Where a stage began. */
+struct prompt_lap {
+    double                 began;
+    struct backend_uploads uploads;
+};
+
 /* text_out [text_tokens, hidden] */
 static void embed_text(const struct engine *engine, struct backend *backend, const int32_t *ids,
                        float *text_out)
@@ -46,18 +52,36 @@ static void embed_text(const struct engine *engine, struct backend *backend, con
     arena_rewind(backend_arena(backend), mark);
 }
 
+/* What a stage took, where weights have to be brought to the machine for it. */
+static void tell_stage(struct backend *backend, const char *stage, struct prompt_lap *lap)
+{
+    struct backend_uploads now = backend_uploads(backend), before = lap->uploads;
+    double                 seconds = os_seconds() - lap->began;
+    char                   words[32];
+
+    if (now.bytes == before.bytes) return;
+    log_line(LOG_DEBUG, "prompt: %s %.2f s: %s of weights, read in %.2f s, waited for %.2f s",
+             stage, seconds, text_bytes(words, sizeof words, now.bytes - before.bytes),
+             now.fill_seconds - before.fill_seconds, now.wait_seconds - before.wait_seconds);
+    *lap = (struct prompt_lap){.began = os_seconds(), .uploads = now};
+}
+
 void prompt_compute(const struct engine *engine, struct backend *backend,
                     const struct prompt_input *input, float *text_out, float *modulation_out)
 {
     struct arena_mark         mark = arena_mark(backend_arena(backend));
     struct modulation_request request = {
         .sigmas = input->sigmas, .steps = input->steps, .guidance = input->guidance};
+    struct prompt_lap lap = {.began = os_seconds(), .uploads = backend_uploads(backend)};
 
     embed_text(engine, backend, input->t5_ids, text_out);
+    tell_stage(backend, "T5", &lap);
     request.pooled = backend_take(backend, DTYPE_F32, 1, engine->model->clip.hidden, "pooled text");
     clip_forward(engine->networks.clip, backend, input->clip_ids, input->clip_count,
                  request.pooled);
+    tell_stage(backend, "CLIP", &lap);
     modulation_make(engine->networks.transformer, backend, &request, modulation_out);
+    tell_stage(backend, "modulation", &lap);
     arena_rewind(backend_arena(backend), mark);
 }
 
@@ -123,6 +147,7 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     int32_t        *ids = NULL;
     bool            lent = false;
     struct err      ignored = {.code = ERR_OK};
+    const double    began = os_seconds();
 
     must(engine->size_count > 0 && steps > 0 && steps <= engine->steps_max);
     if (!isfinite(request->guidance))
@@ -145,6 +170,7 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     backend = NULL;
     lent = false;
     TRY(engine_reclaim_memory(engine, err));
+    log_line(LOG_DEBUG, "prompt: %.2f s in all", os_seconds() - began);
     *out = prompt;
     prompt = NULL;
 out:

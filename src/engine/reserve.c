@@ -19,6 +19,18 @@ static bool is_distant(const struct engine_options *options)
 
 /* ----------------------------------------------------------------------------------- painters */
 
+static void tell_upload(const struct backend *backend, double seconds)
+{
+    struct backend_uploads uploads = backend_uploads(backend);
+    char                   words[32];
+
+    if (uploads.bytes == 0) return;
+    log_line(LOG_DEBUG,
+             "weights: %s kept after %.2f s (%.1f GB/s): read in %.2f s, waited for %.2f s",
+             text_bytes(words, sizeof words, uploads.bytes), seconds,
+             1e-9 * (double)uploads.bytes / seconds, uploads.fill_seconds, uploads.wait_seconds);
+}
+
 int engine_keep(struct networks *out, const struct engine *engine, struct backend *backend,
                 struct err *err)
 {
@@ -26,6 +38,7 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
     struct layer_loader loader = {
         .model = engine->model, .keeper = backend, .streamed = engine->budget.streamed};
     struct networks kept = {.clip = NULL};
+    const double    began = os_seconds();
 
     if (!backend_is_distant(backend)) {
         *out = engine->networks;
@@ -37,6 +50,7 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
     TRY(vae_load(&kept.vae, &loader, err));
     vae_limit(kept.vae, engine->budget.strip_level);
     TRY(backend_wait(backend, err));
+    tell_upload(backend, os_seconds() - began);
     *out = kept;
     kept = (struct networks){.clip = NULL};
 out:
