@@ -138,7 +138,7 @@ static int read_file(int fd, uint64_t offset, char *target, size_t bytes)
 
 /* Through the kernel, which answers where a read of our own would be a signal.  Where it is not
  * allowed to (some sandboxes), the plain copy is what is left. */
-static int read_memory(const char *source, char *target, size_t bytes)
+static int read_map(const char *source, char *target, size_t bytes)
 {
     size_t done = 0;
 
@@ -163,13 +163,19 @@ int os_map_read(void *target, const void *source, size_t bytes)
     const struct known_map *map;
     uint64_t                offset = 0;
     int                     fd = -1;
+    bool                    plain;
 
     (void)pthread_rwlock_rdlock(&lock);
     map = find(source);
+    plain = map == NULL;
     if (map != NULL) {
+        fd = map->fd;
         offset = (uint64_t)((const uint8_t *)source - map->data);
-        if (bytes <= map->bytes - offset) fd = map->fd;
+        must(bytes <= map->bytes - offset);
     }
     (void)pthread_rwlock_unlock(&lock);
-    return fd >= 0 ? read_file(fd, offset, target, bytes) : read_memory(source, target, bytes);
+    if (fd >= 0) return read_file(fd, offset, target, bytes);
+    if (!plain) return read_map(source, target, bytes);
+    memcpy(target, source, bytes);
+    return 0;
 }

@@ -15,8 +15,7 @@ int  os_map_open(struct os_map *out, const char *path, struct err *err);
 void os_map_close(struct os_map *map);
 /* Does `address` lie in a file that is mapped? */
 bool os_map_holds(const void *address);
-/* What os.map_read is: of such a file from the file itself, of other memory as safely, and slower.
- */
+/* What os.map_read is: out of a mapped file by way of the file itself; a plain copy elsewhere. */
 int os_map_read(void *target, const void *source, size_t bytes);
 
 #endif

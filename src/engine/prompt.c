@@ -60,7 +60,7 @@ static void tell_stage(struct backend *backend, const char *stage, struct prompt
     char                   words[32];
 
     if (now.bytes == before.bytes) return;
-    log_line(LOG_DEBUG, "prompt: %s %.2f s: %s of weights, read in %.2f s, waited for %.2f s",
+    log_line(LOG_INFO, "prompt: %s %.2f s: %s of weights, read in %.2f s, waited for %.2f s",
              stage, seconds, text_bytes(words, sizeof words, now.bytes - before.bytes),
              now.fill_seconds - before.fill_seconds, now.wait_seconds - before.wait_seconds);
     *lap = (struct prompt_lap){.began = os_seconds(), .uploads = now};
@@ -170,7 +170,7 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     backend = NULL;
     lent = false;
     TRY(engine_reclaim_memory(engine, err));
-    log_line(LOG_DEBUG, "prompt: %.2f s in all", os_seconds() - began);
+    log_line(LOG_INFO, "prompt: %.2f s in all", os_seconds() - began);
     *out = prompt;
     prompt = NULL;
 out:
