@@ -19,6 +19,7 @@ int cuda_staging_open(struct cuda_staging *staging)
 {
     int status = 0;
 
+    staging->buffer_bytes = BUFFER_BYTES;
     for (int i = 0; i < STAGING_BUFFERS && status == 0; i++) {
         status = (int)cudaHostAlloc(&staging->buffer[i], (size_t)BUFFER_BYTES, 0);
         if (status == 0)
@@ -48,8 +49,8 @@ static int place(struct cuda_staging *staging, struct matrix m, struct matrix *p
     const int64_t bytes = round_up_i64(m.rows * m.cols * dtype_bytes(m.dtype), 64);
     int           status = 0;
 
-    must(bytes <= BUFFER_BYTES);
-    if (staging->taken_bytes + bytes > BUFFER_BYTES) {
+    must(bytes <= staging->buffer_bytes);
+    if (staging->taken_bytes + bytes > staging->buffer_bytes) {
         double began = os_seconds();
 
         staging->current = (staging->current + 1) % STAGING_BUFFERS;
@@ -71,7 +72,7 @@ typedef int (*block_fn)(struct cuda_staging *staging, cudaStream_t stream, struc
 static int for_blocks(struct cuda_staging *staging, cudaStream_t stream, block_fn run,
                       struct matrix target, struct matrix source, uint32_t element_bytes)
 {
-    const int64_t most = BUFFER_BYTES / element_bytes;
+    const int64_t most = staging->buffer_bytes / element_bytes;
     const int64_t cols = min_i64(source.cols, most), rows = max_i64(1, most / max_i64(1, cols));
     int           status = 0;
 

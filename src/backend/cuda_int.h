@@ -39,7 +39,8 @@ struct cuda_staging {
     void                  *buffer[STAGING_BUFFERS];
     cudaEvent_t            used[STAGING_BUFFERS];
     unsigned               current;
-    int64_t                taken_bytes; /* of the current buffer */
+    int64_t                buffer_bytes; /* of each, a multiple of 64 */
+    int64_t                taken_bytes;  /* of the current one        */
     struct backend_uploads uploads;
 };
 int  cuda_staging_open(struct cuda_staging *staging);
