@@ -113,7 +113,7 @@ int backend_wait(struct backend *backend, struct err *err)
     if (status == 0) goto out;
     if (status >= STATUS_READ)
         RAISE(err, ERR_IO, status - STATUS_READ,
-              "weights: a block of the model cannot be read any more (%s); was its file cut or its "
+              "weights: a part of the model cannot be read any more (%s); was its file cut or its "
               "disk removed?",
               strerror(status - STATUS_READ));
     if (backend->ops->describe != NULL)
@@ -272,6 +272,11 @@ const struct parcel_sizes *backend_parcels(const struct backend *backend)
 struct backend_link backend_link(const struct backend *backend)
 {
     return backend->link;
+}
+
+struct backend_uploads backend_uploads(const struct backend *backend)
+{
+    return backend->uploads;
 }
 
 const float *backend_keep_vector(struct backend *backend, struct matrix values)

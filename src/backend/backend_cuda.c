@@ -124,6 +124,7 @@ static int put(struct backend *backend, struct matrix target, struct matrix sour
     uint64_t     bytes = (uint64_t)target.cols * sizeof(float);
     int          status = cuda_upload(&cuda->staging, cuda->stream, target, source);
 
+    backend->uploads = cuda->staging.uploads;
     if (status || target.rows != 1 || !arena_holds(backend->kept_vectors, target.data, bytes))
         return status;
     struct matrix shadow = target;

@@ -77,6 +77,7 @@ struct backend {
     struct arena               *kept_matrices, *kept_vectors; /* NULL unless distant */
     struct parcels             *parcels;                      /* NULL unless distant */
     struct backend_link         link;
+    struct backend_uploads      uploads; /* of a machine that counts them */
     enum dtype                  compute;
     uint64_t                    fixed_bytes;
     double                      flops;

@@ -32,17 +32,21 @@ int cuda_load(const char *soname, const struct cuda_symbol *symbols, size_t coun
 
 /* ---------------------------------------------------------------------- copies (cuda_copy.c) */
 
-enum { STAGING_BUFFERS = 2 };
+enum { STAGING_BUFFERS = 4 };
 
-/* Pinned memory on the way between host and GPU; each buffer is free when its event has come. */
+/* Pinned memory on the way between host and GPU; a buffer is free when its event has come. */
 struct cuda_staging {
-    void       *buffer[STAGING_BUFFERS];
-    cudaEvent_t used[STAGING_BUFFERS];
-    unsigned    next;
+    void                  *buffer[STAGING_BUFFERS];
+    cudaEvent_t            used[STAGING_BUFFERS];
+    unsigned               current;
+    int64_t                buffer_bytes; /* of each, a multiple of 64 */
+    int64_t                taken_bytes;  /* of the current one        */
+    struct backend_uploads uploads;
 };
 int  cuda_staging_open(struct cuda_staging *staging);
 void cuda_staging_close(struct cuda_staging *staging);
-/* Any type on the host, f32 or bf16 on the GPU; returns when `source` may be reused. */
+/* Any type on the host, f32 or bf16 on the GPU; returns when `source` may be reused.  A file that
+ * was cut is STATUS_READ + EFAULT. */
 int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                 struct matrix source);
 /* Returns when `target` is there. */
