@@ -186,14 +186,15 @@ ONEDNN  = ldd $(PROGRAM) | awk '$$1 ~ /^libdnnl\./ {print $$$(1)}'
 $(B)/bundle/onednn.zst: $(PROGRAM)
 	@mkdir -p $(@D)
 	@echo "  PACK  $@"
-	@zstd -q -f -9 "$$($(call ONEDNN,3))" -o $@
+	@zstd -q -f -9 "$$($(call ONEDNN,3))" -o $@ && touch $@
 $(B)/bundle/onednn.so: src/bundle/unpack.c $(B)/bundle/onednn.zst
 	@echo "  LINK  $@"
 	@$(CC) $(CFLAGS) -fPIC -fvisibility=hidden -shared -Wl,-soname,"$$($(call ONEDNN,1))" \
 	    "-DUNPACK_CALLS=$$(nm -D -u $(PROGRAM) | awk '$$2 ~ /^dnnl_/ {printf "X(%s) ", $$2}')" \
 	    '-DUNPACK_FILE="$(B)/bundle/onednn.zst"' $< -lzstd -o $@
 
-bundle: $(PROGRAM) $(B)/bundle/onednn.so ## a folder that runs on another Linux: build/bundle, packed build/bundle.tar.xz
+.PHONY: $(BUNDLE)
+$(BUNDLE): $(PROGRAM) $(B)/bundle/onednn.so
 	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib $(BUNDLE)/licences $(BUNDLE)/samples
 	@cp $(PROGRAM) $(BUNDLE)/mural
 	@$(call carried,$(PROGRAM)) | xargs -I{} cp -L {} $(BUNDLE)/lib/
@@ -205,8 +206,10 @@ bundle: $(PROGRAM) $(B)/bundle/onednn.so ## a folder that runs on another Linux:
 	@cp LICENSE README.md $(BUNDLE)/ && cp samples/*.yaml $(BUNDLE)/samples/
 	@tar -C samples --exclude=work --exclude='*.py' --exclude='*.cu' --exclude=__pycache__ -cf - model | tar -C $(BUNDLE) -xf -
 	@tests/bundle/run.sh $(BUNDLE) $(PROGRAM)
-	@tar -C build -cf - bundle | xz -T0 -3 >build/bundle.tar.xz
-	@du -m --apparent-size -s $(BUNDLE) build/bundle.tar.xz | awk '{print "built " $$2 ": " $$1 " MB"}'
+
+bundle: $(BUNDLE) ## a folder that runs on another Linux: build/bundle, packed build/bundle.tar.xz
+	@tar -C build -cf - bundle | xz -T0 -0 >build/bundle.tar.xz # weights hardly pack: 1 % above -3
+	@du -sb $(BUNDLE) build/bundle.tar.xz | awk '{printf "built %s: %.0f MB\n", $$2, $$1 / 1e6}'
 
 # The mains of many programs get names of their own, and one more main calls them.
 $(B)/kit/%.o: | $(SETUP)

@@ -96,7 +96,7 @@ run_script cli env MURAL="$PWD/build/release/mural" tests/cli/run.sh
 
 stage "the bundle"
 run_script unpack tests/bundle/unpack.sh
-run_script bundle "$make" --no-print-directory bundle
+run_script bundle "$make" --no-print-directory build/bundle
 
 stage "the same with AddressSanitizer and UndefinedBehaviorSanitizer"
 build address checks fuzz
