@@ -109,6 +109,7 @@ static int unpack(void)
     if (fd < 0) give_up("given memory", strerror(errno));
     /* Taken, not only promised: where memory is short this says so, and a write would be killed. */
     int rc = posix_fallocate(fd, 0, (off_t)bytes);
+    if (rc == EFBIG) give_up("given memory", "ulimit -f is below its size, raise it");
     if (rc != 0) give_up("given memory", strerror(rc));
     void *room = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (room == MAP_FAILED) give_up("given memory", strerror(errno));

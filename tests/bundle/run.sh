@@ -61,6 +61,13 @@ check "help ends with an error" < <(
 check "oneDNN is unpacked for help" < <(loaded help | grep '^/proc/self/fd/')
 check "oneDNN is not unpacked for painting" < <(loaded paint | grep -q '^/proc/self/fd/' || echo "not")
 
+# Memory without a name counts as a file; a limit on those is told by its name.
+check "a limit on files is not told" < <(
+    ulimit -f 1024
+    paint "$there/mural" limited.tif 2>/dev/null |
+        grep -q 'could not be given memory: ulimit -f is below its size, raise it' ||
+        echo "nothing was said of it")
+
 # A packed library that lost a byte is noticed.
 packed=$(ls "$there"/lib/libdnnl.so.*)
 printf 'mural' | dd of="$packed" bs=1 seek=$(($(stat -c %s "$packed") / 2)) conv=notrunc status=none
