@@ -8,7 +8,7 @@
 
 #include <unistd.h>
 
-enum { JOBS = 14, SIDE_PX = 64 };
+enum { JOBS = 8, SIDE_PX = 64 };
 
 static struct workshop  shop;
 static struct jobs_plan plan = {
