@@ -179,6 +179,7 @@ static bool run_in_all_modes(struct bench *bench, const struct job *job, FILE *c
         fprintf(stderr, "\nbench_jobs: the GPU failed: %s\n", out.why.text);
         return false;
     }
+    card_drop(&bench->shop.card, HOLDER_FILLER);
     return true;
 }
 

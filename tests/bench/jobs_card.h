@@ -21,7 +21,7 @@ enum { CARD_PIECES_MAX = 256, CARD_FILES_MAX = 4096 };
 #define CARD_GRANULE ((uint64_t)2 << 20)
 
 /* Who holds a piece. */
-enum holder { HOLDER_FILLER = 0, HOLDER_BALLAST, HOLDER_COUNT };
+enum holder { HOLDER_FILLER = 0, HOLDER_LIBRARIES, HOLDER_BALLAST, HOLDER_COUNT };
 
 struct card {
     enum engine_machine machine;
@@ -108,10 +108,16 @@ static inline void stand_in_open(uint64_t bytes)
 static inline int card_open(struct card *card, enum engine_machine machine, uint64_t bytes,
                             struct err *err)
 {
+    int                   rc = ERR_OK;
+    struct backend_device device;
+
     *card = (struct card){.machine = machine};
     card->vmem.ops = backend_vmem(machine == ENGINE_CUDA ? MACHINE_CUDA : MACHINE_WALLED);
     if (machine != ENGINE_CUDA) stand_in_open(bytes);
-    return card->vmem.ops->open(&card->vmem, err);
+    if (machine == ENGINE_CUDA) TRY(backend_find_cuda(&device, 0, err)); /* and makes it current */
+    TRY(card->vmem.ops->open(&card->vmem, err));
+out:
+    return rc;
 }
 
 static inline void card_drop(struct card *card, enum holder holder)

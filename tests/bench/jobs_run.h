@@ -155,7 +155,8 @@ static inline void *disturbing_calloc(size_t count, size_t bytes)
 {
     struct disturbance *now = &disturbance;
 
-    if (now->armed && ++now->requests == 2) card_take(now->card, HOLDER_FILLER, now->library_bytes);
+    if (now->armed && ++now->requests == 2)
+        card_take(now->card, HOLDER_LIBRARIES, now->library_bytes);
     if (now->armed && now->requests > 2) disturb(MOMENT_RESERVE);
     return now->calloc(count, bytes);
 }
@@ -419,7 +420,9 @@ out:
     return rc;
 }
 
-/* One job in one mode; `wanted` is the reference's hash.  What it fails of is its outcome. */
+/* One job in one mode; `wanted` is the reference's hash.  What it fails of is its outcome.  The
+ * card stays as small as it is for the same job in another mode; HOLDER_FILLER is to be dropped
+ * then. */
 static inline void run_job(struct outcome *out, struct workshop *shop, const struct job *job,
                            enum mode mode, uint64_t wanted)
 {
@@ -441,7 +444,7 @@ static inline void run_job(struct outcome *out, struct workshop *shop, const str
     out->why = err;
     disturbance = (struct disturbance){.card = NULL};
     card_drop(&shop->card, HOLDER_BALLAST);
-    card_drop(&shop->card, HOLDER_FILLER);
+    card_drop(&shop->card, HOLDER_LIBRARIES);
 }
 
 #endif

@@ -137,6 +137,7 @@ static struct outcome paint(const struct job *job, enum mode mode)
 
     ASSERT_OK(run_reference(&wanted, &shop, job, &err));
     run_job(&out, &shop, job, mode, wanted);
+    card_drop(&shop.card, HOLDER_FILLER);
     assert_int_equal(card_free(&shop.card), before); /* nobody keeps anything */
     return out;
 }
@@ -201,6 +202,7 @@ static void other_bytes_are_no_success(void **state)
     other.seed++;
     ASSERT_OK(run_reference(&wanted, &shop, &other, &err));
     run_job(&out, &shop, &job, MODE_SEGMENTS, wanted);
+    card_drop(&shop.card, HOLDER_FILLER);
     assert_int_equal(out.cause, CAUSE_PIXELS);
 }
 
