@@ -93,7 +93,7 @@ static inline struct job job_make(const struct jobs_plan *plan, uint32_t number)
     job.moment = (enum moment)random_between(&state, 0, MOMENT_COUNT - 1);
     double part = (double)random_between(&state, 5, 25) / 100;
     job.ballast_bytes = (uint64_t)jobs_scaled(plan, side, part * jobs_cards_gb[job.card]);
-    if (job.moment == MOMENT_RESERVE) job.at = (uint32_t)random_between(&state, 0, 60);
+    if (job.moment == MOMENT_RESERVE) job.at = (uint32_t)random_between(&state, 0, 7);
     if (job.moment == MOMENT_STEP)
         job.at = (uint32_t)random_between(&state, 0, (int64_t)plan->steps - 1);
     if (job.moment == MOMENT_ENCODE || job.moment == MOMENT_DECODE)
