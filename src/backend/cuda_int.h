@@ -123,8 +123,8 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
-/* *out is NULL and `why_out` filled when cuDNN is not there, was not when this was built, or does not
- * start: then its status is returned, else 0. */
+/* *out is NULL and `why_out` filled when cuDNN is not there, was not when this was built, or does
+ * not start: then its status is returned, else 0. */
 int  graphs_open(struct graphs **out, char *why_out, size_t capacity);
 void graphs_close(struct graphs *graphs);
 
