@@ -73,7 +73,7 @@ ifneq ($(NVCC),)
 CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cuda.c), \
                    $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
-BENCH   := $(B)/tests/bench/bench_memory
+BENCH   := $(B)/tests/bench/bench_memory $(B)/tests/bench/bench_jobs
 CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS) $(BENCH)
 
 # Goals that promise to do everything themselves install what is missing first.
