@@ -38,15 +38,15 @@ static void load_of(struct workshop_load *out, const struct mural_job *job, uint
     out->size_count = job_plan_sizes(job, out->sizes);
 }
 
+/* Rates are measured, and how many tiles pass together is what follows from them and the sizes:
+ * both make no picture another. */
 static bool same_memory(const struct engine_memory *one, const struct engine_memory *other)
 {
     return one->vram_bytes == other->vram_bytes && one->offload == other->offload &&
            one->keep_share == other->keep_share && one->expandable == other->expandable &&
            one->segment_bytes == other->segment_bytes &&
            one->fragmentation_max == other->fragmentation_max &&
-           one->pool_bytes == other->pool_bytes &&
-           one->link_bytes_per_second == other->link_bytes_per_second &&
-           one->flop_per_second == other->flop_per_second;
+           one->pool_bytes == other->pool_bytes;
 }
 
 /* Could one engine serve both, with room enough? */
