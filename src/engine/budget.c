@@ -6,7 +6,8 @@
  * A block streams when its matrices are copied from the host each time that it is their turn, into
  * one of two slots.  As long as the arithmetic of all blocks takes longer than all copies, and
  * copies are spread evenly, streaming costs no time.  So the first question is how many tiles must
- * share a copy to hide the link; all else goes to blocks that stay, for these need no link at all.
+ * share a copy to hide the link, and the disk where the host has no room for all copies; all else
+ * goes to blocks that stay, for these need neither.
  *
  * Streamed blocks are chosen by error diffusion, for each count in every phase: the gaps between
  * them differ by at most one.  Phases differ in how many doubles, which are twice as large, they
@@ -71,6 +72,22 @@ double budget_link_seconds(const struct budget *budget, const struct budget_fact
                : 0;
 }
 
+double budget_disk_seconds(const struct budget *budget, const struct budget_facts *facts)
+{
+    return facts->disk_bytes_per_second > 0
+               ? (double)(budget->streamed_bytes - budget->pinned_bytes) /
+                     facts->disk_bytes_per_second
+               : 0;
+}
+
+/* What arithmetic must hide. */
+static double visit_seconds(const struct budget *budget, const struct budget_facts *facts)
+{
+    double link = budget_link_seconds(budget, facts), disk = budget_disk_seconds(budget, facts);
+
+    return link > disk ? link : disk;
+}
+
 /* The arena is rewound between a prompt, a tile's coders and its steps. */
 static uint64_t scratch_of(const struct budget *budget, const struct budget_facts *facts)
 {
@@ -80,6 +97,7 @@ static uint64_t scratch_of(const struct budget *budget, const struct budget_fact
     return max_u64(text, max_u64(predict, facts->coder_bytes[budget->strip_level]));
 }
 
+/* With every choice of blocks: how long they take to come depends on it. */
 static void set_pinned(struct budget *budget, const struct budget_facts *facts)
 {
     uint64_t limit =
@@ -171,6 +189,7 @@ static bool choose_blocks(struct budget *budget, const struct budget_facts *fact
         }
     }
     *budget = best;
+    set_pinned(budget, facts);
     return found;
 }
 
@@ -206,18 +225,18 @@ static bool make_for(struct budget *out, const struct budget_facts *facts, uint3
 static double seconds_per_tile(const struct budget *budget, const struct budget_facts *facts)
 {
     double compute = budget_compute_seconds(budget, facts);
-    double link = budget_link_seconds(budget, facts);
+    double visit = visit_seconds(budget, facts);
 
-    return (compute > link ? compute : link) / budget->tiles_per_pass;
+    return (compute > visit ? compute : visit) / budget->tiles_per_pass;
 }
 
 static bool is_hidden(const struct budget *budget, const struct budget_facts *facts)
 {
-    double link = budget_link_seconds(budget, facts);
+    double visit = visit_seconds(budget, facts);
 
     /* Without both rates nothing can be compared. */
-    return link <= 0 || facts->flop_per_second <= 0 ||
-           budget_compute_seconds(budget, facts) >= link;
+    return visit <= 0 || facts->flop_per_second <= 0 ||
+           budget_compute_seconds(budget, facts) >= visit;
 }
 
 static uint32_t tiles_most(const struct budget_facts *facts)
@@ -332,7 +351,6 @@ int budget_make(struct budget *out, const struct budget_facts *facts, struct err
     }
     if (!found) TRY(refuse(facts, err));
     raise_strips(out, facts);
-    set_pinned(out, facts);
     must(budget_device_bytes(out, facts) <= facts->allowed.vram_bytes);
 out:
     return rc;
@@ -367,7 +385,6 @@ static void demote(struct budget *budget, const struct budget_facts *facts, bool
         bounds.smallest = true;
         (void)choose_blocks(budget, facts, &bounds);
     }
-    set_pinned(budget, facts);
 }
 
 /* The next level towards `last` that takes less scratch. */

@@ -238,6 +238,23 @@ static void a_missing_gpu_is_one_sentence(void **state)
         assert_non_null(strstr(err.text, "cuda:999"));
 }
 
+/* Between PCIe 2.0 x4 and any link of today; where there is no GPU, no rate. */
+static void a_link_is_timed_where_there_is_one(void **state)
+{
+    struct err            err = {0};
+    struct engine_device  device;
+    struct engine_options options = {.machine = ENGINE_CUDA};
+    double                rate = engine_link_speed(&options);
+
+    (void)state;
+    if (engine_find_device(&device, &options, &err) != ERR_OK) {
+        assert_true(rate == 0);
+        return;
+    }
+    print_message("# link: %.1f GB/s\n", rate / 1e9);
+    assert_true(rate > 1e9 && rate < 1e12);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
@@ -248,6 +265,7 @@ int main(void)
                                        cmocka_unit_test(small_tiles_share_a_visit),
                                        cmocka_unit_test(an_engine_decides_as_the_plan_did),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
-                                       cmocka_unit_test(a_missing_gpu_is_one_sentence)};
+                                       cmocka_unit_test(a_missing_gpu_is_one_sentence),
+                                       cmocka_unit_test(a_link_is_timed_where_there_is_one)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, scratch_model_remove);
 }
