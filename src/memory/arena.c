@@ -274,6 +274,11 @@ uint64_t arena_bytes_peak(const struct arena *arena)
     return arena->peak;
 }
 
+void arena_restart_peak(struct arena *arena)
+{
+    arena->peak = arena->taken;
+}
+
 uint64_t arena_bytes_mapped(const struct arena *arena)
 {
     return arena->mapped;

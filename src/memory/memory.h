@@ -165,7 +165,9 @@ int arena_seal(struct arena *arena, uint64_t bytes, struct err *err);
  * What cannot be unmapped stays, and the log says so. */
 void arena_trim(struct arena *arena, uint64_t bytes);
 
+/* The most that was taken at one time since the arena was opened, or since the restart. */
 uint64_t arena_bytes_peak(const struct arena *arena);
+void     arena_restart_peak(struct arena *arena);
 uint64_t arena_bytes_mapped(const struct arena *arena);
 /* Does [data, data + bytes) lie in what is taken now? */
 bool arena_holds(const struct arena *arena, const void *data, uint64_t bytes);

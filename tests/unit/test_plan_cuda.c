@@ -44,6 +44,24 @@ static void the_step_s_weights_stay_and_no_others(void **state)
     assert_in_range(cost.kept_bytes, 17200000000u, 17650000000u);
 }
 
+/* Of two backends in one process the context and the libraries are there once, as the budget counts
+ * them. */
+static void libraries_are_counted_once(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    struct engine_size  size = {.w_px = 512, .h_px = 512, .tiles = 1, .steps = 20};
+    struct engine      *engine;
+    struct budget_facts facts;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, &size, 1, &err));
+    assert_int_equal(cost_of(PRECISION_BF16, 512).fixed_bytes, facts.fixed_bytes);
+    engine_close(engine);
+}
+
 /* bf16 fits a card of 24 GB with room for what the display takes. */
 static void the_largest_tile_fits_24_gb(void **state)
 {
@@ -258,6 +276,7 @@ static void a_link_is_timed_where_there_is_one(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
+                                       cmocka_unit_test(libraries_are_counted_once),
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
                                        cmocka_unit_test(flux_fits_cards_of_five_sizes),
