@@ -65,13 +65,6 @@ double budget_compute_seconds(const struct budget *budget, const struct budget_f
     return facts->flop_per_second > 0 ? flop * budget->tiles_per_pass / facts->flop_per_second : 0;
 }
 
-double budget_link_seconds(const struct budget *budget, const struct budget_facts *facts)
-{
-    return facts->link_bytes_per_second > 0
-               ? (double)budget->streamed_bytes / facts->link_bytes_per_second
-               : 0;
-}
-
 double budget_disk_seconds(const struct budget *budget, const struct budget_facts *facts)
 {
     return facts->disk_bytes_per_second > 0
@@ -86,6 +79,13 @@ static double visit_seconds(const struct budget *budget, const struct budget_fac
     double link = budget_link_seconds(budget, facts), disk = budget_disk_seconds(budget, facts);
 
     return link > disk ? link : disk;
+}
+
+double budget_link_seconds(const struct budget *budget, const struct budget_facts *facts)
+{
+    return facts->link_bytes_per_second > 0
+               ? (double)budget->streamed_bytes / facts->link_bytes_per_second
+               : 0;
 }
 
 /* The arena is rewound between a prompt, a tile's coders and its steps. */
@@ -409,7 +409,7 @@ static uint64_t step_by(struct budget *next, const struct budget *now,
 
     *next = *now;
     switch (rung) {
-    case RUNG_REUSE: return facts->pool_idle_bytes;
+    case RUNG_REUSE: break; /* the pool's, and not decided here */
     case RUNG_DEMOTE: demote(&changed, facts, true, wanted); break;
     case RUNG_CHUNK: lower(&changed, &changed.mlp_level, facts->mlp_levels - 1, facts); break;
     case RUNG_TILES: lower(&changed, &changed.tiles_per_pass, 1, facts); break;
@@ -441,9 +441,9 @@ uint64_t budget_relieve(struct budget *budget, const struct budget_facts *facts,
     uint64_t sum = 0, walk = 1;
 
     memset(gained_out, 0, RUNG_COUNT * sizeof *gained_out);
-    for (int first = RUNG_REUSE; sum < bytes && walk > 0; first = RUNG_DEMOTE) {
+    while (sum < bytes && walk > 0) {
         walk = 0;
-        for (int rung = first; rung < RUNG_COUNT && sum < bytes; rung++) {
+        for (int rung = RUNG_DEMOTE; rung < RUNG_COUNT && sum < bytes; rung++) {
             struct budget next;
             uint64_t gained = step_by(&next, budget, facts, (enum budget_rung)rung, bytes - sum);
             *budget = next;

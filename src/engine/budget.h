@@ -53,7 +53,6 @@ struct budget_facts {
     uint64_t text_bytes;                     /* scratch of a prompt; never beside a tile's     */
     bool     text_may_move;                  /* consent: see above                             */
     uint64_t host_bytes, host_free_bytes;    /* RAM; what this process may still take of it    */
-    uint64_t pool_idle_bytes;                /* mapped for nobody; for RUNG_REUSE              */
     double   link_bytes_per_second;          /* host to GPU; 0: not known                      */
     double   disk_bytes_per_second;          /* files to host; 0: not known                    */
     double   flop_per_second;                /* of the GPU; 0: not known                       */
@@ -78,7 +77,7 @@ double budget_disk_seconds(const struct budget *budget, const struct budget_fact
 
 /* The ladder, for a request that fails after all: in this order. */
 enum budget_rung {
-    RUNG_REUSE = 0, /* mapped memory that lies idle                         */
+    RUNG_REUSE = 0, /* memory that the pool has for nobody: pool_trim's     */
     RUNG_DEMOTE,    /* fewer blocks stay, down to keep_share                */
     RUNG_CHUNK,     /* the MLP in runs of rows                              */
     RUNG_TILES,     /* fewer tiles together                                 */
