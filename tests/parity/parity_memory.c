@@ -10,6 +10,8 @@
 
 #include "../scratch_model.h"
 
+#include <errno.h>
+
 enum { TILES = 3, STEPS = 2, SIDE_TOKENS = 8 };
 
 static const uint64_t GRANULE = (uint64_t)2 << 20, PLENTY = (uint64_t)1 << 30;
@@ -268,6 +270,66 @@ static void memory_given_up_changes_no_bit(void **state)
     engine_close(engine);
 }
 
+/* The walled machine's memory, in short supply: what its file grows by, less what is given back. */
+static struct {
+    struct os_calls real;
+    int64_t         most, used, length;
+} supply;
+
+static int short_ftruncate(int fd, int64_t bytes)
+{
+    int64_t more = bytes - supply.length;
+
+    if (supply.used + more > supply.most) {
+        errno = ENOSPC;
+        return -1;
+    }
+    supply.used += more;
+    supply.length = bytes;
+    return supply.real.ftruncate(fd, bytes);
+}
+
+static int counted_fallocate(int fd, int mode, int64_t offset, int64_t bytes)
+{
+    supply.used -= bytes;
+    return supply.real.fallocate(fd, mode, offset, bytes);
+}
+
+static struct engine *engine_supplied(uint64_t bytes)
+{
+    struct engine *engine;
+
+    supply.real = os;
+    supply.most = (int64_t)bytes;
+    supply.used = supply.length = 0;
+    os.ftruncate = short_ftruncate;
+    os.fallocate = counted_fallocate;
+    engine = engine_within(capped(PLENTY));
+    os = supply.real;
+    return engine;
+}
+
+/* More was planned with than there is: down the ladder before the first tile. */
+static void less_than_was_planned_paints_the_same(void **state)
+{
+    uint64_t       wanted = reference(), planned;
+    struct engine *engine;
+
+    (void)state;
+    if (machine() != ENGINE_WALLED) skip(); /* a card's memory is another program's to take */
+    engine = engine_within(capped(PLENTY));
+    planned = budget_device_bytes(&engine->budget, &engine->needs) - engine->budget.fixed_bytes;
+    assert_int_equal(engine->budget.streamed_count, 0);
+    engine_close(engine);
+
+    engine = engine_supplied(planned * 2 / 3);
+    assert_non_null(engine);
+    assert_true(engine->budget.streamed_count > 0);
+    assert_true(story(engine) == wanted);
+    engine_close(engine);
+    assert_null(engine_supplied(GRANULE));
+}
+
 /* Of a model whose prompt takes as much as its tiles, under a cap that has room for one of them:
  * what is left beside the tiles' memory is not enough for a prompt, which borrows theirs. */
 static void a_prompt_borrows_the_memory_of_tiles(void **state)
@@ -328,6 +390,7 @@ int main(void)
                                        cmocka_unit_test(memory_in_one_piece_paints_the_same),
                                        cmocka_unit_test(a_pool_is_there_from_the_start),
                                        cmocka_unit_test(memory_given_up_changes_no_bit),
+                                       cmocka_unit_test(less_than_was_planned_paints_the_same),
                                        cmocka_unit_test(a_prompt_borrows_the_memory_of_tiles),
                                        cmocka_unit_test(tiles_make_no_driver_call)};
 
