@@ -163,7 +163,7 @@ struct transformer_tile {
     const struct conditioning *conditioning;
     int32_t                    h_tokens, w_tokens;
     struct matrix              tokens;   /* [h * w, in_channels] f32  */
-    struct matrix              velocity; /* [h * w, out_channels] f32 */
+    struct matrix              velocity; /* [h * w, out_channels] f32; may lie where tokens do */
     /* set by transformer_forward, dead after it */
     struct matrix stream;     /* [text + h * w, hidden] f32 */
     struct matrix normed;     /* [text + h * w, hidden]     */

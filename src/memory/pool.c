@@ -11,7 +11,7 @@
  * nothing.  A piece is stuck when the driver neither shows nor hides it; closing its range tries
  * again.
  *
- * Read next: arena.c, segment.c.
+ * Read next: arena.c.
  */
 #include "memory/memory_int.h"
 

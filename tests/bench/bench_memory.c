@@ -12,8 +12,7 @@
  * A trace is lines of op,id,bytes: take,7,4096 and later give,7,4096.
  */
 #include "tests/bench/engine_trace.h"
-
-#include "memory/segment.h"
+#include "tests/bench/segment.h"
 
 #include <stdio.h>
 #include <stdlib.h>
