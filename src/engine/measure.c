@@ -232,10 +232,11 @@ static uint64_t measure_coders(const struct compute *compute, const struct engin
 static uint64_t measure_predict(const struct compute *compute, const struct engine_size *size,
                                 uint32_t count, int64_t mlp_rows)
 {
-    struct prompt           prompt = {.conditioning = {.text = nowhere(compute->backend),
-                                                       .modulation = nowhere(compute->backend),
-                                                       .text_tokens = compute->engine->facts.text_tokens,
-                                                       .steps = size->steps}};
+    struct conditioning     nothing = {.text = nowhere(compute->backend),
+                                       .modulation = nowhere(compute->backend),
+                                       .text_tokens = compute->engine->facts.text_tokens,
+                                       .steps = size->steps};
+    struct prompt           prompt = {.conditioning = nothing};
     struct engine_tile      tiles[BUDGET_TILES_MAX];
     struct transformer_tile work[BUDGET_TILES_MAX];
     uint64_t                bytes = 0;
