@@ -114,7 +114,8 @@ struct vae;
 int  vae_load(struct vae **out, struct layer_loader *loader, struct err *err);
 void vae_free(struct vae *vae);
 /* From now on it takes less scratch and more time, to the same bits; level 0 is what it begins
- * with, and each further one never takes more. */
+ * with, and the last one takes the least.  Between them a small picture may take more at a further
+ * level: maps that fit as they are take less than strips to make them again. */
 enum { VAE_LEVELS = 5 };
 void vae_limit(struct vae *vae, uint32_t level);
 /* rgb [h * w, 3] f32 0..1 -> latent [h / f * w / f, latent_channels] f32 (posterior mean, shifted

@@ -79,6 +79,26 @@ static void the_vae_passes_2048_px_in_1_5_gb(void **state)
     engine_close(engine);
 }
 
+/* At any size, of drafts and of tiles: what a budget begins with is the least there is. */
+static void the_lowest_strips_take_the_least(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    struct engine *engine;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    for (int32_t px = 256; px <= 2048; px += px / 2) {
+        struct engine_size  size = {.w_px = px / 16 * 16, .h_px = px / 16 * 16, 1, 20};
+        struct budget_facts facts;
+        ASSERT_OK(measure_budget(&facts, engine, &size, 1, &err));
+        for (uint32_t level = 1; level < facts.strip_levels; level++)
+            assert_true(facts.coder_bytes[facts.strip_levels - 1] <= facts.coder_bytes[level - 1]);
+    }
+    engine_close(engine);
+}
+
 /* bf16 fits a card of 24 GB with room for what the display takes. */
 static void the_largest_tile_fits_24_gb(void **state)
 {
@@ -294,6 +314,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
                                        cmocka_unit_test(libraries_are_counted_once),
+                                       cmocka_unit_test(the_lowest_strips_take_the_least),
                                        cmocka_unit_test(the_vae_passes_2048_px_in_1_5_gb),
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
