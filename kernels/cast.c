@@ -129,10 +129,27 @@ void cast_elements(void *target, enum dtype target_dtype, const void *source,
         cast_row(target_dtype, source_dtype, target, source, count);
 }
 
+/* Without gaps there are no rows: pixels are millions of three elements, a vector is one of all. */
+static void cast_flat(struct matrix target, struct matrix source)
+{
+    const int64_t all = source.rows * source.cols, each = 16384;
+    const int64_t from = dtype_bytes(source.dtype), to = dtype_bytes(target.dtype);
+
+#pragma omp parallel for schedule(static) if (all > each)
+    for (int64_t first = 0; first < all; first += each)
+        cast_elements((char *)target.data + first * to, target.dtype,
+                      (const char *)source.data + first * from, source.dtype,
+                      min_i64(each, all - first));
+}
+
 void k_cast_cpu(struct matrix target, struct matrix source)
 {
     must(same_shape(target, source));
     must(target.dtype == DTYPE_F32 || target.dtype == DTYPE_BF16 || target.dtype == DTYPE_F16);
+    if (target.ld == target.cols && source.ld == source.cols) {
+        cast_flat(target, source);
+        return;
+    }
 #pragma omp parallel for schedule(static) if (source.rows * source.cols > 16384)
     for (int64_t row = 0; row < source.rows; row++)
         cast_elements(row_of(target, row), target.dtype, row_of(source, row), source.dtype,

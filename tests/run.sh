@@ -94,6 +94,10 @@ for program in $(programs release | grep /parity_); do run_cases "$program" MURA
 stage "command line"
 run_script cli env MURAL="$PWD/build/release/mural" tests/cli/run.sh
 
+stage "the bundle"
+run_script unpack tests/bundle/unpack.sh
+run_script bundle "$make" --no-print-directory build/bundle
+
 stage "the same with AddressSanitizer and UndefinedBehaviorSanitizer"
 build address checks fuzz
 for program in $(programs address); do

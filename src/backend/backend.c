@@ -102,6 +102,7 @@ int backend_wait(struct backend *backend, struct err *err)
     int         rc = ERR_OK, status = backend->status, late = 0;
     const char *op = backend->failed_op;
     char        words[160] = "";
+    bool        lacks;
 
     backend->status = 0;
     /* After a failure too: what was begun before it still uses the caller's memory. */
@@ -113,13 +114,14 @@ int backend_wait(struct backend *backend, struct err *err)
     if (status == 0) goto out;
     if (status >= STATUS_READ)
         RAISE(err, ERR_IO, status - STATUS_READ,
-              "weights: a block of the model cannot be read any more (%s); was its file cut or its "
+              "weights: a part of the model cannot be read any more (%s); was its file cut or its "
               "disk removed?",
               strerror(status - STATUS_READ));
     if (backend->ops->describe != NULL)
         backend->ops->describe(backend, status, words, sizeof words);
-    RAISE(err, ERR_DEVICE, status, "device: %s failed with status %d%s%s", op, status,
-          words[0] != '\0' ? ": " : "", words);
+    lacks = backend->ops->lacks_memory != NULL && backend->ops->lacks_memory(status);
+    RAISE(err, lacks ? ERR_DEVICE_MEM : ERR_DEVICE, status, "device: %s failed with status %d%s%s",
+          op, status, words[0] != '\0' ? ": " : "", words);
 out:
     return rc;
 }
@@ -272,6 +274,11 @@ const struct parcel_sizes *backend_parcels(const struct backend *backend)
 struct backend_link backend_link(const struct backend *backend)
 {
     return backend->link;
+}
+
+struct backend_uploads backend_uploads(const struct backend *backend)
+{
+    return backend->uploads;
 }
 
 const float *backend_keep_vector(struct backend *backend, struct matrix values)

@@ -129,6 +129,14 @@ struct backend_link {
 };
 struct backend_link backend_link(const struct backend *backend);
 
+/* What was kept, fetched and uploaded since the backend was opened, parcels not counted; and what
+ * took the host's time: reading, and waiting for what was on its way. */
+struct backend_uploads {
+    uint64_t bytes; /* in the types of the machine */
+    double   fill_seconds, wait_seconds;
+};
+struct backend_uploads backend_uploads(const struct backend *backend);
+
 /* A matrix of rows x cols in the arena, contiguous. */
 struct matrix backend_take(struct backend *backend, enum dtype dtype, int64_t rows, int64_t cols,
                            const char *label);

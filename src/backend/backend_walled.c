@@ -12,6 +12,7 @@
  * Read next: backend_cuda.c, which asks the same of its callers and cannot check it.
  */
 #include "backend/backend_int.h"
+#include "backend/host_read.h"
 
 #include <string.h>
 
@@ -244,8 +245,13 @@ static int walled_unpack_latent(struct backend *backend, float *latent, struct m
 
 static int walled_upload(struct backend *backend, struct matrix target, struct matrix source)
 {
+    int status;
+
     own(backend, "upload", target);
-    return cpu_of(backend)->ops->upload(cpu_of(backend), target, source);
+    if (target.ld != target.cols || !os_map_holds(source.data))
+        return cpu_of(backend)->ops->upload(cpu_of(backend), target, source);
+    status = host_read(source, target.dtype, target.data, 0);
+    return status == 0 ? 0 : STATUS_READ + status;
 }
 
 static int walled_download(struct backend *backend, struct matrix target, struct matrix source)

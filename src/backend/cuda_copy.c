@@ -1,20 +1,27 @@
 /*
  * cuda_copy.c - between the host's memory and a GPU's, through pinned buffers.
  *
- * Owns two buffers: while one travels, the next is filled.  Types are changed on the host, by all
- * threads, on the way into the buffer or out of it, so that only what is needed crosses the bus.
+ * Owns a few buffers, used in turn.  Filling one takes far longer than its copy over the bus: all
+ * threads fill, straight from the files where weights are mapped, while what was filled before is
+ * copied and used on the stream.  The host waits for the stream only when every buffer is under
+ * way. What is small shares a buffer.  Types are changed on the host, on the way into a buffer or
+ * out of it, so that only what is needed crosses the bus.
+ *
+ * Read next: host_read.c.
  */
 #include "backend/cuda_int.h"
+#include "backend/host_read.h"
 
-/* Large enough that a copy's start costs nothing beside it, small enough to pin in 20 ms. */
-#define STAGING_BYTES ((int64_t)32 << 20)
+/* Large enough that a copy's start costs nothing beside it, small enough to pin in 10 ms. */
+#define BUFFER_BYTES ((int64_t)16 << 20)
 
 int cuda_staging_open(struct cuda_staging *staging)
 {
     int status = 0;
 
+    staging->buffer_bytes = BUFFER_BYTES;
     for (int i = 0; i < STAGING_BUFFERS && status == 0; i++) {
-        status = (int)cudaHostAlloc(&staging->buffer[i], (size_t)STAGING_BYTES, 0);
+        status = (int)cudaHostAlloc(&staging->buffer[i], (size_t)BUFFER_BYTES, 0);
         if (status == 0)
             status = (int)cudaEventCreateWithFlags(&staging->used[i], cudaEventDisableTiming);
     }
@@ -27,7 +34,7 @@ void cuda_staging_close(struct cuda_staging *staging)
         if (staging->used[i] != NULL) (void)cudaEventDestroy(staging->used[i]);
         if (staging->buffer[i] != NULL) (void)cudaFreeHost(staging->buffer[i]);
     }
-    *staging = (struct cuda_staging){.next = 0};
+    *staging = (struct cuda_staging){.current = 0};
 }
 
 /* A block [rows, cols] at (row, col) of m. */
@@ -36,26 +43,45 @@ static struct matrix block_of(struct matrix m, int64_t row, int64_t col, int64_t
     return matrix_cols(matrix_rows(m, row, rows), col, cols);
 }
 
-/* Called for each block that fits a buffer; `packed` is the block in the buffer. */
-typedef int (*block_fn)(struct cuda_staging *staging, cudaStream_t stream, unsigned buffer,
-                        struct matrix target, struct matrix source);
+/* Room for m in the current buffer, or in the next one when its last copy has ended. */
+static int place(struct cuda_staging *staging, struct matrix m, struct matrix *packed_out)
+{
+    const int64_t bytes = round_up_i64(m.rows * m.cols * dtype_bytes(m.dtype), 64);
+    int           status = 0;
+
+    must(bytes <= staging->buffer_bytes);
+    if (staging->taken_bytes + bytes > staging->buffer_bytes) {
+        double began = os_seconds();
+
+        staging->current = (staging->current + 1) % STAGING_BUFFERS;
+        staging->taken_bytes = 0;
+        status = (int)cudaEventSynchronize(staging->used[staging->current]);
+        staging->uploads.wait_seconds += os_seconds() - began;
+    }
+    *packed_out = m;
+    packed_out->data = (char *)staging->buffer[staging->current] + staging->taken_bytes;
+    packed_out->ld = m.cols;
+    staging->taken_bytes += bytes;
+    return status;
+}
+
+/* Called for each block that fits a buffer. */
+typedef int (*block_fn)(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
+                        struct matrix source);
 
 static int for_blocks(struct cuda_staging *staging, cudaStream_t stream, block_fn run,
                       struct matrix target, struct matrix source, uint32_t element_bytes)
 {
-    const int64_t most = STAGING_BYTES / element_bytes;
+    const int64_t most = staging->buffer_bytes / element_bytes;
     const int64_t cols = min_i64(source.cols, most), rows = max_i64(1, most / max_i64(1, cols));
     int           status = 0;
 
     for (int64_t row = 0; row < source.rows && status == 0; row += rows)
         for (int64_t col = 0; col < source.cols && status == 0; col += cols) {
-            int64_t  h = min_i64(rows, source.rows - row), w = min_i64(cols, source.cols - col);
-            unsigned buffer = staging->next++ % STAGING_BUFFERS;
+            int64_t h = min_i64(rows, source.rows - row), w = min_i64(cols, source.cols - col);
 
-            status = (int)cudaEventSynchronize(staging->used[buffer]);
-            if (status == 0)
-                status = run(staging, stream, buffer, block_of(target, row, col, h, w),
-                             block_of(source, row, col, h, w));
+            status = run(staging, stream, block_of(target, row, col, h, w),
+                         block_of(source, row, col, h, w));
         }
     return status;
 }
@@ -74,16 +100,32 @@ static int copy_rows(struct matrix target, struct matrix source, enum cudaMemcpy
                                   (size_t)source.rows, kind, stream);
 }
 
-static int upload_block(struct cuda_staging *staging, cudaStream_t stream, unsigned buffer,
-                        struct matrix target, struct matrix source)
+/* Weights are read with care: their file may be cut. */
+static int fill(struct cuda_staging *staging, struct matrix packed, struct matrix source)
 {
-    struct matrix packed = {staging->buffer[buffer], target.dtype, source.rows, source.cols,
-                            source.cols};
+    double began = os_seconds();
+    int    status = 0;
+
+    if (os_map_holds(source.data))
+        status = host_read(source, packed.dtype, packed.data, 0);
+    else
+        k_cast_cpu(packed, source);
+    staging->uploads.fill_seconds += os_seconds() - began;
+    staging->uploads.bytes += (uint64_t)(packed.rows * packed.cols) * dtype_bytes(packed.dtype);
+    return status == 0 ? 0 : STATUS_READ + status;
+}
+
+static int upload_block(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
+                        struct matrix source)
+{
+    struct matrix packed, wanted = source;
     int           status;
 
-    k_cast_cpu(packed, source);
-    status = copy_rows(target, packed, cudaMemcpyHostToDevice, stream);
-    return status != 0 ? status : (int)cudaEventRecord(staging->used[buffer], stream);
+    wanted.dtype = target.dtype;
+    status = place(staging, wanted, &packed);
+    if (status == 0) status = fill(staging, packed, source);
+    if (status == 0) status = copy_rows(target, packed, cudaMemcpyHostToDevice, stream);
+    return status != 0 ? status : (int)cudaEventRecord(staging->used[staging->current], stream);
 }
 
 int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
@@ -92,15 +134,15 @@ int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix
     return for_blocks(staging, stream, upload_block, target, source, dtype_bytes(target.dtype));
 }
 
-static int download_block(struct cuda_staging *staging, cudaStream_t stream, unsigned buffer,
-                          struct matrix target, struct matrix source)
+static int download_block(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
+                          struct matrix source)
 {
-    struct matrix packed = {staging->buffer[buffer], source.dtype, source.rows, source.cols,
-                            source.cols};
-    int           status = copy_rows(packed, source, cudaMemcpyDeviceToHost, stream);
+    struct matrix packed;
+    int           status = place(staging, source, &packed);
 
-    if (status == 0) status = (int)cudaEventRecord(staging->used[buffer], stream);
-    if (status == 0) status = (int)cudaEventSynchronize(staging->used[buffer]);
+    if (status == 0) status = copy_rows(packed, source, cudaMemcpyDeviceToHost, stream);
+    if (status == 0) status = (int)cudaEventRecord(staging->used[staging->current], stream);
+    if (status == 0) status = (int)cudaEventSynchronize(staging->used[staging->current]);
     if (status == 0) k_cast_cpu(target, packed);
     return status;
 }

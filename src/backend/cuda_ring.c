@@ -44,6 +44,8 @@ struct ring {
     struct arena     *arena;
     struct windows   *windows; /* NULL: every parcel is pinned */
     uint64_t          pinned_left, parcel_count, copied_bytes;
+    uint64_t          pinned_bytes; /* and what that took: reading, and the driver */
+    double            read_seconds, pin_seconds;
     uint64_t          tickets[PARCEL_SLOTS]; /* of the last order, with windows */
     bool              started;
     struct lap        laps[PARCELS_MAX];
@@ -54,18 +56,24 @@ struct ring {
 
 /* Pages that are there already are pinned much faster than those that the driver has to ask for one
  * by one: so all threads fill them first. */
-static void *pin(const struct parcel *parcel, uint64_t bytes, int *status)
+static void *pin(struct ring *ring, const struct parcel *parcel, uint64_t bytes, int *status)
 {
-    void *memory = os.mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const double began = os_seconds();
+    double       filled;
+    bool         pinned;
+    void        *memory = os.mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (memory == MAP_FAILED) return NULL;
     (void)madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
     *status = parcels_read(parcel, 0, bytes, memory, 0);
     if (*status != 0) *status += STATUS_READ;
-    if (*status == 0 &&
-        cudaHostRegister(memory, (size_t)bytes, cudaHostRegisterDefault) == cudaSuccess)
-        return memory;
+    filled = os_seconds();
+    pinned = *status == 0 &&
+             cudaHostRegister(memory, (size_t)bytes, cudaHostRegisterDefault) == cudaSuccess;
+    ring->read_seconds += filled - began;
+    ring->pin_seconds += os_seconds() - filled;
+    if (pinned) return memory;
     (void)cudaGetLastError();
     (void)os.munmap(memory, (size_t)bytes);
     return NULL;
@@ -86,7 +94,7 @@ int ring_settle(struct ring *ring, uint32_t index)
 
     if (bytes == 0) return 0;
     if (bytes <= ring->pinned_left) {
-        parcel->host = pin(parcel, bytes, &status);
+        parcel->host = pin(ring, parcel, bytes, &status);
         if (parcel->host == NULL && status == 0) {
             log_line(LOG_WARN,
                      "the host pins no more memory after block %u that visits the GPU; "
@@ -98,6 +106,7 @@ int ring_settle(struct ring *ring, uint32_t index)
     if (status != 0) return status;
     if (parcel->host != NULL) {
         ring->pinned_left -= bytes;
+        ring->pinned_bytes += bytes;
         return 0;
     }
     if (ring->windows == NULL) {
@@ -186,8 +195,13 @@ int ring_depart(struct ring *ring, uint32_t index, cudaStream_t stream)
 
 static int start(struct ring *ring)
 {
-    int status = 0;
+    int  status = 0;
+    char words[32];
 
+    if (ring->pinned_bytes > 0)
+        log_line(LOG_INFO, "weights: %s that visit were pinned: read in %.2f s, pinned in %.2f s",
+                 text_bytes(words, sizeof words, ring->pinned_bytes), ring->read_seconds,
+                 ring->pin_seconds);
     ring->started = true;
     for (uint32_t i = 0; i < PARCEL_SLOTS && i < ring->parcel_count && !status; i++)
         status = order(ring, i);

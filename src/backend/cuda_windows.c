@@ -12,13 +12,17 @@
  */
 #include "backend/cuda_ring.h"
 
-enum { WINDOWS = 4, ORDERS_MAX = 8, READ_THREADS = 4 };
+enum { WINDOWS = 4, ORDERS_MAX = 8 };
+
+/* One thread reads some 5 GB/s out of the kernel's cache; four of them fed 18 GB/s to a bus that
+ * carries 55.  The host has little else to do in a step, but other workers may. */
+enum { READ_THREADS_LEAST = 2, READ_THREADS_MOST = 12 };
 
 struct windows {
     struct ring_track track;
     void             *memory[WINDOWS];
     cudaEvent_t       used[WINDOWS];
-    uint32_t          next;
+    uint32_t          next, read_threads;
     pthread_t         reader;
     bool              runs;
 
@@ -50,7 +54,7 @@ static int pass(struct windows *windows, uint32_t index, uint64_t first, uint64_
 
     if (status) return status;
     status = parcels_read(&track->parcels->parcel[index], first, count, windows->memory[at],
-                          READ_THREADS);
+                          windows->read_threads);
     if (status) return STATUS_READ + status;
     status = (int)cudaMemcpyAsync(target, windows->memory[at], (size_t)count,
                                   cudaMemcpyHostToDevice, track->copies);
@@ -137,6 +141,8 @@ int windows_open(struct windows **out, const struct ring_track *track)
     if (os_alloc((void **)&windows, 1, sizeof *windows, "windows of weights", &err) != ERR_OK)
         return (int)cudaErrorMemoryAllocation;
     windows->track = *track;
+    windows->read_threads =
+        (uint32_t)min_i64(max_i64(os_cpu_count() / 2, READ_THREADS_LEAST), READ_THREADS_MOST);
     (void)pthread_mutex_init(&windows->lock, NULL);
     (void)pthread_cond_init(&windows->changed, NULL);
     for (int i = 0; i < WINDOWS && !status; i++) {

@@ -1,20 +1,21 @@
 /*
  * parcels.c - what each parcel is made of, and its bytes read from where the weights are.
  *
- * Owns the list of pieces.  Knows no machine: where slots are and when bytes move is theirs.  Every
- * read goes through os.map_read, so that a file cut under us is a status and not a signal.
+ * Owns the list of pieces.  Knows no machine: where slots are and when bytes move is theirs.
+ *
+ * Read next: host_read.c.
  */
 #include "backend/parcels.h"
 
+#include "backend/host_read.h"
+
 #include <omp.h>
-#include <string.h>
 
 /* As arenas align: neighbours of one size stay neighbours. */
 enum { ALIGNMENT = 64 };
 
-/* What one thread reads at a time; what is cast on the way rests in a buffer of its stack. */
+/* What one thread reads at a time. */
 static const uint64_t CHUNK_BYTES = 1u << 20;
-enum { CAST_BYTES = 16384 };
 
 uint64_t parcels_slot_bytes(const struct parcel_sizes *sizes, uint32_t slot)
 {
@@ -81,46 +82,6 @@ uint32_t parcels_after(const struct parcels *parcels, uint32_t index)
     return next < parcels->sizes.count ? next : index % PARCEL_SLOTS;
 }
 
-/* `count` neighbours of the source, as the piece's type. */
-static int read_run(const struct parcel_piece *piece, const char *source, int64_t count, char *out)
-{
-    char          buffer[CAST_BYTES] __attribute__((aligned(64)));
-    const int64_t from = dtype_bytes(piece->source.dtype), to = dtype_bytes(piece->dtype);
-    const int64_t most = CAST_BYTES / from;
-    int           status = 0;
-
-    if (piece->source.dtype == piece->dtype)
-        return os.map_read(out, source, (size_t)(count * from));
-    for (int64_t done = 0; done < count && status == 0; done += most) {
-        int64_t       now = min_i64(most, count - done);
-        struct matrix read = {buffer, piece->source.dtype, 1, now, now};
-        struct matrix cast = {out + done * to, piece->dtype, 1, now, now};
-
-        status = os.map_read(buffer, source + done * from, (size_t)(now * from));
-        if (status == 0) k_cast_cpu(cast, read);
-    }
-    return status;
-}
-
-/* Elements [first, first + count) of the piece, row by row where its rows are apart. */
-static int read_elements(const struct parcel_piece *piece, int64_t first, int64_t count, char *out)
-{
-    const struct matrix *m = &piece->source;
-    const int64_t        from = dtype_bytes(m->dtype), to = dtype_bytes(piece->dtype);
-    int                  status = 0;
-
-    while (count > 0 && status == 0) {
-        int64_t row = first / m->cols, col = first % m->cols;
-        int64_t run = m->ld == m->cols ? count : min_i64(count, m->cols - col);
-
-        status = read_run(piece, (const char *)m->data + (row * m->ld + col) * from, run, out);
-        first += run;
-        count -= run;
-        out += run * to;
-    }
-    return status;
-}
-
 /* Both ends of the range are multiples of every element's size. */
 static int read_range(const struct parcel *parcel, uint64_t first, uint64_t bytes, char *out)
 {
@@ -135,8 +96,8 @@ static int read_range(const struct parcel *parcel, uint64_t first, uint64_t byte
                        to = piece_end < end ? piece_end : end;
 
         if (from >= to) continue;
-        status = read_elements(piece, (int64_t)((from - piece->offset) / each),
-                               (int64_t)((to - from) / each), out + (from - first));
+        status = host_read_range(piece->source, (int64_t)((from - piece->offset) / each),
+                                 (int64_t)((to - from) / each), piece->dtype, out + (from - first));
     }
     return status;
 }

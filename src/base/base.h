@@ -168,7 +168,7 @@ struct os_calls {
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
-    /* Copies out of a file's map; 0 or errno, where reading the map would be a signal. */
+    /* Copies out of a file's map; 0 or errno, EFAULT where a plain read would be a signal. */
     int (*map_read)(void *target, const void *source, size_t bytes);
     void *(*calloc)(size_t count, size_t bytes);
     void *(*aligned_alloc)(size_t alignment, size_t bytes);
@@ -191,14 +191,6 @@ extern struct os_calls os;
 /* Heap, with one sentence when it is short.  Freed by os_free. NULL is fine to free. */
 int  os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err);
 void os_free(void *pointer);
-
-/* A file mapped read-only.  An empty file has data NULL. */
-struct os_map {
-    const uint8_t *data;
-    uint64_t       bytes;
-};
-int  os_map_open(struct os_map *out, const char *path, struct err *err);
-void os_map_close(struct os_map *map);
 
 int os_open_read(int *fd_out, const char *path, struct err *err);
 /* Creates or empties `path`. */
@@ -245,6 +237,7 @@ uint64_t os_host_bytes_free(void);
 
 #include "base/hash.h"
 #include "base/json.h"
+#include "base/os_map.h"
 #include "base/spawn.h"
 
 #endif

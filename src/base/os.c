@@ -1,5 +1,5 @@
 /*
- * os.c - files, mappings, clocks and counts of the machine, each failure as one sentence.
+ * os.c - files, clocks and counts of the machine, each failure as one sentence.
  *
  * Owns the one table of system calls (`os`) that tests may break.  Knows nothing of formats.
  * Invariant: whatever is renamed into place was synced before, and its folder is synced after.
@@ -19,7 +19,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -48,28 +47,6 @@ static void *call_mmap(void *address, size_t bytes, int protection, int flags, i
                        int64_t offset)
 {
     return mmap(address, bytes, protection, flags, fd, (off_t)offset);
-}
-
-/* Through the kernel, which answers where a read of our own would be a signal.  Where it is not
- * allowed to (some sandboxes), the plain copy is what is left. */
-static int call_map_read(void *target, const void *source, size_t bytes)
-{
-    size_t done = 0;
-
-    while (done < bytes) {
-        struct iovec to = {(char *)target + done, bytes - done};
-        struct iovec from = {(char *)(uintptr_t)source + done, bytes - done};
-        ssize_t      got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
-
-        if (got < 0 && (errno == ENOSYS || errno == EPERM)) {
-            memcpy(to.iov_base, from.iov_base, to.iov_len);
-            return 0;
-        }
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return got < 0 ? errno : EFAULT;
-        done += (size_t)got;
-    }
-    return 0;
 }
 
 static int call_poll(int fd, int events, int milliseconds)
@@ -107,7 +84,7 @@ struct os_calls os = {
     .mmap = call_mmap,
     .munmap = munmap,
     .mprotect = mprotect,
-    .map_read = call_map_read,
+    .map_read = os_map_read,
     .calloc = calloc,
     .aligned_alloc = aligned_alloc,
     .socketpair = socketpair,
@@ -353,33 +330,6 @@ int os_size(uint64_t *bytes_out, int fd, const char *path, struct err *err)
     *bytes_out = (uint64_t)about.st_size;
 out:
     return rc;
-}
-
-int os_map_open(struct os_map *out, const char *path, struct err *err)
-{
-    int      rc = ERR_OK, fd = -1;
-    uint64_t bytes = 0;
-    void    *data = NULL;
-
-    TRY(os_open_read(&fd, path, err));
-    TRY(os_size(&bytes, fd, path, err));
-    if (bytes > 0) {
-        data = os.mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED)
-            RAISE(err, ERR_IO, errno, "cannot map '%s': %s", path, strerror(errno));
-    }
-    out->data = data;
-    out->bytes = bytes;
-out:
-    if (fd >= 0) (void)os.close(fd); /* the mapping stays */
-    return rc;
-}
-
-void os_map_close(struct os_map *map)
-{
-    if (map->data != NULL) (void)os.munmap((void *)(uintptr_t)map->data, (size_t)map->bytes);
-    map->data = NULL;
-    map->bytes = 0;
 }
 
 int os_read_text(char **text_out, size_t *bytes_out, const char *path, uint64_t limit_bytes,

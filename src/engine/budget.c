@@ -88,13 +88,15 @@ double budget_link_seconds(const struct budget *budget, const struct budget_fact
                : 0;
 }
 
-/* The arena is rewound between a prompt, a tile's coders and its steps. */
+/* The arena is rewound between a prompt, a tile's coders and its steps.  In one piece it cannot be
+ * lent to a prompt, which then has another beside it. */
 static uint64_t scratch_of(const struct budget *budget, const struct budget_facts *facts)
 {
     uint64_t text = budget->text_on_cpu ? 0 : facts->text_bytes;
     uint64_t predict = facts->predict_bytes[budget->mlp_level][budget->tiles_per_pass];
+    uint64_t tile = max_u64(predict, facts->coder_bytes[budget->strip_level]);
 
-    return max_u64(text, max_u64(predict, facts->coder_bytes[budget->strip_level]));
+    return facts->allowed.expandable ? max_u64(text, tile) : granules(text) + tile;
 }
 
 /* With every choice of blocks: how long they take to come depends on it. */
@@ -207,6 +209,7 @@ static bool make_for(struct budget *out, const struct budget_facts *facts, uint3
     struct bounds bounds = {.device_bytes = facts->allowed.vram_bytes,
                             .resident_least = resident_least,
                             .streaming = facts->allowed.offload};
+    uint64_t      with_text;
 
     *out = (struct budget){.block_count = facts->block_count,
                            .tiles_per_pass = tiles,
@@ -216,10 +219,10 @@ static bool make_for(struct budget *out, const struct budget_facts *facts, uint3
                            .ends_bytes = facts->ends_bytes};
     out->scratch_bytes = scratch_of(out, facts);
     if (choose_blocks(out, facts, &bounds)) return true;
-    if (!facts->text_may_move || facts->text_bytes < out->scratch_bytes) return false;
-    out->text_on_cpu = true;
+    with_text = out->scratch_bytes;
+    out->text_on_cpu = facts->text_may_move;
     out->scratch_bytes = scratch_of(out, facts);
-    return choose_blocks(out, facts, &bounds);
+    return out->scratch_bytes < with_text && choose_blocks(out, facts, &bounds);
 }
 
 static double seconds_per_tile(const struct budget *budget, const struct budget_facts *facts)

@@ -50,7 +50,8 @@ struct budget_facts {
     uint64_t predict_bytes[BUDGET_CHUNKS_MAX][BUDGET_TILES_MAX + 1]; /* [level][tiles]: scratch */
     uint32_t strip_levels;                                           /* 1..BUDGET_STRIPS_MAX   */
     uint64_t coder_bytes[BUDGET_STRIPS_MAX]; /* scratch to encode and decode; the last is least */
-    uint64_t text_bytes;                     /* scratch of a prompt; never beside a tile's     */
+    uint64_t text_bytes;                     /* scratch of a prompt; beside a tile's only where
+                                                allowed.expandable is not set                  */
     bool     text_may_move;                  /* consent: see above                             */
     uint64_t host_bytes, host_free_bytes;    /* RAM; what this process may still take of it    */
     double   link_bytes_per_second;          /* host to GPU; 0: not known                      */

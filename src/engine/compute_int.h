@@ -23,6 +23,14 @@ struct networks {
 /* What products are formed in on a machine. */
 enum dtype engine_compute(enum engine_machine machine, enum precision precision);
 
+/* The text of the last prompt, and what it became: the two stages of a poster have the same. */
+struct embedded_text {
+    int32_t *ids; /* as prompt.c lays them out */
+    uint32_t clip_count;
+    float   *text, *pooled; /* [text_tokens, hidden], [clip.hidden] */
+    bool     known;
+};
+
 /* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
 struct engine {
     struct model            *model;
@@ -45,6 +53,7 @@ struct engine {
     struct budget            budget;   /* of the GPU: which blocks visit it                    */
     int64_t                  mlp_rows; /* see transformer_set_mlp_rows                         */
     struct memory_use        told;     /* calls and link at the last engine_memory_restart     */
+    struct embedded_text     embedded; /* allocated by the first prompt                        */
 };
 
 /* An engine that measures only: no file of weights is mapped. */
@@ -108,9 +117,13 @@ struct prompt_input {
     const float   *sigmas; /* [steps] */
     uint32_t       steps;
     double         guidance;
+    float         *pooled;   /* [clip.hidden], on the host: filled on the way            */
+    bool           embedded; /* text_out and pooled are there already, and only read     */
 };
 void prompt_compute(const struct engine *engine, struct backend *backend,
                     const struct prompt_input *input, float *text_out, float *modulation_out);
+/* Frees what engine.embedded points to. */
+void prompt_forget(struct engine *engine);
 /* Bytes of a prompt's own tables. */
 uint64_t prompt_bytes(const struct engine *engine, uint32_t steps);
 

@@ -191,6 +191,7 @@ void engine_close(struct engine *engine)
     backend_close(engine->backend);
     pool_close(engine->pool);
     os_free(engine->tiles);
+    prompt_forget(engine);
     free_networks(&engine->networks);
     arena_close(engine->vectors);
     clip_tokenizer_close(engine->clip_tokenizer);

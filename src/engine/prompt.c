@@ -3,7 +3,9 @@
  *
  * Owns struct prompt: the embedded text and the modulation of every step, in host memory, taken
  * before the first tile.  The text encoders run once here and leave nothing else behind: they have
- * a backend of their own for the time being.
+ * a backend of their own for the time being.  The engine remembers what the last text became, for
+ * the next stage of a picture differs in its noise levels only, and the encoders are half of all
+ * that a prompt reads.
  *
  * It computes in fp32 whatever tiles are painted in.  A prompt is less than a thousandth of a
  * poster's work, and T5 does not scale its attention scores: a rounding to bf16, 2^-9 of a score of
@@ -14,6 +16,7 @@
 #include "engine/compute_int.h"
 
 #include <math.h>
+#include <string.h>
 
 static uint64_t text_values(const struct engine *engine)
 {
@@ -29,6 +32,12 @@ uint64_t prompt_bytes(const struct engine *engine, uint32_t steps)
 {
     return sizeof(float) * (text_values(engine) + modulation_values(engine, steps));
 }
+
+/* Where a stage began. */
+struct prompt_lap {
+    double                 began;
+    struct backend_uploads uploads;
+};
 
 /* text_out [text_tokens, hidden] */
 static void embed_text(const struct engine *engine, struct backend *backend, const int32_t *ids,
@@ -46,18 +55,50 @@ static void embed_text(const struct engine *engine, struct backend *backend, con
     arena_rewind(backend_arena(backend), mark);
 }
 
+static void embed_pooled(const struct engine *engine, struct backend *backend,
+                         const struct prompt_input *input)
+{
+    struct arena_mark mark = arena_mark(backend_arena(backend));
+    struct matrix     pooled =
+        backend_take(backend, DTYPE_F32, 1, engine->model->clip.hidden, "pooled text");
+
+    clip_forward(engine->networks.clip, backend, input->clip_ids, input->clip_count, pooled);
+    backend_download(backend, input->pooled, pooled);
+    arena_rewind(backend_arena(backend), mark);
+}
+
+/* What a stage took, where weights have to be brought to the machine for it. */
+static void tell_stage(struct backend *backend, const char *stage, struct prompt_lap *lap)
+{
+    struct backend_uploads now = backend_uploads(backend), before = lap->uploads;
+    double                 seconds = os_seconds() - lap->began;
+    char                   words[32];
+
+    if (now.bytes == before.bytes) return;
+    log_line(LOG_INFO, "prompt: %s %.2f s: %s of weights, read in %.2f s, waited for %.2f s", stage,
+             seconds, text_bytes(words, sizeof words, now.bytes - before.bytes),
+             now.fill_seconds - before.fill_seconds, now.wait_seconds - before.wait_seconds);
+    *lap = (struct prompt_lap){.began = os_seconds(), .uploads = now};
+}
+
 void prompt_compute(const struct engine *engine, struct backend *backend,
                     const struct prompt_input *input, float *text_out, float *modulation_out)
 {
     struct arena_mark         mark = arena_mark(backend_arena(backend));
     struct modulation_request request = {
         .sigmas = input->sigmas, .steps = input->steps, .guidance = input->guidance};
+    struct prompt_lap lap = {.began = os_seconds(), .uploads = backend_uploads(backend)};
 
-    embed_text(engine, backend, input->t5_ids, text_out);
+    if (!input->embedded) {
+        embed_text(engine, backend, input->t5_ids, text_out);
+        tell_stage(backend, "T5", &lap);
+        embed_pooled(engine, backend, input);
+        tell_stage(backend, "CLIP", &lap);
+    }
     request.pooled = backend_take(backend, DTYPE_F32, 1, engine->model->clip.hidden, "pooled text");
-    clip_forward(engine->networks.clip, backend, input->clip_ids, input->clip_count,
-                 request.pooled);
+    backend_upload(backend, request.pooled, input->pooled);
     modulation_make(engine->networks.transformer, backend, &request, modulation_out);
+    tell_stage(backend, "modulation", &lap);
     arena_rewind(backend_arena(backend), mark);
 }
 
@@ -73,7 +114,65 @@ out:
     return rc;
 }
 
-/* ids hold clip_tokenizer_max, then text_tokens numbers. */
+/* ------------------------------------------------------------------------- the last text */
+
+static uint64_t id_count(const struct engine *engine)
+{
+    return clip_tokenizer_max(engine->clip_tokenizer) + engine->facts.text_tokens;
+}
+
+static int make_room(struct engine *engine, struct err *err)
+{
+    int                   rc = ERR_OK;
+    struct embedded_text *last = &engine->embedded;
+
+    if (last->ids == NULL)
+        TRY(os_alloc((void **)&last->ids, id_count(engine), sizeof *last->ids, "token ids", err));
+    if (last->text == NULL)
+        TRY(os_alloc((void **)&last->text, text_values(engine), sizeof(float), "an embedded text",
+                     err));
+    if (last->pooled == NULL)
+        TRY(os_alloc((void **)&last->pooled, (uint64_t)engine->model->clip.hidden, sizeof(float),
+                     "a pooled text", err));
+out:
+    return rc;
+}
+
+/* Is it the text of last time? Then text_out is filled. */
+static bool recall(struct engine *engine, const struct prompt_input *input, const int32_t *ids,
+                   float *text_out)
+{
+    const struct embedded_text *last = &engine->embedded;
+
+    if (!last->known || last->clip_count != input->clip_count ||
+        memcmp(last->ids, ids, id_count(engine) * sizeof *ids) != 0)
+        return false;
+    memcpy(text_out, last->text, text_values(engine) * sizeof *text_out);
+    return true;
+}
+
+static void remember(struct engine *engine, const struct prompt_input *input, const int32_t *ids,
+                     const float *text)
+{
+    struct embedded_text *last = &engine->embedded;
+
+    memcpy(last->ids, ids, id_count(engine) * sizeof *ids);
+    memcpy(last->text, text, text_values(engine) * sizeof *text);
+    last->clip_count = input->clip_count;
+    last->known = true;
+}
+
+void prompt_forget(struct engine *engine)
+{
+    os_free(engine->embedded.ids);
+    os_free(engine->embedded.text);
+    os_free(engine->embedded.pooled);
+    engine->embedded = (struct embedded_text){.known = false};
+}
+
+/* ---------------------------------------------------------------------------------- a prompt */
+
+/* ids hold clip_tokenizer_max, then text_tokens numbers, and zeros where there are fewer. */
 static int tokenize(const struct engine *engine, const char *text, int32_t *ids,
                     struct prompt_input *input, struct err *err)
 {
@@ -123,16 +222,19 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     int32_t        *ids = NULL;
     bool            lent = false;
     struct err      ignored = {.code = ERR_OK};
+    const double    began = os_seconds();
 
     must(engine->size_count > 0 && steps > 0 && steps <= engine->steps_max);
     if (!isfinite(request->guidance))
         RAISE(err, ERR_USAGE, 0, "guidance is %g, but must be a number", request->guidance);
-    TRY(os_alloc((void **)&ids,
-                 clip_tokenizer_max(engine->clip_tokenizer) + engine->facts.text_tokens,
-                 sizeof *ids, "token ids", err));
+    TRY(os_alloc((void **)&ids, id_count(engine), sizeof *ids, "token ids", err));
     TRY(engine_check_ready(engine, err));
     TRY(tokenize(engine, request->text, ids, &input, err));
     TRY(make_prompt(&prompt, engine, steps, err));
+    TRY(make_room(engine, err));
+    input.pooled = engine->embedded.pooled;
+    input.embedded = recall(engine, &input, ids, prompt->text);
+    engine->embedded.known = input.embedded; /* pooled is written to */
     engine_lend_memory(engine);
     lent = true;
     TRY(backend_open(&backend, &engine->text_machine, err));
@@ -141,10 +243,12 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     TRY(backend_wait(backend, err));
     TRY(check_numbers(prompt->text, text_values(engine), "text's states", err));
     TRY(check_numbers(prompt->modulation, modulation_values(engine, steps), "modulation", err));
+    remember(engine, &input, ids, prompt->text);
     backend_close(backend);
     backend = NULL;
     lent = false;
     TRY(engine_reclaim_memory(engine, err));
+    log_line(LOG_INFO, "prompt: %.2f s in all", os_seconds() - began);
     *out = prompt;
     prompt = NULL;
 out:

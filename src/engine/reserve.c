@@ -20,6 +20,18 @@ static bool is_distant(const struct engine_options *options)
 
 /* ----------------------------------------------------------------------------------- painters */
 
+static void tell_upload(const struct backend *backend, double seconds)
+{
+    struct backend_uploads uploads = backend_uploads(backend);
+    char                   words[32];
+
+    if (uploads.bytes == 0) return;
+    log_line(LOG_INFO,
+             "weights: %s kept after %.2f s (%.1f GB/s): read in %.2f s, waited for %.2f s",
+             text_bytes(words, sizeof words, uploads.bytes), seconds,
+             1e-9 * (double)uploads.bytes / seconds, uploads.fill_seconds, uploads.wait_seconds);
+}
+
 int engine_keep(struct networks *out, const struct engine *engine, struct backend *backend,
                 struct err *err)
 {
@@ -27,6 +39,7 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
     struct layer_loader loader = {
         .model = engine->model, .keeper = backend, .streamed = engine->budget.streamed};
     struct networks kept = {.clip = NULL};
+    const double    began = os_seconds();
 
     if (!backend_is_distant(backend)) {
         *out = engine->networks;
@@ -38,6 +51,7 @@ int engine_keep(struct networks *out, const struct engine *engine, struct backen
     TRY(vae_load(&kept.vae, &loader, err));
     vae_limit(kept.vae, engine->budget.strip_level);
     TRY(backend_wait(backend, err));
+    tell_upload(backend, os_seconds() - began);
     *out = kept;
     kept = (struct networks){.clip = NULL};
 out:
@@ -99,7 +113,8 @@ static int open_pool(struct engine *engine, struct err *err)
 
 static int open_backend(struct engine *engine, const struct measured *measured, struct err *err)
 {
-    int rc = ERR_OK;
+    int          rc = ERR_OK;
+    const double began = os_seconds();
 
     engine->machine.arena_limit_bytes = measured->tile_bytes;
     engine->machine.kept_matrix_bytes = measured->kept_matrix_bytes;
@@ -109,6 +124,8 @@ static int open_backend(struct engine *engine, const struct measured *measured, 
     engine->text_machine.arena_limit_bytes = measured->text_bytes;
     TRY(backend_open(&engine->backend, &engine->machine, err));
     TRY(arena_seal(backend_arena(engine->backend), measured->tile_bytes, err));
+    if (backend_is_distant(engine->backend))
+        log_line(LOG_INFO, "GPU opened in %.2f s", os_seconds() - began);
     TRY(engine_keep(&engine->painters, engine, engine->backend, err));
 out:
     return rc;
@@ -129,6 +146,7 @@ static int prepare(struct engine *engine, struct err *err)
     size_t             count = engine->size_count;
     struct measured    measured;
     bool               capped = engine->budget.tiles_per_pass > 0;
+    double             began;
 
     engine->tiles_max = 1;
     for (size_t i = 0; i < count; i++) {
@@ -141,7 +159,10 @@ static int prepare(struct engine *engine, struct err *err)
     TRY(measure_sizes(&measured, engine, sizes, count, err));
     if (capped && engine->pool == NULL) TRY(open_pool(engine, err));
     TRY(open_backend(engine, &measured, err));
-    if (backend_is_distant(engine->backend)) TRY(measure_rehearse(engine, sizes, count, err));
+    if (!backend_is_distant(engine->backend)) goto out;
+    began = os_seconds();
+    TRY(measure_rehearse(engine, sizes, count, err));
+    log_line(LOG_INFO, "sizes rehearsed in %.2f s", os_seconds() - began);
 out:
     if (rc != ERR_OK) close_backend(engine);
     return rc;

@@ -1,18 +1,18 @@
 /*
  * bench_memory.c - traces of memory, for comparing allocators.
  *
- * use: bench_memory trace [--model SPEC] [--side PX] [--steps N] [--by rewind] >trace.csv
- *          what the engine takes for one tile (encode, N steps, decode), each given back after its
+ * use: bench_memory trace [--model SPEC] [--side PX] [--steps N] [--tiles N] [--by rewind]
+ *          what the engine takes for square tiles, one after the other, each given back after its
  *          last use, or as the engine's stack does it; SPEC: flux1-dev (default) or tiny
- *      bench_memory replay [--cuda] [--cap BYTES] [--chunk MIB] [--fragmentation SHARE] trace.csv
+ *      bench_memory replay [--cuda] [--cap BYTES] [--chunk MIB] [--fragmentation PERCENT] TRACE
  *          the trace in a segment; one line of CSV
- *      bench_memory survive [the same] trace.csv
+ *      bench_memory survive [the same] TRACE
  *          the smallest cap, in 2 MiB, under which the trace runs to its end
  *
- * A trace is lines of op,id,bytes: take,7,4096 and later give,7,4096.
+ * The format of a trace is told in replay.h.  Published ones: traces/.
  */
 #include "tests/bench/engine_trace.h"
-#include "tests/bench/segment.h"
+#include "tests/bench/replay.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +26,17 @@ static int stop(const struct err *err)
 {
     fprintf(stderr, "bench_memory: %s\n", err->text);
     return 1;
+}
+
+static int read_number(uint64_t *out, const char *flag, const char *text, uint64_t least,
+                       uint64_t most, struct err *err)
+{
+    const char *at = text;
+
+    *out = replay_number(&at, '\0');
+    if (*out >= least && *out <= most) return ERR_OK;
+    return err_set(err, ERR_USAGE, 0, ERR_WHERE, "%s is '%s' and must be %llu to %llu", flag, text,
+                   (unsigned long long)least, (unsigned long long)most);
 }
 
 /* -------------------------------------------------------------------------------------- trace */
@@ -64,126 +75,67 @@ out:
     return rc;
 }
 
-static int trace_command(int argc, char **argv)
+/* One tile after the other: encode, so many steps, decode. */
+static int trace_tiles(const char *spec, int32_t side, uint64_t steps, uint64_t tiles, bool by_use,
+                       struct err *err)
 {
-    struct err         err = {0};
+    int                rc = ERR_OK;
     struct traced      t = {.engine = NULL};
     struct solve_item *items = NULL;
-    const char        *spec = "flux1-dev";
-    int32_t            side = 2048;
-    int                steps = 1, rc;
     uint32_t           count = 0;
-    bool               by_use = true;
 
-    for (int i = 0; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--model") == 0) spec = argv[i + 1];
-        if (strcmp(argv[i], "--side") == 0) side = (int32_t)strtol(argv[i + 1], NULL, 10);
-        if (strcmp(argv[i], "--steps") == 0) steps = (int)strtol(argv[i + 1], NULL, 10);
-        if (strcmp(argv[i], "--by") == 0) by_use = strcmp(argv[i + 1], "rewind") != 0;
-    }
-    rc = traced_open(&t, spec, ENGINE_CUDA, &err);
-    if (rc == ERR_OK) {
+    TRY(traced_open(&t, spec, ENGINE_CUDA, err));
+    for (uint64_t tile = 0; tile < tiles; tile++) {
         traced_run(&t, STAGE_ENCODE, side);
-        for (int i = 0; i < steps; i++)
+        for (uint64_t step = 0; step < steps; step++)
             traced_run(&t, STAGE_PREDICT, side);
         traced_run(&t, STAGE_DECODE, side);
-        rc = traced_items(&items, &count, &t, by_use, &err);
     }
-    if (rc == ERR_OK) rc = print_trace(items, count, &err);
+    TRY(traced_items(&items, &count, &t, by_use, err));
+    printf("# mural: %s in bf16 on a GPU, %llu tiles of %d px: encode, %llu steps, decode\n"
+           "# scratch alone, no weights; %s\n",
+           spec, (unsigned long long)tiles, side, (unsigned long long)steps,
+           by_use ? "each given back after its last use" : "given back as the engine does it");
+    TRY(print_trace(items, count, err));
+out:
     os_free(items);
     traced_close(&t);
+    return rc;
+}
+
+static int trace_command(int argc, char **argv)
+{
+    struct err  err = {0};
+    const char *spec = "flux1-dev";
+    uint64_t    side = 2048, steps = 1, tiles = 1;
+    int         rc = ERR_OK;
+    bool        by_use = true;
+
+    for (int i = 0; rc == ERR_OK && i < argc; i += 2) {
+        const char *word = i + 1 < argc ? argv[i + 1] : "";
+        if (strcmp(argv[i], "--model") == 0)
+            spec = word;
+        else if (strcmp(argv[i], "--side") == 0)
+            rc = read_number(&side, argv[i], word, 64, 8192, &err);
+        else if (strcmp(argv[i], "--steps") == 0)
+            rc = read_number(&steps, argv[i], word, 1, 100, &err);
+        else if (strcmp(argv[i], "--tiles") == 0)
+            rc = read_number(&tiles, argv[i], word, 1, 100, &err);
+        else if (strcmp(argv[i], "--by") == 0)
+            by_use = strcmp(word, "rewind") != 0;
+        else
+            rc = err_set(&err, ERR_USAGE, 0, ERR_WHERE, "'%s' is not known here", argv[i]);
+    }
+    if (rc == ERR_OK && side % 16 != 0)
+        rc = err_set(&err, ERR_USAGE, 0, ERR_WHERE, "--side is %llu and must be a multiple of 16",
+                     (unsigned long long)side);
+    if (rc == ERR_OK) rc = trace_tiles(spec, (int32_t)side, steps, tiles, by_use, &err);
     return rc == ERR_OK ? 0 : stop(&err);
 }
 
 /* ------------------------------------------------------------------------------------- replay */
 
-struct line {
-    uint64_t id, bytes;
-    bool     take;
-};
-
-struct replay {
-    const struct vmem_ops *ops;
-    uint64_t               cap_bytes, chunk_bytes;
-    double                 fragmentation_max;
-    struct line           *lines;
-    uint64_t               line_count, id_count, live_most; /* takes alive at one time */
-    void                 **data;                            /* [id_count] */
-};
-
-static int read_lines(struct replay *replay, const char *path, struct err *err)
-{
-    int      rc = ERR_OK;
-    char    *text = NULL, op[8];
-    size_t   bytes = 0;
-    uint64_t live = 0, room = 0;
-
-    TRY(os_read_text(&text, &bytes, path, 256 * MIB, err));
-    for (size_t i = 0; i < bytes; i++)
-        room += text[i] == '\n';
-    TRY(os_alloc((void **)&replay->lines, room + 1, sizeof *replay->lines, "a trace", err));
-    for (char *at = text; at != NULL && *at != '\0'; at = strchr(at, '\n')) {
-        struct line        line;
-        unsigned long long id, size;
-        at += *at == '\n';
-        if (sscanf(at, "%7[^,],%llu,%llu", op, &id, &size) != 3) continue;
-        line = (struct line){.id = id, .bytes = size, .take = strcmp(op, "take") == 0};
-        if (id >= UINT32_MAX / 2 || (line.take && size == 0) || (!line.take && strcmp(op, "give")))
-            RAISE(err, ERR_FORMAT, 0, "%s: '%.40s' is no line of a trace", path, op);
-        live = line.take ? live + 1 : live - 1;
-        replay->live_most = max_u64(replay->live_most, live);
-        replay->id_count = max_u64(replay->id_count, id + 1);
-        replay->lines[replay->line_count++] = line;
-    }
-    TRY(os_alloc((void **)&replay->data, replay->id_count + 1, sizeof *replay->data, "a trace",
-                 err));
-out:
-    os_free(text);
-    return rc;
-}
-
-struct outcome {
-    struct pool_counts    counts;
-    struct segment_counts segment;
-    double                seconds;
-};
-
-static int run(struct outcome *out, const struct replay *replay, uint64_t cap, struct err *err)
-{
-    int                    rc = ERR_OK;
-    struct pool           *pool = NULL;
-    struct segment        *segment = NULL;
-    struct pool_options    options = {.ops = replay->ops,
-                                      .cap_bytes = cap,
-                                      .segment_bytes = replay->chunk_bytes,
-                                      .idle_share_max = 1,
-                                      .expandable = true};
-    struct segment_options of_segment = {.limit_bytes = 4 * cap,
-                                         .chunk_bytes = replay->chunk_bytes,
-                                         .fragmentation_max = replay->fragmentation_max,
-                                         .takes_max = (uint32_t)replay->live_most};
-    double                 begin;
-
-    TRY(pool_open(&pool, &options, err));
-    TRY(segment_open(&segment, pool, &of_segment, err));
-    begin = os_seconds();
-    for (uint64_t i = 0; i < replay->line_count; i++) {
-        const struct line *line = &replay->lines[i];
-        if (line->take)
-            TRY(segment_take(segment, line->bytes, &replay->data[line->id], err));
-        else
-            segment_give(segment, replay->data[line->id]);
-    }
-    out->seconds = os_seconds() - begin;
-    pool_counts(pool, &out->counts);
-    segment_counts(segment, &out->segment);
-out:
-    segment_close(segment);
-    pool_close(pool);
-    return rc;
-}
-
-static void print_outcome(const struct outcome *o)
+static void print_outcome(const struct replay_outcome *o)
 {
     const struct pool_counts *c = &o->counts;
 
@@ -191,66 +143,50 @@ static void print_outcome(const struct outcome *o)
          "moved_bytes,seconds");
     printf("%llu,%llu,%llu,%.4f,%llu,%llu,%llu,%llu,%llu,%llu,%.6f\n",
            (unsigned long long)c->peak_live, (unsigned long long)c->peak_placed,
-           (unsigned long long)c->peak_mapped, (double)c->peak_live / (double)c->peak_mapped,
+           (unsigned long long)c->peak_mapped, replay_utilisation(o),
            (unsigned long long)c->created, (unsigned long long)c->mapped_calls,
            (unsigned long long)c->access, (unsigned long long)c->unmapped,
            (unsigned long long)c->settled, (unsigned long long)o->segment.moved_bytes, o->seconds);
-}
-
-/* Survival need not be monotonous in the cap; the bisection is between what failed and what went
- * well, as it is for other allocators. */
-static int survive(const struct replay *replay, struct err *err)
-{
-    int            rc = ERR_OK;
-    struct outcome outcome;
-    uint64_t       least, most;
-
-    TRY(run(&outcome, replay, replay->cap_bytes, err));
-    least = outcome.counts.peak_live / (2 * MIB);
-    most = outcome.counts.peak_device / (2 * MIB);
-    while (least < most) {
-        struct err ignored = {0};
-        uint64_t   middle = (least + most) / 2;
-        if (middle > 0 && run(&outcome, replay, middle * 2 * MIB, &ignored) == ERR_OK)
-            most = middle;
-        else
-            least = middle + 1;
-    }
-    TRY(run(&outcome, replay, most * 2 * MIB, err));
-    printf("# survives in %llu bytes\n", (unsigned long long)(most * 2 * MIB));
-    print_outcome(&outcome);
-out:
-    return rc;
 }
 
 static int replay_command(int argc, char **argv, bool bisect)
 {
     struct err            err = {0};
     struct backend_device device;
-    struct outcome        outcome;
-    struct replay         replay = {.ops = &vmem_host,
-                                    .cap_bytes = 1024 * 64 * MIB,
-                                    .chunk_bytes = 32 * MIB,
-                                    .fragmentation_max = 0.15};
-    int                   i = 0, rc;
+    struct replay_outcome outcome;
+    struct replay replay = {.ops = &vmem_host, .chunk_bytes = 32 * MIB, .fragmentation_max = 0.15};
+    uint64_t      cap = 64 * 1024 * MIB, number;
+    int           i = 0, rc = ERR_OK;
 
-    for (; i + 1 < argc; i++) {
-        if (strcmp(argv[i], "--cap") == 0) replay.cap_bytes = strtoull(argv[++i], NULL, 10);
-        if (strcmp(argv[i], "--chunk") == 0)
-            replay.chunk_bytes = MIB * strtoull(argv[++i], NULL, 10);
-        if (strcmp(argv[i], "--fragmentation") == 0)
-            replay.fragmentation_max = strtod(argv[++i], NULL);
-        if (strcmp(argv[i], "--cuda") == 0) replay.ops = &vmem_cuda;
+    for (; rc == ERR_OK && i + 1 < argc; i++) {
+        if (strcmp(argv[i], "--cuda") == 0) {
+            replay.ops = &vmem_cuda;
+        } else if (strcmp(argv[i], "--cap") == 0) {
+            rc = read_number(&cap, argv[i], argv[i + 1], 1, 1ULL << 44, &err);
+            i++;
+        } else if (strcmp(argv[i], "--chunk") == 0) {
+            rc = read_number(&number, argv[i], argv[i + 1], 1, 1024, &err);
+            if (rc == ERR_OK && number % 2 != 0)
+                rc = err_set(&err, ERR_USAGE, 0, ERR_WHERE, "--chunk must be even");
+            replay.chunk_bytes = number * MIB;
+            i++;
+        } else if (strcmp(argv[i], "--fragmentation") == 0) {
+            rc = read_number(&number, argv[i], argv[i + 1], 0, 100, &err);
+            replay.fragmentation_max = (double)number / 100;
+            i++;
+        } else {
+            rc = err_set(&err, ERR_USAGE, 0, ERR_WHERE, "'%s' is not known here", argv[i]);
+        }
     }
-    rc = replay.ops == &vmem_host ? ERR_OK : backend_find_cuda(&device, 0, &err);
-    if (rc != ERR_OK) return stop(&err);
-    rc = i < argc ? read_lines(&replay, argv[i], &err)
-                  : err_set(&err, ERR_USAGE, 0, ERR_WHERE, "a trace is needed");
-    if (rc == ERR_OK && bisect) rc = survive(&replay, &err);
-    if (rc == ERR_OK && !bisect) rc = run(&outcome, &replay, replay.cap_bytes, &err);
-    if (rc == ERR_OK && !bisect) print_outcome(&outcome);
-    os_free(replay.lines);
-    os_free(replay.data);
+    if (rc == ERR_OK && replay.ops != &vmem_host) rc = backend_find_cuda(&device, 0, &err);
+    if (rc == ERR_OK)
+        rc = i < argc ? replay_read(&replay, argv[i], &err)
+                      : err_set(&err, ERR_USAGE, 0, ERR_WHERE, "a trace is needed");
+    if (rc == ERR_OK && bisect) rc = replay_survive(&cap, &outcome, &replay, cap, &err);
+    if (rc == ERR_OK && !bisect) rc = replay_run(&outcome, &replay, cap, &err);
+    if (rc == ERR_OK && bisect) printf("# survives in %llu bytes\n", (unsigned long long)cap);
+    if (rc == ERR_OK) print_outcome(&outcome);
+    replay_free(&replay);
     return rc == ERR_OK ? 0 : stop(&err);
 }
 

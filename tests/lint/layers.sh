@@ -5,7 +5,7 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 
-declare -A rank=([base]=0 [tiling]=1 [image]=1 [config]=1 [memory]=1 [kernels]=1 [backend]=2
+declare -A rank=([base]=0 [bundle]=0 [tiling]=1 [image]=1 [config]=1 [memory]=1 [kernels]=1 [backend]=2
                  [weights]=3 [engine]=4 [render]=5 [fleet]=6 [mural]=7 [main]=8)
 passed=0 failed=0
 

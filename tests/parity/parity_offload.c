@@ -320,13 +320,15 @@ static void a_block_that_cannot_be_read_fails_its_step(void **state)
 
 static void a_file_that_was_cut_is_no_signal(void **state)
 {
-    struct err     err = {0};
-    struct parity *p = parity_begin(state);
-    struct holding holding = {.streamed = all_blocks(p), .pinned_bytes = 0};
-    struct engine *engine;
-    struct painted out = {NULL, 0};
-    struct prompt *prompts[2];
-    const char    *path;
+    struct err            err = {0};
+    struct parity        *p = parity_begin(state);
+    struct holding        holding = {.streamed = all_blocks(p), .pinned_bytes = 0};
+    struct engine        *engine;
+    struct painted        out = {NULL, 0};
+    struct prompt        *prompts[2], *another = NULL;
+    const char           *path;
+    struct schedule       schedule = {.steps = STEPS, .sigma = {1, 0.4f, 0}};
+    struct prompt_request request = {.text = "east", .guidance = 2, .schedule = &schedule};
 
     if (machine_under_test() == ENGINE_CPU) return;
     engine = engine_with(p, &holding);
@@ -336,6 +338,7 @@ static void a_file_that_was_cut_is_no_signal(void **state)
     assert_int_equal(truncate(path, 100), 0);
     /* What was on its way already may still be whole. */
     ASSERT_REFUSED(ERR_IO, "was its file cut", step_of(engine, prompts, 1, 0, &out, &err));
+    ASSERT_REFUSED(ERR_IO, "was its file cut", prompt_open(&another, engine, &request, &err));
     prompt_close(prompts[0]);
     prompt_close(prompts[1]);
     free(out.values);

@@ -143,6 +143,47 @@ static void maps_renames_and_folders(void **state)
     scratch_remove(folder);
 }
 
+/* More maps than descriptors are kept for; those at the end are read as memory is. */
+static void maps_are_read_without_signals(void **state)
+{
+    enum { MAPS = 70, PAGE = 4096, BYTES = 3 * PAGE };
+    static struct os_map map[MAPS];
+    char                 folder[256], path[MAPS][300], out[BYTES], text[BYTES], own[4] = "own";
+    struct err           err = {0};
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    for (int i = 0; i < MAPS; i++) {
+        int fd = -1;
+        (void)snprintf(path[i], sizeof path[i], "%s/%d", folder, i);
+        memset(text, i + 1, sizeof text);
+        ASSERT_OK(os_open_write(&fd, path[i], &err));
+        ASSERT_OK(os_write_at(fd, 0, text, sizeof text, path[i], &err));
+        ASSERT_OK(os_close(fd, path[i], &err));
+        ASSERT_OK(os_map_open(&map[i], path[i], &err));
+    }
+    for (int i = 0; i < MAPS; i++) {
+        memset(text, i + 1, sizeof text);
+        assert_true(os_map_holds(map[i].data) && os_map_holds(map[i].data + BYTES - 1));
+        assert_int_equal(os.map_read(out, map[i].data, BYTES), 0);
+        assert_memory_equal(out, text, BYTES);
+        assert_int_equal(truncate(path[i], PAGE), 0);
+        assert_int_equal(os.map_read(out, map[i].data + 2 * PAGE, PAGE), EFAULT);
+        assert_int_equal(os.map_read(out, map[i].data + 5, PAGE - 5), 0);
+        assert_int_equal(out[PAGE - 6], i + 1);
+    }
+    assert_int_equal(os.map_read(out, own, sizeof own), 0);
+    assert_string_equal(out, "own");
+    assert_false(os_map_holds(own));
+    for (int i = 0; i < MAPS; i++) {
+        const uint8_t *data = map[i].data;
+        os_map_close(&map[i]);
+        assert_false(os_map_holds(data));
+        assert_int_equal(unlink(path[i]), 0);
+    }
+    scratch_remove(folder);
+}
+
 static void paths_have_folders_and_files_have_many_names(void **state)
 {
     char       folder[256], name[300], longer[320], out[8];
@@ -264,6 +305,7 @@ int main(void)
         cmocka_unit_test(words_and_bytes_read_well),
         cmocka_unit_test(short_writes_go_on_and_full_disks_are_told),
         cmocka_unit_test(maps_renames_and_folders),
+        cmocka_unit_test(maps_are_read_without_signals),
         cmocka_unit_test(paths_have_folders_and_files_have_many_names),
         cmocka_unit_test(json_values_are_checked),
         cmocka_unit_test(json_files_name_the_place),

@@ -48,7 +48,8 @@ static struct budget_facts random_facts(uint64_t *state)
                                              sum * (uint64_t)random_between(state, 0, 110) / 100,
                                .offload = random_between(state, 0, 9) > 0,
                                .keep_share = (double)random_between(state, 0, 10) / 20,
-                               .tiles_per_pass = (uint32_t)random_between(state, 0, 4)};
+                               .tiles_per_pass = (uint32_t)random_between(state, 0, 4),
+                               .expandable = random_between(state, 0, 3) > 0};
     return facts;
 }
 
@@ -121,8 +122,11 @@ static void check_budget(const struct budget *budget, const struct budget_facts 
         assert_true(budget->tiles_per_pass <= facts->allowed.tiles_per_pass);
     assert_true(budget->scratch_bytes >= least_scratch);
     assert_true(budget->scratch_bytes >= facts->coder_bytes[budget->strip_level]);
-    assert_true(budget->text_on_cpu ? facts->text_may_move
-                                    : budget->scratch_bytes >= facts->text_bytes);
+    if (budget->text_on_cpu) assert_true(facts->text_may_move);
+    /* In one piece a tile's arena cannot be lent to a prompt. */
+    if (!budget->text_on_cpu)
+        assert_true(budget->scratch_bytes >=
+                    facts->text_bytes + (facts->allowed.expandable ? 0 : least_scratch));
     if (!facts->allowed.offload) assert_int_equal(budget->streamed_count, 0);
     assert_true(budget->pinned_bytes <= budget->streamed_bytes);
     assert_true(budget->pinned_bytes <= facts->host_bytes / 2);
@@ -347,7 +351,9 @@ static struct budget_facts plain_facts(void)
                                  .coder_bytes = {1000 * MB},
                                  .host_bytes = (uint64_t)64 << 30,
                                  .host_free_bytes = (uint64_t)60 << 30,
-                                 .allowed = {.vram_bytes = 1500 * MB, .offload = true}};
+                                 .allowed = {.vram_bytes = 1500 * MB,
+                                             .offload = true,
+                                             .expandable = true}};
 
     for (int i = 0; i < 8; i++) {
         facts.block_bytes[i] = 100 * MB;

@@ -123,16 +123,17 @@ static void fp32_keeps_no_more(void **state)
 static int outlook_of(struct engine_outlook *out, double gigabytes, int32_t side_px, uint32_t tiles,
                       struct err *err)
 {
-    struct engine_options options = {.model_folder = model,
-                                     .machine = ENGINE_CUDA,
-                                     .precision = PRECISION_BF16,
-                                     .memory = {.offload = true, .keep_share = 0.2}};
-    struct engine_card    card = {.vram_bytes = (uint64_t)(gigabytes * 1e9),
-                                  .host_bytes = (uint64_t)64e9,
-                                  .host_free_bytes = (uint64_t)60e9,
-                                  .link_bytes_per_second = 12e9,
-                                  .flop_per_second = 120e12};
-    struct engine_size    size = {.w_px = side_px, .h_px = side_px, .tiles = tiles, .steps = 12};
+    struct engine_options options = {
+        .model_folder = model,
+        .machine = ENGINE_CUDA,
+        .precision = PRECISION_BF16,
+        .memory = {.offload = true, .keep_share = 0.2, .expandable = true}};
+    struct engine_card card = {.vram_bytes = (uint64_t)(gigabytes * 1e9),
+                               .host_bytes = (uint64_t)64e9,
+                               .host_free_bytes = (uint64_t)60e9,
+                               .link_bytes_per_second = 12e9,
+                               .flop_per_second = 120e12};
+    struct engine_size size = {.w_px = side_px, .h_px = side_px, .tiles = tiles, .steps = 12};
 
     return engine_plan_memory(out, &options, &card, false, &size, 1, err);
 }
@@ -243,6 +244,7 @@ static void an_engine_decides_as_the_plan_did(void **state)
         .model_folder = model, .machine = ENGINE_WALLED, .precision = PRECISION_BF16};
     struct engine_memory memory = {.vram_bytes = 8000000000,
                                    .offload = true,
+                                   .expandable = true,
                                    .keep_share = 0.2,
                                    .link_bytes_per_second = 12e9,
                                    .flop_per_second = 120e12};

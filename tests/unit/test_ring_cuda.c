@@ -2,333 +2,39 @@
  * test_ring_cuda.c - the ring of visiting weights on a runtime made of threads: no GPU is needed,
  * and every order of events that a GPU could bring may come.
  *
- * Streams are threads with queues, events count their records, copies and uses take random times.
  * A use looks at its parcel's bytes when it begins and again when it ends: a copy that came too
- * late or too early shows.  The sources under test are compiled here, against these functions
- * instead of CUDA's.
+ * late or too early shows.
  */
 #include "../test.h"
 
 #include <errno.h>
 #include <limits.h>
-#include <pthread.h>
-
-#include <cuda_runtime_api.h>
 
 #include "memory/memory.h"
 
-/* ----------------------------------------------------------------------------------- a runtime */
+#include "made_cuda.h"
 
-struct CUevent_st {
-    pthread_mutex_t lock;
-    pthread_cond_t  came;
-    uint64_t        recorded, done; /* asked for; come to */
-    double          seconds;
-};
-
-enum kind { KIND_COPY, KIND_RECORD, KIND_WAIT, KIND_USE };
-struct use {
-    const float *values;
-    int64_t      count;
-    float        first;
-    int         *bad;
-};
-struct job {
-    enum kind   kind;
-    cudaEvent_t event;
-    uint64_t    record;
-    void       *target;
-    const void *source;
-    size_t      bytes;
-    struct use  use;
-    struct job *next;
-};
-struct CUstream_st {
-    pthread_t       thread;
-    pthread_mutex_t lock;
-    pthread_cond_t  changed;
-    struct job     *head, *tail;
-    bool            works, stops;
-    uint64_t        random;
-};
-
-static int copy_us, use_us, visit_us, pins_left;
-
-static void nap(struct CUstream_st *stream, int most_us)
-{
-    if (most_us > 0) usleep((useconds_t)random_between(&stream->random, 0, most_us));
-}
-
-static void look(const struct use *use)
-{
-    for (int64_t i = 0; i < use->count; i++)
-        if (use->values[i] != use->first + (float)(i % 4096)) {
-            (void)__atomic_fetch_add(use->bad, 1, __ATOMIC_RELAXED);
-            return;
-        }
-}
-
-static void work(struct CUstream_st *stream, const struct job *job)
-{
-    switch (job->kind) {
-    case KIND_COPY:
-        nap(stream, copy_us);
-        memcpy(job->target, job->source, job->bytes);
-        break;
-    case KIND_RECORD:
-        (void)pthread_mutex_lock(&job->event->lock);
-        job->event->done = job->record;
-        job->event->seconds = os_seconds();
-        (void)pthread_cond_broadcast(&job->event->came);
-        (void)pthread_mutex_unlock(&job->event->lock);
-        break;
-    case KIND_WAIT:
-        (void)pthread_mutex_lock(&job->event->lock);
-        while (job->event->done < job->record)
-            (void)pthread_cond_wait(&job->event->came, &job->event->lock);
-        (void)pthread_mutex_unlock(&job->event->lock);
-        break;
-    case KIND_USE:
-        look(&job->use);
-        nap(stream, use_us);
-        look(&job->use);
-        break;
-    }
-}
-
-static void *run_stream(void *argument)
-{
-    struct CUstream_st *stream = argument;
-
-    (void)pthread_mutex_lock(&stream->lock);
-    while (stream->head != NULL || !stream->stops) {
-        struct job *job = stream->head;
-        if (job == NULL) {
-            (void)pthread_cond_wait(&stream->changed, &stream->lock);
-            continue;
-        }
-        stream->head = job->next;
-        if (stream->head == NULL) stream->tail = NULL;
-        stream->works = true;
-        (void)pthread_mutex_unlock(&stream->lock);
-        work(stream, job);
-        free(job);
-        (void)pthread_mutex_lock(&stream->lock);
-        stream->works = false;
-        (void)pthread_cond_broadcast(&stream->changed);
-    }
-    (void)pthread_mutex_unlock(&stream->lock);
-    return NULL;
-}
-
-static cudaError_t push(cudaStream_t stream, struct job job)
-{
-    struct job *copy = malloc(sizeof *copy);
-
-    must(copy != NULL);
-    *copy = job;
-    (void)pthread_mutex_lock(&stream->lock);
-    if (stream->tail != NULL)
-        stream->tail->next = copy;
-    else
-        stream->head = copy;
-    stream->tail = copy;
-    (void)pthread_cond_broadcast(&stream->changed);
-    (void)pthread_mutex_unlock(&stream->lock);
-    return cudaSuccess;
-}
-
-static cudaError_t made_StreamCreateWithFlags(cudaStream_t *out, unsigned flags)
-{
-    cudaStream_t stream = calloc(1, sizeof *stream);
-
-    (void)flags;
-    must(stream != NULL);
-    stream->random = (uint64_t)(uintptr_t)stream;
-    (void)pthread_mutex_init(&stream->lock, NULL);
-    (void)pthread_cond_init(&stream->changed, NULL);
-    must(pthread_create(&stream->thread, NULL, run_stream, stream) == 0);
-    *out = stream;
-    return cudaSuccess;
-}
-
-static cudaError_t made_StreamDestroy(cudaStream_t stream)
-{
-    (void)pthread_mutex_lock(&stream->lock);
-    stream->stops = true;
-    (void)pthread_cond_broadcast(&stream->changed);
-    (void)pthread_mutex_unlock(&stream->lock);
-    (void)pthread_join(stream->thread, NULL);
-    free(stream);
-    return cudaSuccess;
-}
-
-static cudaError_t made_StreamSynchronize(cudaStream_t stream)
-{
-    (void)pthread_mutex_lock(&stream->lock);
-    while (stream->head != NULL || stream->works)
-        (void)pthread_cond_wait(&stream->changed, &stream->lock);
-    (void)pthread_mutex_unlock(&stream->lock);
-    return cudaSuccess;
-}
-
-static cudaError_t made_StreamQuery(cudaStream_t stream)
-{
-    bool busy;
-
-    (void)pthread_mutex_lock(&stream->lock);
-    busy = stream->head != NULL || stream->works;
-    (void)pthread_mutex_unlock(&stream->lock);
-    return busy ? cudaErrorNotReady : cudaSuccess;
-}
-
-static cudaError_t made_EventCreate(cudaEvent_t *out)
-{
-    *out = calloc(1, sizeof **out);
-    must(*out != NULL);
-    (void)pthread_mutex_init(&(*out)->lock, NULL);
-    (void)pthread_cond_init(&(*out)->came, NULL);
-    return cudaSuccess;
-}
-
-static cudaError_t made_EventCreateWithFlags(cudaEvent_t *out, unsigned flags)
-{
-    (void)flags;
-    return made_EventCreate(out);
-}
-
-static cudaError_t made_EventDestroy(cudaEvent_t event)
-{
-    free(event);
-    return cudaSuccess;
-}
-
-static cudaError_t made_EventRecord(cudaEvent_t event, cudaStream_t stream)
-{
-    uint64_t record;
-
-    (void)pthread_mutex_lock(&event->lock);
-    record = ++event->recorded;
-    (void)pthread_mutex_unlock(&event->lock);
-    return push(stream, (struct job){.kind = KIND_RECORD, .event = event, .record = record});
-}
-
-/* For what was recorded before this call, as CUDA has it. */
-static cudaError_t made_StreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
-{
-    uint64_t record;
-
-    (void)flags;
-    (void)pthread_mutex_lock(&event->lock);
-    record = event->recorded;
-    (void)pthread_mutex_unlock(&event->lock);
-    return push(stream, (struct job){.kind = KIND_WAIT, .event = event, .record = record});
-}
-
-static cudaError_t made_EventSynchronize(cudaEvent_t event)
-{
-    (void)pthread_mutex_lock(&event->lock);
-    for (uint64_t record = event->recorded; event->done < record;)
-        (void)pthread_cond_wait(&event->came, &event->lock);
-    (void)pthread_mutex_unlock(&event->lock);
-    return cudaSuccess;
-}
-
-static cudaError_t made_EventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end)
-{
-    *milliseconds = (float)(1e3 * (end->seconds - begin->seconds));
-    return cudaSuccess;
-}
-
-static cudaError_t made_MemcpyAsync(void *target, const void *source, size_t bytes,
-                                    enum cudaMemcpyKind kind, cudaStream_t stream)
-{
-    must(kind == cudaMemcpyHostToDevice);
-    return push(stream, (struct job){
-                            .kind = KIND_COPY, .target = target, .source = source, .bytes = bytes});
-}
-
-static cudaError_t made_HostRegister(void *memory, size_t bytes, unsigned flags)
-{
-    (void)memory;
-    (void)bytes;
-    (void)flags;
-    return pins_left-- > 0 ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-static cudaError_t made_HostUnregister(void *memory)
-{
-    (void)memory;
-    return cudaSuccess;
-}
-
-static cudaError_t made_HostAlloc(void **out, size_t bytes, unsigned flags)
-{
-    (void)flags;
-    *out = malloc(bytes);
-    return *out == NULL ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-
-static cudaError_t made_FreeHost(void *memory)
-{
-    free(memory);
-    return cudaSuccess;
-}
-
-static cudaError_t made_GetLastError(void)
-{
-    return cudaSuccess;
-}
-
-static cudaError_t made_SetDevice(int device)
-{
-    (void)device;
-    return cudaSuccess;
-}
-
-static const char *made_GetErrorString(cudaError_t error)
-{
-    return error == cudaSuccess ? "no error" : "an error";
-}
-
-#define cudaStreamCreateWithFlags made_StreamCreateWithFlags
-#define cudaStreamDestroy         made_StreamDestroy
-#define cudaStreamSynchronize     made_StreamSynchronize
-#define cudaStreamQuery           made_StreamQuery
-#define cudaStreamWaitEvent       made_StreamWaitEvent
-#define cudaEventCreate           made_EventCreate
-#define cudaEventCreateWithFlags  made_EventCreateWithFlags
-#define cudaEventDestroy          made_EventDestroy
-#define cudaEventRecord           made_EventRecord
-#define cudaEventSynchronize      made_EventSynchronize
-#define cudaEventElapsedTime      made_EventElapsedTime
-#define cudaMemcpyAsync           made_MemcpyAsync
-#define cudaHostRegister          made_HostRegister
-#define cudaHostUnregister        made_HostUnregister
-#define cudaHostAlloc             made_HostAlloc
-#define cudaFreeHost              made_FreeHost
-#define cudaGetLastError          made_GetLastError
-#define cudaSetDevice             made_SetDevice
-#define cudaGetErrorString        made_GetErrorString
-#define vmem_cuda                 vmem_host
-#define ring_open                 made_ring_open
-#define ring_close                made_ring_close
-#define ring_holds                made_ring_holds
-#define ring_settle               made_ring_settle
-#define ring_copy                 made_ring_copy
-#define ring_arrive               made_ring_arrive
-#define ring_depart               made_ring_depart
-#define ring_wait                 made_ring_wait
-#define windows_open              made_windows_open
-#define windows_close             made_windows_close
-#define windows_order             made_windows_order
-#define windows_await             made_windows_await
+#define vmem_cuda     vmem_host
+#define ring_open     made_ring_open
+#define ring_close    made_ring_close
+#define ring_holds    made_ring_holds
+#define ring_settle   made_ring_settle
+#define ring_copy     made_ring_copy
+#define ring_arrive   made_ring_arrive
+#define ring_depart   made_ring_depart
+#define ring_wait     made_ring_wait
+#define windows_open  made_windows_open
+#define windows_close made_windows_close
+#define windows_order made_windows_order
+#define windows_await made_windows_await
 #include "../../src/backend/cuda_ring.c"
 #include "../../src/backend/cuda_windows.c"
 
 /* --------------------------------------------------------------------------------------- tests */
 
 enum { STEPS = 5, MOST = 7, EACH = 50000 };
+
+static int visit_us;
 
 struct story {
     struct ring        *ring;
