@@ -75,6 +75,8 @@ CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cu
                    $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
 BENCH   := $(B)/tests/bench/bench_memory $(B)/tests/bench/bench_jobs
+# What the engine's memory is measured against.
+YARDS   := $(B)/tests/bench/segment.o $(B)/tests/bench/solve.o
 CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS) $(BENCH)
 
 # Goals that promise to do everything themselves install what is missing first.
@@ -127,7 +129,7 @@ $(PROGRAM): $(B)/src/main.o $(OUTSIDE) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-$(CHECKS): %: %.o $(LIBRARY)
+$(CHECKS): %: %.o $(YARDS) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
 
@@ -218,10 +220,10 @@ $(B)/kit/%.o: | $(SETUP)
 	@objcopy --redefine-sym main=$*_main $< $@
 $(foreach p,$(KIT_OF),$(eval $(B)/kit/$(notdir $(p)).o: $(p).o))
 $(B)/kit/mural.o: $(B)/src/main.o
-$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(OUTSIDE) $(LIBRARY)
+$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(OUTSIDE) $(YARDS) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(CFLAGS) '-DKIT_PROGRAMS=X(mural) $(foreach p,$(KIT_OF),X($(notdir $(p))))' $(LDFLAGS) \
-	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(OUTSIDE) $(LIBRARY) -lcmocka $(LIBS) -o $@
+	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(OUTSIDE) $(YARDS) $(LIBRARY) -lcmocka $(LIBS) -o $@
 
 kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
 	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden
@@ -257,5 +259,5 @@ fuzz: $(FUZZ) ## build every fuzz target (run them with: make test, or by hand)
 clean: ## remove build/
 	rm -rf build
 
--include $(OBJECTS:.o=.d)
+-include $(OBJECTS:.o=.d) $(YARDS:.o=.d)
 -include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/fault/worker.d $(B)/tests/bench/bench_gpu.d

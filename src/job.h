@@ -75,6 +75,7 @@ struct mural_job {
     uint32_t               gpu_shares;                /* 0: the CPU paints               */
     bool                   elsewhere;                 /* a plan for a GPU that is not here */
     double                 speed;                     /* FLOP/s; 0: not known            */
+    double                 disk_speed; /* bytes/s of the model's files, measured; 0: not   */
     uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
     const char            *worker_program;            /* NULL: this process paints */
     uint32_t               worker_count;

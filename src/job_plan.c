@@ -160,7 +160,8 @@ static void ask(struct workshop_answer *answer, const struct mural_job *job)
     }
     rc = engine_find_device(&answer->device, &job->options, &answer->why);
     if (rc == ERR_OK && answer->tried)
-        (void)engine_speed(&answer->flops, &job->options, &answer->trial, &answer->why);
+        rc = engine_speed(&answer->flops, &job->options, &answer->trial, &answer->why);
+    if (rc == ERR_OK) answer->device.link_bytes_per_second = engine_link_speed(&job->options);
 }
 
 static bool answers(const struct workshop_answer *known, const struct workshop_answer *wanted)
@@ -304,9 +305,37 @@ static uint64_t host_bytes_peak(const struct mural_job *job)
     return job->scratch_bytes + job->host_bytes + job->gpu_shares * job->gpu.pinned_bytes;
 }
 
+/* ----------------------------------------------------------------------------------- rates */
+
+/* Where nothing could be measured: PCIe 3.0 x16, or 4.0 x8, and between a SATA and an NVMe disk. */
+static const double LINK_ASSUMED = 12e9, DISK_ASSUMED = 1e9;
+
+static double choose_rate(enum mural_source *source_out, double given, double measured,
+                          double assumed)
+{
+    *source_out = given > 0 ? MURAL_GIVEN : measured > 0 ? MURAL_MEASURED : MURAL_ASSUMED;
+    return given > 0 ? given : measured > 0 ? measured : assumed;
+}
+
+static double link_rate(const struct mural_job *job, enum mural_source *source_out)
+{
+    double measured = job->elsewhere ? 0 : job->device.link_bytes_per_second;
+
+    return choose_rate(source_out, (double)job->config.link_bytes_per_second, measured,
+                       LINK_ASSUMED);
+}
+
+static double disk_rate(const struct mural_job *job, enum mural_source *source_out)
+{
+    return choose_rate(source_out, (double)job->config.disk_bytes_per_second, job->disk_speed,
+                       DISK_ASSUMED);
+}
+
 static struct mural_gpu_plan gpu_info(const struct mural_job *job)
 {
     const struct engine_outlook *gpu = &job->gpu;
+
+    enum mural_source link, disk;
 
     if (job->gpu_shares == 0) return (struct mural_gpu_plan){.bytes_allowed = 0};
     return (struct mural_gpu_plan){.bytes_allowed = gpu->cap_bytes,
@@ -325,9 +354,14 @@ static struct mural_gpu_plan gpu_info(const struct mural_job *job)
                                    .strip_levels = gpu->strip_levels,
                                    .compute_seconds = gpu->compute_seconds,
                                    .link_seconds = gpu->link_seconds,
-                                   .link_bytes_per_second =
-                                       (double)job->config.link_bytes_per_second,
+                                   .disk_seconds = gpu->disk_seconds,
+                                   .link_bytes_per_second = link_rate(job, &link),
+                                   .disk_bytes_per_second = disk_rate(job, &disk),
                                    .flop_per_second = job->speed,
+                                   .link_source = link,
+                                   .disk_source = disk,
+                                   .flop_source =
+                                       job->config.card_tflops > 0 ? MURAL_GIVEN : MURAL_MEASURED,
                                    .text_on_cpu = gpu->text_on_cpu,
                                    .elsewhere = job->elsewhere,
                                    .expandable = job->options.memory.expandable,
@@ -336,16 +370,16 @@ static struct mural_gpu_plan gpu_info(const struct mural_job *job)
                                    .idle_share_max = job->options.memory.fragmentation_max};
 }
 
-/* 0 when the speed is not known.  Steps that wait for the link take as long as it does. */
+/* 0 when the speed is not known.  Steps that wait for link or disk take as long as that does. */
 static double seconds_total(const struct mural_job *job)
 {
     const struct engine_outlook *gpu = &job->gpu;
     double tiles = paints_tiles(job) ? (double)grid_count(&job->plan.grid) : 0;
     double steps = job->costs.predict * render_tile_steps(&job->config) * tiles;
-    double waits =
-        job->gpu_shares > 0 && gpu->link_seconds > gpu->compute_seconds && gpu->compute_seconds > 0
-            ? gpu->link_seconds / gpu->compute_seconds - 1
-            : 0;
+    double visit = gpu->link_seconds > gpu->disk_seconds ? gpu->link_seconds : gpu->disk_seconds;
+    double waits = job->gpu_shares > 0 && visit > gpu->compute_seconds && gpu->compute_seconds > 0
+                       ? visit / gpu->compute_seconds - 1
+                       : 0;
 
     return job->speed > 0 ? (flop_total(job) + steps * waits) / job->speed : 0;
 }
@@ -425,6 +459,7 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
                                    ? (uint32_t)grid_count(&job->plan.grid)
                                    : GPU_TILES_MAX;
     size_t             count;
+    enum mural_source  ignored;
 
     if (!job->elsewhere) TRY(engine_card_here(&card, &job->options, err));
     card.host_bytes = os_host_bytes_total();
@@ -433,7 +468,8 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
     card.host_free_bytes /= shares;
     card.host_bytes /= shares;
     card.vram_bytes /= shares;
-    card.link_bytes_per_second = (double)job->config.link_bytes_per_second;
+    card.link_bytes_per_second = link_rate(job, &ignored);
+    card.disk_bytes_per_second = disk_rate(job, &ignored);
     card.flop_per_second = job->speed;
     job->options.memory.vram_bytes = job->config.vram_bytes / shares;
     job->gpu_shares = 0; /* sizes are then those of one tile at a time */
@@ -446,6 +482,7 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
     job->options.memory.vram_bytes = job->gpu.cap_bytes;
     job->options.memory.tiles_per_pass = job->gpu.tiles_per_pass;
     job->options.memory.link_bytes_per_second = card.link_bytes_per_second;
+    job->options.memory.disk_bytes_per_second = card.disk_bytes_per_second;
     job->options.memory.flop_per_second = card.flop_per_second;
     count_host_bytes(job);
     if (!job->gpu.text_on_cpu || job->options.text_on_cpu) goto out;
@@ -467,6 +504,8 @@ static int fit_gpu(struct mural_job *job, struct err *err)
     if (is_own_choice(job) && !job->elsewhere && workshop_tells(job->workshop, NOTE_DEVICE))
         log_line(LOG_NOTE, "painting on GPU %d: %s, %s", job->options.gpu, job->device.name,
                  text_bytes(words, sizeof words, job->device.bytes_total));
+    if (job->config.offload && job->config.disk_bytes_per_second == 0)
+        job->disk_speed = engine_disk_speed(&job->options);
     while ((rc = plan_gpu(job, shares, err)) == ERR_DEVICE_MEM && may_change && paints_tiles(job) &&
            job->config.tile_px > TILE_LEAST_PX) {
         int32_t smaller = job->config.tile_px * 3 / 4 / 16 * 16;
@@ -510,6 +549,7 @@ static void plan_like(struct mural_job *job, const struct mural_job *other)
     job->gpu_shares = other->gpu_shares;
     job->elsewhere = other->elsewhere;
     job->speed = other->speed;
+    job->disk_speed = other->disk_speed;
     job->scratch_bytes = other->scratch_bytes;
     job->host_bytes = other->host_bytes;
     job->worker_count = other->worker_count;

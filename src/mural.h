@@ -67,6 +67,9 @@ enum mural_task {
                       /* and "prompt" are then for these tiles                       */
 };
 
+/* Where a rate comes from. */
+enum mural_source { MURAL_ASSUMED = 0, MURAL_MEASURED, MURAL_GIVEN };
+
 /* How a GPU's memory is shared out, for one worker.  Blocks are layers of the transformer: those
  * that do not stay visit the GPU in every step, one after the other. */
 struct mural_gpu_plan {
@@ -75,10 +78,12 @@ struct mural_gpu_plan {
     uint64_t visiting_bytes; /* over the link in a step, once for all tiles of a pass */
     uint64_t pinned_bytes; /* of the host's memory; less than those: the rest is read from files */
     uint32_t blocks, blocks_resident, tiles_per_pass;
-    uint32_t strip_level, strip_levels;   /* 0: the VAE has all the room that it can use */
-    double compute_seconds, link_seconds; /* of a step of a pass; the longer counts; 0: not known */
-    double link_bytes_per_second, flop_per_second;
-    int    text_on_cpu, elsewhere; /* elsewhere: a GPU that is not in this machine */
+    uint32_t strip_level, strip_levels; /* 0: the VAE has all the room that it can use */
+    /* Of a step of a pass; the longest counts.  0: not known, or there is nothing to read. */
+    double            compute_seconds, link_seconds, disk_seconds;
+    double            link_bytes_per_second, disk_bytes_per_second, flop_per_second;
+    enum mural_source link_source, disk_source, flop_source;
+    int               text_on_cpu, elsewhere; /* elsewhere: a GPU that is not in this machine */
     /* How its memory will be managed: as set. */
     int      expandable;
     uint64_t segment_bytes, pool_bytes;

@@ -71,7 +71,7 @@ struct config {
     double   keep_share;   /* 0..1 */
     char     on_short[16]; /* stop | change */
     double   card_tflops;  /* of the GPU that a plan is for, 0: measure it */
-    uint64_t link_bytes_per_second;
+    uint64_t link_bytes_per_second, disk_bytes_per_second; /* 0: measure them */
     char     memory_plot[1024]; /* PNG of it over time, empty: none */
     /* when things go wrong */
     int32_t tile_retries; /* attempts at a tile after the first */

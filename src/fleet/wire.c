@@ -127,6 +127,7 @@ static void put_memory(struct writer *w, const struct engine_options *options)
     put_f64(w, memory->keep_share);
     put_f64(w, memory->fragmentation_max);
     put_f64(w, memory->link_bytes_per_second);
+    put_f64(w, memory->disk_bytes_per_second);
     put_f64(w, memory->flop_per_second);
 }
 
@@ -359,6 +360,7 @@ static void take_memory(struct reader *r, struct engine_options *options)
     memory->keep_share = take_share(r, "the share that is kept");
     memory->fragmentation_max = take_share(r, "the share that may lie idle");
     memory->link_bytes_per_second = take_rate(r, "the rate of the link");
+    memory->disk_bytes_per_second = take_rate(r, "the rate of the disk");
     memory->flop_per_second = take_rate(r, "the rate of the GPU");
 }
 

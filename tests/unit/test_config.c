@@ -64,7 +64,8 @@ static const char *other_value(const struct setting *row)
                   {"memory_pool_size", "2GB"},
                   {"on_short", "change"},
                   {"card_tflops", "82.5"},
-                  {"link_speed", "25GB"}};
+                  {"link_speed", "25GB"},
+                  {"disk_speed", "2GB"}};
 
     for (size_t i = 0; i < ARRAY_COUNT(values); i++)
         if (strcmp(values[i].key, row->key) == 0) return values[i].value;
