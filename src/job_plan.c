@@ -143,8 +143,8 @@ static int ask_gpu(struct engine_device *out, double *flops_out, const struct mu
     *flops_out = 0;
     if (job->worker_program != NULL) return fleet_probe(out, flops_out, &probe, err);
     TRY(engine_find_device(out, &job->options, err));
+    out->link_bytes_per_second = engine_link_speed(&job->options);
     if (trial != NULL) TRY(engine_speed(flops_out, &job->options, trial, err));
-    if (trial == NULL) out->link_bytes_per_second = engine_link_speed(&job->options);
 out:
     return rc;
 }

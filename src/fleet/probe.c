@@ -8,12 +8,12 @@
  *
  *     {"name": "NVIDIA H100 80GB HBM3", "total": bytes, "free": bytes, "major": 9, "minor": 0,
  *      "numeric": "what decides the bits of its results", "flops": FLOPs a second, 0: not tried,
- *      "link": bytes a second from pinned memory, 0: not tried, or it cannot be told}
+ *      "link": bytes a second from pinned memory, 0: it cannot be told}
  *     {"code": number of an err_code, "sys": a library's status, "sentence": "device: ...",
  *      "absent": "no NVIDIA driver"}
  *
- * `program probe GPU HIDDEN HEADS` tries how fast the GPU is at a model of that width, and not how
- * fast its link is; with " bf16" after it, in bf16.
+ * `program probe GPU HIDDEN HEADS` also tries how fast the GPU is at a model of that width; with
+ * " bf16" after it, in bf16.
  *
  * Nothing in an answer is trusted: it may be cut, absurd, or never come.  A driver that hangs holds
  * nobody up for longer than the time limit.
@@ -252,9 +252,8 @@ int fleet_probe_run(const char *const *words, size_t word_count, struct err *err
     /* Whoever asked may be dead by the time a driver hangs. */
     (void)alarm(ALONE_SECONDS);
     rc = engine_find_device(&device, &options, &failure);
+    if (rc == ERR_OK) device.link_bytes_per_second = engine_link_speed(&options);
     if (rc == ERR_OK && trial.hidden > 0) rc = engine_speed(&flops, &options, &trial, &failure);
-    if (rc == ERR_OK && trial.hidden == 0)
-        device.link_bytes_per_second = engine_link_speed(&options);
     answer = rc == ERR_OK ? device_json(&device, flops) : failure_json(&device, &failure);
     rc = ERR_OK;
     text = answer != NULL ? json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
