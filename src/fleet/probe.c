@@ -252,8 +252,8 @@ int fleet_probe_run(const char *const *words, size_t word_count, struct err *err
     /* Whoever asked may be dead by the time a driver hangs. */
     (void)alarm(ALONE_SECONDS);
     rc = engine_find_device(&device, &options, &failure);
-    if (rc == ERR_OK && trial.hidden > 0) rc = engine_speed(&flops, &options, &trial, &failure);
     if (rc == ERR_OK) device.link_bytes_per_second = engine_link_speed(&options);
+    if (rc == ERR_OK && trial.hidden > 0) rc = engine_speed(&flops, &options, &trial, &failure);
     answer = rc == ERR_OK ? device_json(&device, flops) : failure_json(&device, &failure);
     rc = ERR_OK;
     text = answer != NULL ? json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
