@@ -168,8 +168,8 @@ struct noise_request {
 void k_noise_cpu(float *out, const struct noise_request *request);
 
 /* -------------------------------------------------------------------- trial.c */
-/* Made-up numbers in [-1/8, 1/8), a function of (seed, row, col) only: for trials of speed.  y f32
- * or bf16; the same bits on the CPU and on a GPU. */
+/* Made-up numbers in (-1/4, 1/4), a function of (seed, row, col) only: for trials of speed and of
+ * rounding.  y f32 or bf16; the same bits on the CPU and on a GPU. */
 void k_fill_cpu(struct matrix y, uint64_t seed);
 
 /* -------------------------------------------------------------------- the machine */

@@ -1,7 +1,9 @@
 /*
  * trial_value.h - one made-up number, the same on the CPU and on a GPU.
  *
- * Multiples of 1/1024 in [-1/8, 1/8): exact in bf16, so that both types hold the same.  Private to
+ * Eight bits of mantissa, so that bf16 and f32 hold the same, and twelve exponents: sums of such
+ * products do not fit f32, so that they show in which order they were added.  With one exponent
+ * they would fit, and every order would look the same.  In (-1/4, 1/4), never 0.  Private to
  * trial.c and trial.cu.
  */
 #ifndef MURAL_TRIAL_VALUE_H
@@ -27,7 +29,11 @@ TRIAL_FN float trial_value(uint64_t seed, int64_t row, int64_t col)
     const uint64_t bits =
         trial_mix(seed * 0xD1342543DE82EF95u + ((uint64_t)row << 32) + (uint64_t)col);
 
-    return (float)((int32_t)(bits >> 56) - 128) * (1.0f / 1024.0f);
+    const int32_t  mantissa = 128 + (int32_t)(bits >> 57);
+    const uint32_t halvings = (uint32_t)(bits >> 32 & 0xffff) * 12 >> 16;
+    const float    size = (float)mantissa / (float)(UINT32_C(1024) << halvings);
+
+    return (bits & 1) != 0 ? -size : size;
 }
 
 #endif

@@ -159,7 +159,7 @@ static int run_plain(struct backend *backend, const struct conv_request *request
         status = k_conv_weights_cuda(w, request->w, (int32_t)conv.taps, cuda->stream);
     if (status) return status;
     if (!fused) return by_patches(cuda, request, &conv, w, scratch);
-    return backend->rehearsing ? 0 : graphs_conv(cuda->graphs, request, w, scratch, cuda->stream);
+    return graphs_conv(cuda->graphs, request, w, scratch, backend->rehearsing, cuda->stream);
 }
 
 uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request)

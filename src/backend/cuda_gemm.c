@@ -11,7 +11,9 @@
  * time alone, which differs from run to run, is not allowed to matter.  Rules:
  *   - where several blocks share a sum, their parts are kept in fp32 and added in the order of k,
  *     never in the order of arrival;
- *   - the library's first proposal is the reference; it depends on shape, card and version only;
+ *   - the library's first proposal is the reference; it depends on shape, card and version only,
+ *     and where there are many rows not on their number: for the rows of a map must have the same
+ *     bits in whatever strips they are computed;
  *   - another proposal may replace it when it is more than TRIAL_MARGIN faster and its result for
  *     made-up numbers times the layer's own weights, or made-up ones where a rehearsal has none,
  *     has the same bits, all of them.
@@ -27,6 +29,9 @@
 #include <string.h>
 
 enum { CANDIDATES_MAX = 12, TRIAL_RUNS = 3 };
+
+/* More rows than a text has are as many as the library is asked about. */
+enum { MANY_ROWS = 512, ASKED_ROWS = 16384 };
 
 static const float  TRIAL_MARGIN = 0.02f;
 static const double TRIAL_FLOP_LEAST = 1e10; /* below, an algorithm's choice is not felt */
@@ -268,18 +273,18 @@ static int make_up(const struct gemm_request *request, cudaStream_t stream)
     return status;
 }
 
-/* The first proposal, or a faster one of the same bits. */
+/* The plan's algorithm, or a faster one of the same bits. */
 static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
                   const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream)
 {
     struct trial first, best, now;
-    int          chosen = 0, same = 1;
+    int          chosen = -1, same = 0;
     int          status = make_up(request, stream);
 
-    if (!status) status = try_one(gemm, plan, request, &results[0].algo, stream, &first);
+    if (!status) status = try_one(gemm, plan, request, &plan->algo, stream, &first);
     best = first;
     best.seconds *= 1 - TRIAL_MARGIN;
-    for (int i = 1; i < count && !status; i++) {
+    for (int i = 0; i < count && !status; i++) {
         status = try_one(gemm, plan, request, &results[i].algo, stream, &now);
         if (status >= STATUS_CUBLAS) { /* refused after all; the card is well */
             status = 0;
@@ -292,15 +297,38 @@ static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_r
         chosen = i;
     }
     if (status) return status;
-    plan->algo = results[chosen].algo;
+    if (chosen >= 0) plan->algo = results[chosen].algo;
     plan->tried = true;
     log_line(LOG_DEBUG,
              "product %lld x %lld x %lld: proposal %d of %d, %d of the same bits; %.0f us, the "
              "first %.0f us",
              (long long)plan->shape.m, (long long)plan->shape.n, (long long)plan->shape.k,
-             chosen + 1, count, same, 1e6 * (double)(chosen == 0 ? first : best).seconds,
+             chosen + 1, count, same, 1e6 * (double)(chosen < 0 ? first : best).seconds,
              1e6 * (double)first.seconds);
     return 0;
+}
+
+/* The first proposal for as many rows as are asked about, if it does for this shape too. */
+static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
+                         const struct gemm_request *request, cublasLtMatmulAlgo_t *algo_out)
+{
+    cublasLtMatmulHeuristicResult_t results[CANDIDATES_MAX], checked;
+    struct gemm_plan                asked = {.shape = plan->shape};
+    int                             count = 0, status;
+
+    if (plan->shape.m <= MANY_ROWS) return false;
+    asked.shape.m = ASKED_ROWS;
+    status = describe(gemm, &asked);
+    if (!status && request->bias != NULL)
+        status = set(gemm, asked.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &request->bias,
+                     sizeof request->bias);
+    if (!status) status = propose(gemm, &asked, results, &count);
+    close_plan(&gemm->calls, &asked);
+    if (status || count == 0) return false;
+    *algo_out = results[0].algo;
+    status = (int)gemm->calls.cublasLtMatmulAlgoCheck(gemm->handle, plan->desc, plan->w, plan->x,
+                                                      plan->y, plan->y, algo_out, &checked);
+    return status == 0 && checked.workspaceSize <= GEMM_WORKSPACE_BYTES;
 }
 
 static bool is_worth_trials(const struct gemm_shape *shape)
@@ -341,7 +369,7 @@ static int make(struct gemm *gemm, const struct gemm_request *request,
         close_plan(&gemm->calls, &made);
         return STATUS_CUBLAS + status;
     }
-    made.algo = results[0].algo;
+    if (!ask_for_many(gemm, &made, request, &made.algo)) made.algo = results[0].algo;
     if (rehearsing && is_worth_trials(shape))
         status = choose(gemm, &made, request, results, count, stream);
     if (status)

@@ -15,7 +15,10 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PLANS_MAX = 256 };
+enum { PLANS_MAX = 512 };
+
+/* More than any kernel's code. */
+static const size_t CODE_BYTES = 32 << 20;
 
 struct graphs {
     struct graph_library library;
@@ -61,20 +64,32 @@ const char *graphs_words(const struct graphs *graphs, int status)
     return graphs->library.cudnnGetErrorString((cudnnStatus_t)status);
 }
 
+/* A driver that finds no room for a kernel's code says no more than that it failed. */
+static bool is_card_full(void)
+{
+    size_t left = 0, total = 0;
+
+    return cudaMemGetInfo(&left, &total) == cudaSuccess && left < CODE_BYTES;
+}
+
 bool graphs_lack_memory(int status)
 {
-    return status == (int)CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED;
+    return status == (int)CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ||
+           (status == (int)CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && is_card_full());
 }
 
 /* The plan for a shape; one whose `plan` is NULL stands for a refusal, and for want of memory it is
- * asked for again the next time.  NULL when full. */
+ * asked for again the next time.  The oldest goes when there is no place. */
 static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_shape *shape)
 {
     struct graph_plan *plan;
 
     for (uint32_t i = 0; i < graphs->plan_count; i++)
         if (memcmp(&graphs->plans[i].shape, shape, sizeof *shape) == 0) return &graphs->plans[i];
-    if (graphs->plan_count == PLANS_MAX) return NULL;
+    if (graphs->plan_count == PLANS_MAX) {
+        graph_plan_close(&graphs->library, &graphs->plans[0]);
+        memmove(graphs->plans, graphs->plans + 1, --graphs->plan_count * sizeof *graphs->plans);
+    }
     plan = &graphs->plans[graphs->plan_count++];
     graph_plan_open(plan, &graphs->library, shape, graphs->handle);
     if (plan->plan == NULL && graphs_lack_memory(plan->refusal)) {
@@ -92,7 +107,7 @@ static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_sha
 
 static bool stands(const struct graph_plan *plan)
 {
-    return plan != NULL && (plan->plan != NULL || graphs_lack_memory(plan->refusal));
+    return plan->plan != NULL || graphs_lack_memory(plan->refusal);
 }
 
 static bool is_plain(struct matrix m)
@@ -136,33 +151,35 @@ bool graphs_attention_fits(struct graphs *graphs, const struct attention_request
 }
 
 static int run(struct graphs *graphs, const struct graph_shape *shape,
-               const struct graph_data *data, struct workspace workspace, cudaStream_t stream)
+               const struct graph_data *data, struct workspace workspace, bool rehearsing,
+               cudaStream_t stream)
 {
     struct graph_plan *plan = plan_for(graphs, shape);
     int                status;
 
-    if (plan != NULL && plan->plan == NULL && graphs_lack_memory(plan->refusal))
+    if (rehearsing && plan->has_run) return 0;
+
+    if (plan->plan == NULL && graphs_lack_memory(plan->refusal))
         return STATUS_CUDNN + plan->refusal;
     workspace = workspace_of(workspace);
-    if (plan == NULL || plan->plan == NULL || plan->workspace_bytes > workspace.bytes)
-        return STATUS_NO_PLAN;
+    if (plan->plan == NULL || plan->workspace_bytes > workspace.bytes) return STATUS_NO_PLAN;
     status = (int)graphs->library.cudnnSetStream(graphs->handle, stream);
     if (!status)
         status = graph_plan_run(plan, &graphs->library, graphs->handle, data, workspace.data);
+    if (!status) plan->has_run = true;
     return status == 0 ? 0 : STATUS_CUDNN + status;
 }
 
 int graphs_attention(struct graphs *graphs, const struct attention_request *request,
-                     struct workspace workspace, cudaStream_t stream)
+                     struct workspace workspace, bool rehearsing, cudaStream_t stream)
 {
     struct graph_shape shape = graph_attention_shape(request);
     float              scale = request->scale;
     struct graph_data  data = {
          .count = 5,
-         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data,
-                      &scale}};
+         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data, &scale}};
 
-    return run(graphs, &shape, &data, workspace, stream);
+    return run(graphs, &shape, &data, workspace, rehearsing, stream);
 }
 
 /* --------------------------------------------------------------------------------- convolution */
@@ -203,7 +220,7 @@ bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request,
 }
 
 int graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,
-                struct workspace workspace, cudaStream_t stream)
+                struct workspace workspace, bool rehearsing, cudaStream_t stream)
 {
     int32_t            h = request->in_h + request->pad_top + request->pad_bottom;
     int32_t            wide = request->in_w + request->pad_left + request->pad_right;
@@ -213,5 +230,5 @@ int graphs_conv(struct graphs *graphs, const struct conv_request *request, struc
          .count = request->bias == NULL ? 3 : 4,
          .pointers = {request->x.data, w.data, request->y.data, (void *)(uintptr_t)request->bias}};
 
-    return run(graphs, &shape, &data, workspace, stream);
+    return run(graphs, &shape, &data, workspace, rehearsing, stream);
 }

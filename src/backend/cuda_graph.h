@@ -48,6 +48,7 @@ struct graph_plan {
     cudnnBackendDescriptor_t plan; /* NULL: refused, for the reason that follows */
     int                      refusal;
     uint64_t                 workspace_bytes;
+    bool                     has_run; /* so its code is on the card */
 };
 /* For the card of `handle`. */
 void graph_plan_open(struct graph_plan *plan, const struct graph_library *library,
@@ -62,8 +63,8 @@ struct graph_data {
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
                    cudnnHandle_t handle, const struct graph_data *data, void *workspace);
 
-/* How many proposals the library has for a shape on a card that need not be here, without making a
- * plan; negative: minus the status of what it refused.  `card`: a finalised descriptor of a
+/* How many proposals the library has that hold for a shape on a card that need not be here, without
+ * making a plan; negative: minus the status of what it refused.  `card`: a finalised descriptor of a
  * device's properties. */
 int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
                     cudnnBackendDescriptor_t card);

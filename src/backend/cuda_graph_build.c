@@ -4,6 +4,11 @@
  * Owns the order of calls of the library's C interface: tensors, operations, graph, proposals,
  * plan.  Every descriptor but the plan is thrown away when the plan stands.
  *
+ * A convolution's rows must have the same bits whatever rows are computed with them, and the
+ * library proposes kernels that add up in other orders for other heights.  So it is asked about a
+ * map of ASKED_ROWS, and what it proposes, an engine and its settings, is carried over to the map
+ * at hand.
+ *
  * Tensors have their dimensions in the order that the library thinks in (batch, heads, rows,
  * channels; batch, channels, h, w); where they lie is in the strides.
  *
@@ -14,7 +19,11 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PROPOSALS_MAX = 16, PARTS_MAX = 16 };
+enum { PROPOSALS_MAX = 16, PARTS_MAX = 64, SETTINGS_MAX = 32 };
+
+/* Rows of the map that the library is asked about in place of any other: between those of a small
+ * map and of a large one's strips. */
+enum { ASKED_ROWS = 256 };
 
 typedef cudnnBackendDescriptor_t descriptor;
 
@@ -90,7 +99,8 @@ static void finish(struct builder *b, descriptor d)
 static void builder_close(struct builder *b)
 {
     while (b->part_count > 0)
-        (void)b->library->cudnnBackendDestroyDescriptor(b->parts[--b->part_count]);
+        if (b->parts[--b->part_count] != NULL)
+            (void)b->library->cudnnBackendDestroyDescriptor(b->parts[b->part_count]);
 }
 
 struct tensor {
@@ -247,19 +257,41 @@ static int build_conv(struct builder *b, const struct graph_shape *shape, descri
 
 /* --------------------------------------------------------------------------------------- plans */
 
+/* The shape that stands for all with the same rows. */
+static struct graph_shape asked_for(const struct graph_shape *shape)
+{
+    struct graph_shape asked = *shape;
+    const int64_t      size = shape->dims[6], step = shape->strides[0];
+
+    if (shape->attention) return asked;
+    asked.dims[0] = ASKED_ROWS;
+    asked.strides[1] = step == 1 ? size / 2 : 0;
+    asked.strides[3] = size / 2;
+    asked.dims[4] = (ASKED_ROWS + asked.strides[1] + asked.strides[3] - size) / step + 1;
+    return asked;
+}
+
+static descriptor make_graph(struct builder *b, const struct graph_shape *shape)
+{
+    descriptor ops[2] = {NULL}, graph;
+    int count = shape->attention ? build_attention(b, shape, ops) : build_conv(b, shape, ops);
+
+    graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+    set_handle(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE);
+    set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, count, ops);
+    finish(b, graph);
+    return graph;
+}
+
 /* The proposals for a shape, best first; their number. */
 static int propose(struct builder *b, const struct graph_shape *shape,
                    descriptor configs[PROPOSALS_MAX])
 {
     const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
-    descriptor                   ops[2] = {NULL}, graph, heuristics;
+    const struct graph_shape     asked = asked_for(shape);
+    descriptor                   graph = make_graph(b, &asked), heuristics;
     int64_t                      count = 0;
-    int op_count = shape->attention ? build_attention(b, shape, ops) : build_conv(b, shape, ops);
 
-    graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-    set_handle(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE);
-    set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, op_count, ops);
-    finish(b, graph);
     heuristics = make(b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
     set(b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
@@ -273,6 +305,73 @@ static int propose(struct builder *b, const struct graph_shape *shape,
             heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSALS_MAX,
             &count, configs);
     return b->status == 0 ? (int)min_i64(count, PROPOSALS_MAX) : 0;
+}
+
+static void get(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                cudnnBackendAttributeType_t type, void *value_out)
+{
+    int64_t count = 0;
+
+    if (b->status == 0)
+        b->status = (int)b->library->cudnnBackendGetAttribute(d, name, type, 1, &count, value_out);
+}
+
+/* The number of an engine, the same for every graph that it can run. */
+static int64_t engine_number(struct builder *b, descriptor config)
+{
+    descriptor engine = make(b, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+    int64_t    number = -1;
+
+    get(b, config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, &engine);
+    get(b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, &number);
+    return number;
+}
+
+/* The settings of `config` as new ones; their number. */
+static int64_t copy_settings(struct builder *b, descriptor config,
+                             descriptor settings[SETTINGS_MAX])
+{
+    int64_t count = 0;
+
+    for (int i = 0; i < SETTINGS_MAX; i++)
+        settings[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+    if (b->status == 0)
+        b->status = (int)b->library->cudnnBackendGetAttribute(
+            config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, SETTINGS_MAX,
+            &count, settings);
+    count = min_i64(count, SETTINGS_MAX);
+    for (int64_t i = 0; i < count; i++) {
+        cudnnBackendKnobType_t type = CUDNN_KNOB_TYPE_COUNTS;
+        int64_t                value = 0;
+
+        get(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, &type);
+        get(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, &value);
+        settings[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+        set(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
+        set_int(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, value);
+        finish(b, settings[i]);
+    }
+    return count;
+}
+
+/* What was proposed for the shape that is asked for, for this shape. */
+static descriptor carry_over(struct builder *b, const struct graph_shape *shape, descriptor config)
+{
+    descriptor graph = make_graph(b, shape), settings[SETTINGS_MAX];
+    int64_t    number = engine_number(b, config), count = copy_settings(b, config, settings);
+    descriptor engine = make(b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), carried;
+
+    set_part(b, engine, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph);
+    set_int(b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, number);
+    if (b->card != NULL) set_part(b, engine, CUDNN_ATTR_ENGINE_DEVICEPROP, b->card);
+    finish(b, engine);
+    carried = make(b, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+    set_part(b, carried, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
+    if (count > 0)
+        set(b, carried, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, count,
+            settings);
+    finish(b, carried);
+    return carried;
 }
 
 static void close_configs(const struct graph_library *library, descriptor configs[PROPOSALS_MAX])
@@ -309,20 +408,19 @@ static int plan_of(struct graph_plan *out, const struct graph_library *library, 
 {
     struct builder b = {.library = library, .handle = handle};
     descriptor     plan = make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-    int64_t        count = 0, bytes = 0;
+    descriptor     carried = carry_over(&b, &out->shape, config);
+    int64_t        bytes = 0;
 
-    set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
+    set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, carried);
     set_handle(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE);
     finish(&b, plan);
-    if (b.status == 0)
-        b.status = (int)library->cudnnBackendGetAttribute(
-            plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &bytes);
+    get(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, &bytes);
     if (b.status == 0 && (uint64_t)bytes > GRAPH_WORKSPACE_BYTES)
         b.status = (int)CUDNN_STATUS_NOT_SUPPORTED;
     if (b.status == 0) {
         out->plan = plan;
         out->workspace_bytes = (uint64_t)bytes;
-        b.part_count = 0; /* it is the caller's now */
+        b.parts[0] = NULL; /* it is the caller's now */
     }
     builder_close(&b);
     return b.status;
@@ -356,11 +454,17 @@ int graph_proposals(const struct graph_library *library, const struct graph_shap
 {
     struct builder b = {.library = library, .card = card};
     descriptor     configs[PROPOSALS_MAX] = {NULL};
-    int            count = propose(&b, shape, configs);
+    int            count = propose(&b, shape, configs), carried = 0;
 
+    for (int i = 0; i < count; i++) {
+        struct builder one = {.library = library, .card = card};
+        (void)carry_over(&one, shape, configs[i]);
+        carried += one.status == 0;
+        builder_close(&one);
+    }
     close_configs(library, configs);
     builder_close(&b);
-    return b.status == 0 ? count : -b.status;
+    return b.status == 0 ? carried : -b.status;
 }
 
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,

@@ -59,6 +59,7 @@ int cuda_download(struct cuda_staging *staging, cudaStream_t stream, struct matr
     X(cublasLtCreate)                                                                              \
     X(cublasLtDestroy)                                                                             \
     X(cublasLtMatmul)                                                                              \
+    X(cublasLtMatmulAlgoCheck)                                                                     \
     X(cublasLtMatmulAlgoGetHeuristic)                                                              \
     X(cublasLtMatmulDescCreate)                                                                    \
     X(cublasLtMatmulDescDestroy)                                                                   \
@@ -135,13 +136,15 @@ void graphs_close(struct graphs *graphs);
 /* Is there a plan for this request, found now or before?  Otherwise own kernels must do it.  Also
  * true where a plan could not be made for want of memory: other kernels give other bits. */
 bool graphs_attention_fits(struct graphs *graphs, const struct attention_request *request);
-int  graphs_attention(struct graphs *graphs, const struct attention_request *request,
-                      struct workspace workspace, cudaStream_t stream);
+/* In a rehearsal a plan runs the first time only, over whatever lies there: the driver puts a
+ * kernel's code on the card when it first runs, and later there may be no memory left for it. */
+int graphs_attention(struct graphs *graphs, const struct attention_request *request,
+                     struct workspace workspace, bool rehearsing, cudaStream_t stream);
 /* `w`: [out, size * size * in], tap by tap; x, w, y bf16 and contiguous; bias f32. */
 bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request, int32_t out_h,
                       int32_t out_w);
 int  graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,
-                 struct workspace workspace, cudaStream_t stream);
+                 struct workspace workspace, bool rehearsing, cudaStream_t stream);
 const char *graphs_words(const struct graphs *graphs, int status);
 bool        graphs_lack_memory(int status);
 

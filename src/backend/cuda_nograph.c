@@ -25,11 +25,12 @@ bool graphs_attention_fits(struct graphs *graphs, const struct attention_request
 }
 
 int graphs_attention(struct graphs *graphs, const struct attention_request *request,
-                     struct workspace workspace, cudaStream_t stream)
+                     struct workspace workspace, bool rehearsing, cudaStream_t stream)
 {
     (void)graphs;
     (void)request;
     (void)workspace;
+    (void)rehearsing;
     (void)stream;
     return STATUS_NO_PLAN;
 }
@@ -45,12 +46,13 @@ bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request,
 }
 
 int graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,
-                struct workspace workspace, cudaStream_t stream)
+                struct workspace workspace, bool rehearsing, cudaStream_t stream)
 {
     (void)graphs;
     (void)request;
     (void)w;
     (void)workspace;
+    (void)rehearsing;
     (void)stream;
     return STATUS_NO_PLAN;
 }

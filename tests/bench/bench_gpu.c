@@ -53,7 +53,7 @@ static void check(int rc, const char *what, const struct err *err)
 
 /* ----------------------------------------------------------------------------------- opening */
 
-/* Every kept weight and vector is made up: numbers in [-1/8, 1/8). */
+/* Every kept weight and vector is made up: numbers in (-1/4, 1/4). */
 static void fill_arena(struct bench *bench, struct arena *arena, const void *inside,
                        enum dtype dtype)
 {
