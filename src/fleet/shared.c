@@ -142,3 +142,20 @@ uint64_t shared_pulse(const struct shared *shared)
 {
     return __atomic_load_n(shared->pulse, __ATOMIC_RELAXED);
 }
+
+/* ------------------------------------------------------------------------------------ weights */
+
+/* More than the weights of any model, several times; a length costs nothing. */
+static const int64_t WEIGHTS_BYTES = (int64_t)1 << 40;
+
+int shared_weights_open(void)
+{
+    const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    int       fd = os.memfd_create("mural-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    if (fd >= 0 && os.ftruncate(fd, WEIGHTS_BYTES) == 0 && os.add_seals(fd, seals) == 0) return fd;
+    log_line(LOG_WARN, "workers share no memory for weights, each has its own: %s",
+             strerror(errno));
+    if (fd >= 0) (void)os.close(fd);
+    return -1;
+}
