@@ -56,7 +56,7 @@ struct shared_pins {
     bool          failed; /* told of; nothing is taken any more */
 };
 
-static void fail(struct shared_pins *pins, const char *what, int code)
+static void do_without(struct shared_pins *pins, const char *what, int code)
 {
     if (!pins->failed)
         log_line(
@@ -86,7 +86,7 @@ static void unlock(struct shared_pins *pins, int64_t at)
 {
     for (int attempt = 0; attempt < 3; attempt++)
         if (os.lock_byte(pins->fd, at, false) == 0) return;
-    fail(pins, "a lock is not let go", errno);
+    do_without(pins, "a lock is not let go", errno);
 }
 
 /* ------------------------------------------------------------------------------------- table */
@@ -114,7 +114,7 @@ static struct place add(struct shared_pins *pins, const struct shared_pins_reque
 
     if (!request->may_make) return place;
     if (count == ENTRIES_MAX || !end_of(pins, at, request->bytes, &end)) {
-        fail(pins, "its file is full", 0);
+        do_without(pins, "its file is full", 0);
         return place;
     }
     *entry = (struct entry){.name = request->name, .bytes = request->bytes};
@@ -130,12 +130,12 @@ static struct place find_or_add(struct shared_pins *pins, const struct shared_pi
     struct place   place = {.index = -1, .at = ALIGNMENT};
     uint64_t       end;
 
-    if (count > ENTRIES_MAX) fail(pins, "its table cannot be true", 0);
+    if (count > ENTRIES_MAX) do_without(pins, "its table cannot be true", 0);
     for (uint32_t i = 0; i < count && !pins->failed; i++) {
         /* Once: what is checked is what is used. */
         uint64_t bytes = __atomic_load_n(&pins->table->entries[i].bytes, __ATOMIC_RELAXED);
         if (!end_of(pins, place.at, bytes, &end)) {
-            fail(pins, "its table cannot be true", 0);
+            do_without(pins, "its table cannot be true", 0);
         } else if (pins->table->entries[i].name == request->name && bytes == request->bytes) {
             place.index = (int32_t)i;
             return place;
@@ -177,7 +177,7 @@ static int make(struct shared_pins *pins, struct place place,
     int failed = populate(memory, request->bytes), status = 0;
 
     if (failed != 0)
-        fail(pins, "the system has no such memory left", failed);
+        do_without(pins, "the system has no such memory left", failed);
     else
         status = request->fill(request->user, memory);
     *made_out = failed == 0 && status == 0;
@@ -199,7 +199,7 @@ static bool await_full(struct shared_pins *pins, struct place place,
     if (is_full(pins, place)) return true;
     failed = lock(pins, ENTRY_LOCK + place.index);
     if (failed != 0) {
-        fail(pins, "another one takes too long, or a lock is not to be had", failed);
+        do_without(pins, "another one takes too long, or a lock is not to be had", failed);
         return false;
     }
     if (!is_full(pins, place)) *status_out = make(pins, place, request, memory, made_out);
@@ -219,7 +219,7 @@ int shared_pins_take(struct shared_pins *pins, const struct shared_pins_request 
     *made_out = false;
     if (pins->failed) return 0;
     failed = lock(pins, TABLE_LOCK);
-    if (failed != 0) fail(pins, "a lock is not to be had", failed);
+    if (failed != 0) do_without(pins, "a lock is not to be had", failed);
     if (failed != 0) return 0;
     place = find_or_add(pins, request);
     unlock(pins, TABLE_LOCK);
@@ -227,7 +227,7 @@ int shared_pins_take(struct shared_pins *pins, const struct shared_pins_request 
     memory = os.mmap(NULL, (size_t)request->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, pins->fd,
                      (int64_t)place.at);
     if (memory == MAP_FAILED) {
-        fail(pins, "it cannot be mapped", errno);
+        do_without(pins, "it cannot be mapped", errno);
         return 0;
     }
     (void)madvise(memory, (size_t)request->bytes, MADV_HUGEPAGE);
@@ -258,13 +258,13 @@ struct shared_pins *shared_pins_open(int fd)
     length = os.seek_end(fd);
     pins->file_bytes = length < 0 ? 0 : (uint64_t)length;
     if (length < (int64_t)ALIGNMENT) {
-        fail(pins, "descriptor is no file for it", length < 0 ? errno : 0);
+        do_without(pins, "descriptor is no file for it", length < 0 ? errno : 0);
         goto out;
     }
     pins->table = os.mmap(NULL, sizeof *pins->table, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (pins->table != MAP_FAILED) return pins;
     pins->table = NULL;
-    fail(pins, "it cannot be mapped", errno);
+    do_without(pins, "it cannot be mapped", errno);
 out:
     shared_pins_close(pins);
     return NULL;
