@@ -32,7 +32,7 @@ enum { MIB = 1 << 20 };
 /* What all processes count in. */
 static struct {
     int fills, finished;
-} * counted;
+} *counted;
 
 static int file_make(int64_t bytes)
 {
