@@ -36,20 +36,20 @@ struct parcel_sizes {
 };
 
 struct backend_options {
-    enum machine machine;
-    int32_t      device;  /* number of the GPU                                            */
-    enum dtype   compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
-    uint32_t     threads; /* 0: all CPUs this process may use                             */
-    uint64_t     conv_weight_elements_max; /* largest convolution weight of the model     */
-    uint64_t     arena_limit_bytes;        /* scratch may never exceed this               */
-    uint64_t     kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
-    struct pool *pool;           /* of a distant machine: what all its memory comes from; outlives
+    enum machine        machine;
+    int32_t             device;  /* number of the GPU                                            */
+    enum dtype          compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
+    uint32_t            threads; /* 0: all CPUs this process may use                             */
+    uint64_t            conv_weight_elements_max; /* largest convolution weight of the model     */
+    uint64_t            arena_limit_bytes;        /* scratch may never exceed this               */
+    uint64_t            kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    struct pool        *pool;    /* of a distant machine: what all its memory comes from; outlives
                                     the backend; NULL: a pool for each arena              */
     struct parcel_sizes parcels; /* of a distant machine: as a dry run found them         */
     uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
                               where the weights are whenever they travel                    */
-    int shared_fd; /* a file for parcels' bytes that other processes have too, as in shared_pins.h;
-                      0: there is none                                                     */
+    /* A file for parcels' bytes that other processes have too, as in shared_pins.h; 0: none. */
+    int       shared_fd;
     uint64_t *pulse; /* counted up, atomically, with every operation; another process may watch it
                         to see that this one lives; NULL: nobody does                          */
 };

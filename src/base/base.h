@@ -186,7 +186,7 @@ struct os_calls {
     int (*memfd_create)(const char *name, unsigned flags);
     int (*fallocate)(int fd, int mode, int64_t offset, int64_t bytes);
     int (*add_seals)(int fd, int seals);
-    int64_t (*seek_end)(int fd);                                     /* bytes of the file */
+    int64_t (*seek_end)(int fd); /* bytes of the file */
     int (*spawn)(int *pid_out, const struct spawn_request *request); /* 0 or errno */
     int (*waitpid)(int pid, int *status_out, int flags);
     int (*kill)(int pid, int signal);
@@ -234,8 +234,8 @@ bool os_absolute(char *out, size_t capacity, const char *path);
 /* The folder part of `path` into out, "." when there is none; false when it does not fit. */
 bool os_folder(char *out, size_t capacity, const char *path);
 
-double   os_seconds(void);          /* monotonic */
-uint32_t os_cpu_count(void);        /* CPUs this process may use */
+double   os_seconds(void);   /* monotonic */
+uint32_t os_cpu_count(void); /* CPUs this process may use */
 uint64_t os_host_bytes_total(void); /* RAM, whoever uses it; 0: not known */
 /* Memory this process may still take: MemAvailable, or less under the limit of a cgroup. */
 uint64_t os_host_bytes_free(void);

@@ -55,15 +55,16 @@ struct engine_options {
     int32_t             gpu;       /* number of the GPU, with ENGINE_CUDA */
     enum precision      precision; /* AUTO: bf16 where the machine multiplies bf16 in hardware */
     uint32_t            threads;   /* 0: all */
-    uint32_t text_tokens;          /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
-    int      shared_fd; /* beside a GPU: a file for weights that workers share in the host's
-                           memory, as in struct backend_options; 0: none */
-    uint64_t *pulse;    /* as in struct backend_options; NULL: nobody watches */
+    uint32_t  text_tokens;         /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
+    /* A file for weights that workers share in the host's memory, as in struct backend_options; 0:
+     * none. */
+    int       shared_fd;
+    uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
     const struct engine_device *device;
-    struct engine_memory        memory; /* of a GPU                                             */
-    bool                        text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
-                                                engine_numeric_version                               */
+    struct engine_memory memory;   /* of a GPU                                             */
+    bool                 text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
+                                         engine_numeric_version                               */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */

@@ -8,9 +8,13 @@
  *     4096    latents [latent_values] f32, then velocities [latent_values], then pixels
  *             [pixel_values], each area at a multiple of 4096
  *
+ * and, for all workers of a machine with memory of its own together, a file for weights: made
+ * here, laid out by the workers (backend/shared_pins.c), and never mapped by the supervisor.
+ *
  * The supervisor fills inputs, asks, and reads results only after the answer; in between the
- * areas are the worker's.  The memory has no name in any folder, is committed when it is made, and
- * its length is sealed: neither side can be brought to fault by the other.
+ * areas are the worker's.  Memory of both kinds has no name in any folder, and its length is
+ * sealed; the areas are committed when they are made: neither side can be brought to fault by the
+ * other.
  */
 #include "fleet/fleet_int.h"
 
