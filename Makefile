@@ -15,7 +15,7 @@ B       := build/$(VARIANT)
 
 PACKAGES := gcc libc6-dev make libtiff-dev libpng-dev zlib1g-dev libdnnl-dev libjansson-dev \
             libyaml-dev libdeflate-dev libzstd-dev liblcms2-dev libutf8proc-dev \
-            libxxhash-dev libcmocka-dev
+            libxxhash-dev libcmocka-dev zstd xz-utils
 LIBS     := -ltiff -lpng -lz -ldnnl -ljansson -lyaml -ldeflate -lzstd -llcms2 -lutf8proc \
             -lxxhash -lm -lpthread
 
@@ -57,9 +57,10 @@ else
 NOT_BUILT := $(filter-out src/backend/cuda_absent.c,$(CUDA_C))
 endif
 
-SOURCES := $(filter-out $(NOT_BUILT),$(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c))
+SOURCES := $(filter-out $(NOT_BUILT) src/bundle/%,$(wildcard src/*.c src/*/*.c tiling/*.c kernels/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/%.o)
-PARTS   := $(filter-out $(B)/src/main.o $(B)/src/report.o,$(OBJECTS))
+OUTSIDE := $(patsubst %,$(B)/src/%.o,batch console report) # of the program, beside main
+PARTS   := $(filter-out $(B)/src/main.o $(OUTSIDE),$(OBJECTS))
 LIBRARY := $(B)/libmural.a
 PROGRAM := $(B)/mural
 
@@ -73,11 +74,13 @@ ifneq ($(NVCC),)
 CUDA_CHECKS := $(patsubst %.c,$(B)/%,$(filter-out $(if $(CUDNN),,%/test_graph_cuda.c), \
                    $(wildcard tests/kernels/test_*_cuda.c tests/unit/test_*_cuda.c)))
 endif
-BENCH   := $(B)/tests/bench/bench_memory
+BENCH   := $(B)/tests/bench/bench_memory $(B)/tests/bench/bench_jobs
+# What the engine's memory is measured against.
+YARDS   := $(B)/tests/bench/segment.o $(B)/tests/bench/solve.o
 CHECKS  := $(UNIT) $(KERNEL) $(PARITY) $(FAULT) $(CUDA_CHECKS) $(BENCH)
 
 # Goals that promise to do everything themselves install what is missing first.
-ifneq ($(filter demo test quick setup,$(MAKECMDGOALS)),)
+ifneq ($(filter demo test quick setup bundle,$(MAKECMDGOALS)),)
 SETUP := setup
 endif
 
@@ -122,11 +125,11 @@ $(LIBRARY): $(PARTS) $(CUDA_OBJECTS)
 	@echo "  AR    $@"
 	@rm -f $@ && ar rcs $@ $^
 
-$(PROGRAM): $(B)/src/main.o $(B)/src/report.o $(LIBRARY)
+$(PROGRAM): $(B)/src/main.o $(OUTSIDE) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-$(CHECKS): %: %.o $(LIBRARY)
+$(CHECKS): %: %.o $(YARDS) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
 
@@ -180,15 +183,36 @@ KIT     := build/kit
 KIT_OF  := $(CUDA_CHECKS) $(B)/tests/unit/test_ops $(PARITY) $(B)/tests/bench/bench_gpu $(BENCH) \
            $(B)/tests/gpu/hog $(B)/tests/gpu/psnr
 
-bundle: $(PROGRAM) ## a folder that runs on another Linux: build/bundle, packed build/bundle.tar.xz
-	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib
-	@cp $(PROGRAM) $(BUNDLE)/mural && strip $(BUNDLE)/mural
+# oneDNN is larger than all the rest, so it goes packed into a small library of its name; the licence
+# of each library that is carried is found by the package that it is from.
+ONEDNN  = ldd $(PROGRAM) | awk '$$1 ~ /^libdnnl\./ {print $$$(1)}'
+$(B)/bundle/onednn.zst: $(PROGRAM)
+	@mkdir -p $(@D)
+	@echo "  PACK  $@"
+	@zstd -q -f -9 "$$($(call ONEDNN,3))" -o $@ && touch $@
+$(B)/bundle/onednn.so: src/bundle/unpack.c $(B)/bundle/onednn.zst
+	@echo "  LINK  $@"
+	@$(CC) $(CFLAGS) -fPIC -fvisibility=hidden -shared -Wl,-soname,"$$($(call ONEDNN,1))" \
+	    "-DUNPACK_CALLS=$$(nm -D -u $(PROGRAM) | awk '$$2 ~ /^dnnl_/ {printf "X(%s) ", $$2}')" \
+	    '-DUNPACK_FILE="$(B)/bundle/onednn.zst"' $< -lzstd -o $@
+
+.PHONY: $(BUNDLE)
+$(BUNDLE): $(PROGRAM) $(B)/bundle/onednn.so
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/lib $(BUNDLE)/licences $(BUNDLE)/samples
+	@cp $(PROGRAM) $(BUNDLE)/mural
 	@$(call carried,$(PROGRAM)) | xargs -I{} cp -L {} $(BUNDLE)/lib/
-	@cp LICENSE README.md $(BUNDLE)/
-	@if [ -d samples/model ]; then cp -r samples/model $(BUNDLE)/model; fi
-	@tar -C build -cf - bundle | xz -T0 -3 >build/bundle.tar.xz
-	@$(BUNDLE)/mural help >/dev/null && du -m --apparent-size -s $(BUNDLE) build/bundle.tar.xz | \
-	    awk '{print "built " $$2 ": " $$1 " MB"}'
+	@cp $(B)/bundle/onednn.so "$(BUNDLE)/lib/$$($(call ONEDNN,1))"
+	@strip $(BUNDLE)/mural $(BUNDLE)/lib/*
+	@for lib in $$($(call carried,$(PROGRAM))); do \
+	    from=$$(dpkg -S "*/x86_64-linux-gnu/$$(basename "$$(readlink -f $$lib)")" 2>/dev/null | cut -d: -f1 | head -1); \
+	    [ -z "$$from" ] || cp /usr/share/doc/$$from/copyright $(BUNDLE)/licences/$$from; done
+	@cp LICENSE README.md $(BUNDLE)/ && cp samples/*.yaml $(BUNDLE)/samples/
+	@tar -C samples --exclude=work --exclude='*.py' --exclude='*.cu' --exclude=__pycache__ -cf - model | tar -C $(BUNDLE) -xf -
+	@tests/bundle/run.sh $(BUNDLE) $(PROGRAM)
+
+bundle: $(BUNDLE) ## a folder that runs on another Linux: build/bundle, packed build/bundle.tar.xz
+	@tar -C build -cf - bundle | xz -T0 -0 >build/bundle.tar.xz # weights hardly pack: 1 % above -3
+	@du -sb $(BUNDLE) build/bundle.tar.xz | awk '{printf "built %s: %.0f MB\n", $$2, $$1 / 1e6}'
 
 # The mains of many programs get names of their own, and one more main calls them.
 $(B)/kit/%.o: | $(SETUP)
@@ -196,10 +220,10 @@ $(B)/kit/%.o: | $(SETUP)
 	@objcopy --redefine-sym main=$*_main $< $@
 $(foreach p,$(KIT_OF),$(eval $(B)/kit/$(notdir $(p)).o: $(p).o))
 $(B)/kit/mural.o: $(B)/src/main.o
-$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(B)/src/report.o $(LIBRARY)
+$(B)/kit/kit: tests/gpu/kit.c $(KIT_OF:%=%.o) $(foreach p,$(KIT_OF),$(B)/kit/$(notdir $(p)).o) $(B)/kit/mural.o $(OUTSIDE) $(YARDS) $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(CFLAGS) '-DKIT_PROGRAMS=X(mural) $(foreach p,$(KIT_OF),X($(notdir $(p))))' $(LDFLAGS) \
-	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(B)/src/report.o $(LIBRARY) -lcmocka $(LIBS) -o $@
+	    $(filter %.c,$^) $(filter $(B)/kit/%.o,$^) $(OUTSIDE) $(YARDS) $(LIBRARY) -lcmocka $(LIBS) -o $@
 
 kit: $(B)/kit/kit ## the tests of a GPU as a folder and an archive: build/kit, build/kit.tar.xz
 	@rm -rf $(KIT) && mkdir -p $(KIT)/lib $(KIT)/golden
@@ -235,5 +259,5 @@ fuzz: $(FUZZ) ## build every fuzz target (run them with: make test, or by hand)
 clean: ## remove build/
 	rm -rf build
 
--include $(OBJECTS:.o=.d)
+-include $(OBJECTS:.o=.d) $(YARDS:.o=.d)
 -include $(CHECKS:=.d) $(FUZZ:=.d) $(B)/tests/fault/worker.d $(B)/tests/bench/bench_gpu.d

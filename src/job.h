@@ -1,5 +1,5 @@
 /*
- * job.h - a job as mural.c and job_plan.c share it.
+ * job.h - jobs and workshops as the files of the library share them.
  *
  * Private to the library; callers know mural.h.
  */
@@ -15,8 +15,54 @@
 
 #include <stdatomic.h>
 
+/* Of a GPU: what a process answered, or this one found out, when it was last asked. */
+struct workshop_answer {
+    bool                 known, tried; /* tried: `flops` was asked for, of a model like `trial` */
+    int32_t              gpu;
+    struct engine_facts  trial;
+    struct engine_device device;
+    double               flops;
+    struct err           why; /* code other than ERR_OK: it failed */
+};
+
+/* What is loaded, or would be. */
+struct workshop_load {
+    char                  model[1024], transformer[1024], vae[1024];
+    struct engine_options options; /* its texts are those above */
+    struct engine_device  device;
+    uint32_t              worker_count; /* 0: this process paints */
+    double                timeout_seconds;
+    int32_t               channels;
+    uint64_t              model_identity;
+    size_t                size_count;
+    struct engine_size    sizes[ENGINE_SIZES_MAX];
+};
+
+/* Said once, however many jobs it is true of. */
+enum workshop_note { NOTE_SAMPLE = 1 << 0, NOTE_DEVICE = 1 << 1 };
+
+struct mural_workshop {
+    const char            *program; /* NULL: this process paints */
+    struct mural_job      *jobs;    /* all that are open, in their order */
+    struct mural_job      *running; /* the last that ran, for painters that ask whether to stop */
+    struct workshop_answer answer;
+    struct workshop_load   load; /* with painters: what they have */
+    struct studio         *studio;
+    struct fleet          *fleet;
+    struct painter         own;
+    const struct painter  *painters; /* [painter_count]; NULL: nothing is loaded */
+    uint32_t               painter_count;
+    uint64_t               steps_run; /* since it was loaded */
+    unsigned               told;      /* enum workshop_note */
+};
+
 struct mural_job {
     enum mural_task        task;
+    struct mural_workshop *workshop;
+    struct mural_job      *next;    /* in it */
+    bool                   alone;   /* the workshop is the job's own */
+    bool                   planned; /* job_plan_make was through */
+    bool                   over;    /* it ran, or need not */
     struct config          config;
     bool                   sample_model; /* nobody chose another */
     struct engine_options  options;
@@ -29,6 +75,7 @@ struct mural_job {
     uint32_t               gpu_shares;                /* 0: the CPU paints               */
     bool                   elsewhere;                 /* a plan for a GPU that is not here */
     double                 speed;                     /* FLOP/s; 0: not known            */
+    double                 disk_speed; /* bytes/s of the model's files, measured; 0: not   */
     uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
     const char            *worker_program;            /* NULL: this process paints */
     uint32_t               worker_count;
@@ -36,12 +83,29 @@ struct mural_job {
     mural_progress_fn      on_progress;
     void                  *user;
     atomic_int             stop; /* enum mural_stop; set from anywhere */
+    uint64_t               steps_run;
     /* Tiles to paint again. */
     bool        again_seed_given;
     uint64_t    again_seed;
     char       *again_prompt; /* NULL: as it was */
     struct pace pace;
 };
+
+/* ----------------------------------------------------------------------------- workshop.c */
+
+int workshop_open(struct mural_workshop **out, const char *program, struct err *err);
+/* Painters with this model and room for this job, in workshop->painters: those of the job before
+ * where they will do. */
+int workshop_ready(struct mural_workshop *workshop, struct mural_job *job, uint64_t model_identity,
+                   struct err *err);
+/* Unload, and end all workers. */
+void workshop_rest(struct mural_workshop *workshop);
+void workshop_join(struct mural_workshop *workshop, struct mural_job *job);
+void workshop_leave(struct mural_workshop *workshop, const struct mural_job *job);
+/* Is the note new? */
+bool workshop_tells(struct mural_workshop *workshop, enum workshop_note note);
+
+/* ----------------------------------------------------------------------------- job_plan.c */
 
 /* Fills options, plan, facts, costs, gpu and info from task and config. */
 int job_plan_make(struct mural_job *job, struct err *err);

@@ -130,20 +130,67 @@ static bool is_own_choice(const struct mural_job *job)
 /* More than any driver takes to start, with many cards and nobody to keep them awake. */
 static const double PROBE_SECONDS = 60;
 
-/* Where other processes paint, another one asks. */
-static int ask_gpu(struct engine_device *out, double *flops_out, const struct mural_job *job,
-                   const struct engine_facts *trial, struct err *err)
+/* What a trial of the GPU needs to know of the model; reads its configuration only. */
+static int trial_facts(struct engine_facts *out, const struct mural_job *job, struct err *err)
 {
-    int                  rc = ERR_OK;
+    struct engine_options options = job->options;
+    struct engine_size    least = {
+           .w_px = TILING_SIDE_MIN_PX, .h_px = TILING_SIDE_MIN_PX, .tiles = 1, .steps = 1};
+    struct engine_cost ignored;
+    int                rc;
+
+    options.machine = ENGINE_CPU;
+    rc = engine_estimate(&ignored, out, &options, &least, 1, err);
+    out->bf16 = job->options.precision != PRECISION_F32;
+    return rc;
+}
+
+/* Where other processes paint, another one asks. */
+static void ask(struct workshop_answer *answer, const struct mural_job *job)
+{
     struct probe_request probe = {.program = job->worker_program,
                                   .gpu = job->options.gpu,
-                                  .trial = trial,
+                                  .trial = answer->tried ? &answer->trial : NULL,
                                   .timeout_seconds = PROBE_SECONDS};
+    int                  rc;
 
-    *flops_out = 0;
-    if (job->worker_program != NULL) return fleet_probe(out, flops_out, &probe, err);
-    TRY(engine_find_device(out, &job->options, err));
-    if (trial != NULL) TRY(engine_speed(flops_out, &job->options, trial, err));
+    if (job->worker_program != NULL) {
+        (void)fleet_probe(&answer->device, &answer->flops, &probe, &answer->why);
+        return;
+    }
+    rc = engine_find_device(&answer->device, &job->options, &answer->why);
+    if (rc == ERR_OK && answer->tried)
+        rc = engine_speed(&answer->flops, &job->options, &answer->trial, &answer->why);
+    if (rc == ERR_OK) answer->device.link_bytes_per_second = engine_link_speed(&job->options);
+}
+
+static bool answers(const struct workshop_answer *known, const struct workshop_answer *wanted)
+{
+    return known->known && known->gpu == wanted->gpu &&
+           (!wanted->tried ||
+            (known->tried && known->trial.hidden == wanted->trial.hidden &&
+             known->trial.heads == wanted->trial.heads && known->trial.bf16 == wanted->trial.bf16));
+}
+
+/* The device, and its speed unless that is stated, with one question; none for a job after another
+ * that asked the same: by then the GPU's memory may be in use, by ourselves. */
+static int ask_gpu(struct mural_job *job, struct err *err)
+{
+    int                     rc = ERR_OK;
+    struct workshop_answer *known = &job->workshop->answer;
+    struct workshop_answer  wanted = {.gpu = job->options.gpu,
+                                      .tried = job->config.card_tflops <= 0};
+
+    if (wanted.tried) TRY(trial_facts(&wanted.trial, job, err));
+    if (!answers(known, &wanted)) {
+        ask(&wanted, job);
+        wanted.known = true;
+        *known = wanted;
+    }
+    job->device = known->device;
+    job->speed = known->flops;
+    *err = known->why;
+    rc = (int)known->why.code;
 out:
     return rc;
 }
@@ -156,18 +203,18 @@ static int choose_device(struct mural_job *job, struct err *err)
     int        rc = ERR_OK;
     bool       sized = job->task == MURAL_PLAN && job->config.vram_bytes > 0;
     struct err why = {.code = ERR_OK};
-    double     untried;
 
     if (is_own_choice(job) || sized) job->options.machine = ENGINE_CUDA;
     if (!on_gpu(job)) goto out;
-    rc = ask_gpu(&job->device, &untried, job, NULL, &why);
+    rc = ask_gpu(job, &why);
     if (rc == ERR_OK) {
         job->options.device = &job->device;
     } else if (sized) {
         job->elsewhere = true;
         rc = ERR_OK;
     } else if (is_own_choice(job) && job->device.absent[0] != '\0') {
-        log_line(LOG_NOTE, "painting on the CPU: %s", job->device.absent);
+        if (workshop_tells(job->workshop, NOTE_DEVICE))
+            log_line(LOG_NOTE, "painting on the CPU: %s", job->device.absent);
         job->options.machine = ENGINE_CPU;
         rc = ERR_OK;
     } else {
@@ -177,10 +224,16 @@ out:
     return rc;
 }
 
+/* Drafts are painted one after the other, each by all that there is. */
+static uint32_t workers_wanted(const struct mural_job *job)
+{
+    return paints_tiles(job) ? (uint32_t)job->config.workers : 1;
+}
+
 /* The CPU's threads are shared out among workers. */
 static void count_workers(struct mural_job *job)
 {
-    uint32_t count = (uint32_t)job->config.workers;
+    uint32_t count = workers_wanted(job);
     uint32_t threads = job->config.threads > 0 ? (uint32_t)job->config.threads : os_cpu_count();
 
     if (job->worker_program == NULL) return;
@@ -253,9 +306,37 @@ static uint64_t host_bytes_peak(const struct mural_job *job)
     return job->scratch_bytes + job->host_bytes + (job->gpu_shares > 0 ? job->gpu.pinned_bytes : 0);
 }
 
+/* ----------------------------------------------------------------------------------- rates */
+
+/* Where nothing could be measured: PCIe 3.0 x16, or 4.0 x8, and between a SATA and an NVMe disk. */
+static const double LINK_ASSUMED = 12e9, DISK_ASSUMED = 1e9;
+
+static double choose_rate(enum mural_source *source_out, double given, double measured,
+                          double assumed)
+{
+    *source_out = given > 0 ? MURAL_GIVEN : measured > 0 ? MURAL_MEASURED : MURAL_ASSUMED;
+    return given > 0 ? given : measured > 0 ? measured : assumed;
+}
+
+static double link_rate(const struct mural_job *job, enum mural_source *source_out)
+{
+    double measured = job->elsewhere ? 0 : job->device.link_bytes_per_second;
+
+    return choose_rate(source_out, (double)job->config.link_bytes_per_second, measured,
+                       LINK_ASSUMED);
+}
+
+static double disk_rate(const struct mural_job *job, enum mural_source *source_out)
+{
+    return choose_rate(source_out, (double)job->config.disk_bytes_per_second, job->disk_speed,
+                       DISK_ASSUMED);
+}
+
 static struct mural_gpu_plan gpu_info(const struct mural_job *job)
 {
     const struct engine_outlook *gpu = &job->gpu;
+
+    enum mural_source link, disk;
 
     if (job->gpu_shares == 0) return (struct mural_gpu_plan){.bytes_allowed = 0};
     return (struct mural_gpu_plan){.bytes_allowed = gpu->cap_bytes,
@@ -274,9 +355,14 @@ static struct mural_gpu_plan gpu_info(const struct mural_job *job)
                                    .strip_levels = gpu->strip_levels,
                                    .compute_seconds = gpu->compute_seconds,
                                    .link_seconds = gpu->link_seconds,
-                                   .link_bytes_per_second =
-                                       (double)job->config.link_bytes_per_second,
+                                   .disk_seconds = gpu->disk_seconds,
+                                   .link_bytes_per_second = link_rate(job, &link),
+                                   .disk_bytes_per_second = disk_rate(job, &disk),
                                    .flop_per_second = job->speed,
+                                   .link_source = link,
+                                   .disk_source = disk,
+                                   .flop_source =
+                                       job->config.card_tflops > 0 ? MURAL_GIVEN : MURAL_MEASURED,
                                    .text_on_cpu = gpu->text_on_cpu,
                                    .elsewhere = job->elsewhere,
                                    .expandable = job->options.memory.expandable,
@@ -285,16 +371,16 @@ static struct mural_gpu_plan gpu_info(const struct mural_job *job)
                                    .idle_share_max = job->options.memory.fragmentation_max};
 }
 
-/* 0 when the speed is not known.  Steps that wait for the link take as long as it does. */
+/* 0 when the speed is not known.  Steps that wait for link or disk take as long as that does. */
 static double seconds_total(const struct mural_job *job)
 {
     const struct engine_outlook *gpu = &job->gpu;
     double tiles = paints_tiles(job) ? (double)grid_count(&job->plan.grid) : 0;
     double steps = job->costs.predict * render_tile_steps(&job->config) * tiles;
-    double waits =
-        job->gpu_shares > 0 && gpu->link_seconds > gpu->compute_seconds && gpu->compute_seconds > 0
-            ? gpu->link_seconds / gpu->compute_seconds - 1
-            : 0;
+    double visit = gpu->link_seconds > gpu->disk_seconds ? gpu->link_seconds : gpu->disk_seconds;
+    double waits = job->gpu_shares > 0 && visit > gpu->compute_seconds && gpu->compute_seconds > 0
+                       ? visit / gpu->compute_seconds - 1
+                       : 0;
 
     return job->speed > 0 ? (flop_total(job) + steps * waits) / job->speed : 0;
 }
@@ -352,13 +438,14 @@ out:
 /* FLOP/s as stated or, of a machine that is here, tried. */
 static int find_speed(struct mural_job *job, struct err *err)
 {
-    struct engine_device device;
+    double tried = job->elsewhere ? 0 : job->speed; /* when the GPU was asked */
 
-    job->speed = on_gpu(job) ? 1e12 * job->config.card_tflops : 0;
-    if (job->speed > 0 || job->elsewhere || (!on_gpu(job) && job->task != MURAL_PLAN))
-        return ERR_OK;
-    if (on_gpu(job)) return ask_gpu(&device, &job->speed, job, &job->facts, err);
-    return engine_speed(&job->speed, &job->options, &job->facts, err);
+    job->speed = 0;
+    if (on_gpu(job))
+        job->speed = job->config.card_tflops > 0 ? 1e12 * job->config.card_tflops : tried;
+    else if (job->task == MURAL_PLAN)
+        return engine_speed(&job->speed, &job->options, &job->facts, err);
+    return ERR_OK;
 }
 
 /* Shares a GPU's memory out, in `shares` equal parts; weights in the host's memory are there once.
@@ -374,13 +461,15 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
                                    ? (uint32_t)grid_count(&job->plan.grid)
                                    : GPU_TILES_MAX;
     size_t             count;
+    enum mural_source  ignored;
 
     if (!job->elsewhere) TRY(engine_card_here(&card, &job->options, err));
     card.host_bytes = os_host_bytes_total();
     card.host_free_bytes = os_host_bytes_free();
     card.host_free_bytes -= own < card.host_free_bytes ? own : card.host_free_bytes;
     card.vram_bytes /= shares;
-    card.link_bytes_per_second = (double)job->config.link_bytes_per_second;
+    card.link_bytes_per_second = link_rate(job, &ignored);
+    card.disk_bytes_per_second = disk_rate(job, &ignored);
     card.flop_per_second = job->speed;
     job->options.memory.vram_bytes = job->config.vram_bytes / shares;
     job->gpu_shares = 0; /* sizes are then those of one tile at a time */
@@ -393,6 +482,7 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
     job->options.memory.vram_bytes = job->gpu.cap_bytes;
     job->options.memory.tiles_per_pass = job->gpu.tiles_per_pass;
     job->options.memory.link_bytes_per_second = card.link_bytes_per_second;
+    job->options.memory.disk_bytes_per_second = card.disk_bytes_per_second;
     job->options.memory.flop_per_second = card.flop_per_second;
     count_host_bytes(job);
     if (!job->gpu.text_on_cpu || job->options.text_on_cpu) goto out;
@@ -407,13 +497,15 @@ out:
 static int fit_gpu(struct mural_job *job, struct err *err)
 {
     int      rc = ERR_OK;
-    uint32_t shares = job->config.persistent_workers ? (uint32_t)job->config.workers : 1;
+    uint32_t shares = job->config.persistent_workers ? workers_wanted(job) : 1;
     char     words[32];
     bool     may_change = strcmp(job->config.on_short, "change") == 0;
 
-    if (is_own_choice(job) && !job->elsewhere)
+    if (is_own_choice(job) && !job->elsewhere && workshop_tells(job->workshop, NOTE_DEVICE))
         log_line(LOG_NOTE, "painting on GPU %d: %s, %s", job->options.gpu, job->device.name,
                  text_bytes(words, sizeof words, job->device.bytes_total));
+    if (job->config.offload && job->config.disk_bytes_per_second == 0)
+        job->disk_speed = engine_disk_speed(&job->options);
     while ((rc = plan_gpu(job, shares, err)) == ERR_DEVICE_MEM && may_change && paints_tiles(job) &&
            job->config.tile_px > TILE_LEAST_PX) {
         int32_t smaller = job->config.tile_px * 3 / 4 / 16 * 16;
@@ -431,21 +523,66 @@ out:
     return rc;
 }
 
-int job_plan_make(struct mural_job *job, struct err *err)
+/* Another job of the workshop whose plan is this one's too, or NULL. */
+static const struct mural_job *find_alike(const struct mural_job *job)
 {
-    int      rc = ERR_OK;
-    uint64_t disk_free = 0;
+    for (const struct mural_job *other = job->workshop->jobs; other != NULL; other = other->next)
+        if (other != job && other->planned && other->task == job->task &&
+            config_plans_alike(&other->config, &job->config))
+            return other;
+    return NULL;
+}
 
-    TRY(render_plan_make(&job->plan, &job->config, err));
+static void plan_like(struct mural_job *job, const struct mural_job *other)
+{
+    struct engine_options own = options_of(&job->config);
+
+    job->options = other->options;
+    job->options.model_folder = own.model_folder;
+    job->options.transformer = own.transformer;
+    job->options.vae = own.vae;
+    job->device = other->device;
+    if (other->options.device != NULL) job->options.device = &job->device;
+    job->facts = other->facts;
+    job->costs = other->costs;
+    job->gpu = other->gpu;
+    job->gpu_shares = other->gpu_shares;
+    job->elsewhere = other->elsewhere;
+    job->speed = other->speed;
+    job->disk_speed = other->disk_speed;
+    job->scratch_bytes = other->scratch_bytes;
+    job->host_bytes = other->host_bytes;
+    job->worker_count = other->worker_count;
+}
+
+static int plan_anew(struct mural_job *job, struct err *err)
+{
+    int rc = ERR_OK;
+
     job->options = options_of(&job->config);
-    job->pace.warmup_steps = (uint32_t)job->config.warmup_batches;
     TRY(choose_device(job, err));
     count_workers(job);
     TRY(measure(job, err));
     TRY(find_speed(job, err));
     if (on_gpu(job)) TRY(fit_gpu(job, err));
+out:
+    return rc;
+}
+
+int job_plan_make(struct mural_job *job, struct err *err)
+{
+    int                     rc = ERR_OK;
+    uint64_t                disk_free = 0;
+    const struct mural_job *alike = find_alike(job);
+
+    TRY(render_plan_make(&job->plan, &job->config, err));
+    if (alike != NULL)
+        plan_like(job, alike);
+    else
+        TRY(plan_anew(job, err));
     TRY(render_disk_free(&disk_free, job->config.output, err));
     fill_info(job, disk_free);
+    job->planned = true;
 out:
     return rc;
 }

@@ -10,12 +10,14 @@
  *
  * Knows the settings only as words; what they mean is decided behind mural.h.
  *
- * Read next: mural.h; report.c for what is printed.
+ * Read next: mural.h; batch.c for lists of jobs; report.c and console.c for what is printed.
  */
 #include "mural.h"
 
 #include "base/base.h"
+#include "batch.h"
 #include "config/config.h"
+#include "console.h"
 #include "image/image.h"
 #include "report.h"
 
@@ -25,7 +27,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 /* ------------------------------------------------------------------------------- exit status */
@@ -47,7 +48,8 @@ static const struct {
     {2, 1u << ERR_USAGE | 1u << ERR_CONFIG,
      "the command line or a settings file is wrong; trying again will not help"},
     {3, 1u << ERR_PARTIAL,
-     "some tiles are missing, the others are safe; 'mural resume' tries again"},
+     "some tiles are missing, or posters of a batch; the others are safe; 'mural resume', or the "
+     "batch again, tries again"},
     {4, 1u << ERR_FORMAT, "a picture or a model was refused; trying again will not help"},
     {33, 1u << ERR_HOST_MEM | 1u << ERR_DEVICE_MEM, "not enough memory"},
     {EXIT_TEMPORARY, 0, "stopped by SIGUSR1 after a tile; 'mural resume' goes on"},
@@ -99,96 +101,6 @@ static void catch_signals(void)
     (void)signal(SIGXFSZ, SIG_IGN);
 }
 
-/* ---------------------------------------------------------------------------------- console */
-
-/* Lines may come from any thread while the progress line is redrawn. */
-static pthread_mutex_t console_turn = PTHREAD_MUTEX_INITIALIZER;
-
-struct console {
-    bool   redraws;  /* standard error is a terminal that can return to the start of a line */
-    int    drawn;    /* characters of the progress line that stand there now                 */
-    double drawn_at; /* os_seconds of the last redraw                                        */
-};
-
-static void erase_progress(struct console *console)
-{
-    if (console->drawn > 0) (void)fprintf(stderr, "\r%*s\r", console->drawn, "");
-    console->drawn = 0;
-}
-
-static void on_log(enum log_level level, const char *line, void *user)
-{
-    (void)pthread_mutex_lock(&console_turn);
-    erase_progress(user);
-    (void)fprintf(stderr, "mural: %s%s\n", level == LOG_WARN ? "warning: " : "", line);
-    (void)pthread_mutex_unlock(&console_turn);
-}
-
-static void console_start(struct console *console, const struct config *config)
-{
-    const char *terminal = getenv("TERM");
-
-    *console = (struct console){.drawn = 0};
-    console->redraws = !config->quiet && isatty(STDERR_FILENO) == 1 && terminal != NULL &&
-                       strcmp(terminal, "dumb") != 0;
-    log_install(on_log, console, config->quiet ? LOG_ERROR : config->verbose ? LOG_INFO : LOG_NOTE);
-}
-
-/* "1:02:03" or "2:03" */
-static const char *clock_text(char out[24], double seconds)
-{
-    long long whole = seconds > 0 && seconds < 1e12 ? (long long)seconds : 0;
-
-    if (whole >= 3600)
-        (void)snprintf(out, 24, "%lld:%02d:%02d", whole / 3600, (int)(whole / 60 % 60),
-                       (int)(whole % 60));
-    else
-        (void)snprintf(out, 24, "%d:%02d", (int)(whole / 60), (int)(whole % 60));
-    return out;
-}
-
-static int progress_text(char *out, size_t capacity, const struct mural_progress *progress)
-{
-    char step[48] = "", rate[32] = "", elapsed[24], left[24], rest[40] = "";
-
-    if (progress->steps > 0)
-        (void)snprintf(step, sizeof step, "  step %u/%u", progress->step, progress->steps);
-    if (progress->steps_per_second >= 1)
-        (void)snprintf(rate, sizeof rate, "  %.1f steps/s", progress->steps_per_second);
-    else if (progress->steps_per_second > 0)
-        (void)snprintf(rate, sizeof rate, "  %.1f s/step", 1 / progress->steps_per_second);
-    if (progress->seconds_left >= 0)
-        (void)snprintf(rest, sizeof rest, ", %s left", clock_text(left, progress->seconds_left));
-    return snprintf(out, capacity, "%s  tile %u/%u%s%s  %s%s", progress->phase,
-                    progress->tiles_done, progress->tiles_total, step, rate,
-                    clock_text(elapsed, progress->seconds_elapsed), rest);
-}
-
-static int on_progress(const struct mural_progress *progress, void *user)
-{
-    enum { REDRAWS_PER_SECOND = 10 };
-    struct console *console = user;
-    double          now = os_seconds();
-    struct winsize  window = {.ws_col = 0};
-    char            line[256];
-    int             length, room;
-
-    if (!console->redraws ||
-        (console->drawn > 0 && (now - console->drawn_at) * REDRAWS_PER_SECOND < 1))
-        return 0;
-    (void)pthread_mutex_lock(&console_turn);
-    length = progress_text(line, sizeof line, progress);
-    room = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1 ? window.ws_col : 80;
-    if (length > room - 1) length = room - 1;
-    if (length > (int)sizeof line - 1) length = (int)sizeof line - 1;
-    (void)fprintf(stderr, "\r%.*s%*s", length, line,
-                  console->drawn > length ? console->drawn - length : 0, "");
-    console->drawn = length;
-    console->drawn_at = now;
-    (void)pthread_mutex_unlock(&console_turn);
-    return 0;
-}
-
 /* --------------------------------------------------------------------------------- commands */
 
 struct session {
@@ -208,11 +120,12 @@ static int take_error(const struct mural_error *error, struct err *err)
     return err_set(err, (enum err_code)error->code, 0, ERR_WHERE, "%s", error->text);
 }
 
+/* The program itself, as it was started, even if its file has been replaced since. */
+static const char itself[] = "/proc/self/exe";
+
 static int open_job(mural_job **out, const struct session *session, enum mural_task task,
                     struct err *err)
 {
-    /* The program itself, as it was started, even if its file has been replaced since. */
-    static const char  itself[] = "/proc/self/exe";
     struct mural_error error;
 
     if (mural_job_open(out, task, session_words(session), session->words.count, itself, &error) !=
@@ -239,25 +152,127 @@ out:
     return rc;
 }
 
-static int paint(struct session *session, enum mural_task task, struct err *err)
+static int run_job(mural_job *job, struct console *console, struct err *err)
 {
-    int                rc = ERR_OK;
-    double             started = os_seconds();
-    mural_job         *job = NULL;
     struct mural_error error;
+    int                rc;
 
-    TRY(open_job(&job, session, task, err));
     running = job;
     if (stop_signal != 0) pass_on((int)stop_signal); /* it came before there was a job */
-    rc = mural_job_run(job, on_progress, &session->console, &error);
+    rc = mural_job_run(job, console_progress, console, &error);
     running = NULL;
-    erase_progress(&session->console);
-    if (rc != 0)
-        rc = take_error(&error, err);
-    else
-        rc = print_result(session, mural_job_output(job), os_seconds() - started, err);
+    console_erase(console);
+    return rc != 0 ? take_error(&error, err) : ERR_OK;
+}
+
+static int paint(struct session *session, enum mural_task task, struct err *err)
+{
+    int        rc = ERR_OK;
+    double     started = os_seconds();
+    mural_job *job = NULL;
+
+    TRY(open_job(&job, session, task, err));
+    TRY(run_job(job, &session->console, err));
+    TRY(print_result(session, mural_job_output(job), os_seconds() - started, err));
 out:
     mural_job_close(job);
+    return rc;
+}
+
+/* One of a batch: what becomes of it is in the row, and an error only what ends all of it. */
+static int paint_of_batch(struct session *session, struct batch *batch, size_t i,
+                          struct report_row *row, struct err *err)
+{
+    struct err why = {.code = ERR_OK};
+    double     started = os_seconds();
+
+    if (stop_signal != 0) return err_set(err, ERR_CANCELLED, 0, ERR_WHERE, "stopped on request");
+    session->console.number = (uint32_t)i + 1;
+    if (run_job(batch->jobs[i], &session->console, &why) == ERR_CANCELLED) {
+        *err = why;
+        return ERR_CANCELLED;
+    }
+    row->seconds = os_seconds() - started;
+    row->state = why.code != ERR_OK   ? REPORT_FAILED
+                 : batch->finished[i] ? REPORT_FINISHED_BEFORE
+                                      : REPORT_PAINTED;
+    (void)snprintf(row->why, sizeof row->why, "%s", why.text);
+    if (why.code != ERR_OK)
+        log_line(LOG_ERROR, "%s:%zu: '%s': %s", batch->path, batch->file.jobs[i].line, row->path,
+                 why.text);
+    else if (!session->config.json && !session->config.quiet)
+        (void)printf("%s\n", row->path);
+    (void)fflush(stdout);
+    return ERR_OK;
+}
+
+/* How it ended, if not well. */
+static int judge_batch(const struct batch *batch, const struct report_row *rows, struct err *err)
+{
+    int    rc = (int)err->code;
+    size_t count = batch->file.count, missing = 0;
+
+    for (size_t i = 0; i < count; i++)
+        missing += rows[i].state == REPORT_FAILED || rows[i].state == REPORT_NOT_BEGUN;
+    if (rc == ERR_CANCELLED)
+        return err_set(err, ERR_CANCELLED, 0, ERR_WHERE,
+                       "stopped on request; %zu of %zu posters are finished; go on with: mural "
+                       "batch %s",
+                       count - missing, count, batch->path);
+    if (rc == ERR_OK && missing > 0)
+        RAISE(
+            err, ERR_PARTIAL, 0,
+            "%zu of %zu posters failed; the others are finished, and the same command tries again",
+            missing, count);
+out:
+    return rc;
+}
+
+static int paint_all(struct session *session, struct batch *batch, struct err *err)
+{
+    int                rc = ERR_OK;
+    size_t             count = batch->file.count;
+    struct report_row *rows = NULL;
+    struct err         printing = {.code = ERR_OK};
+
+    TRY(os_alloc((void **)&rows, count, sizeof *rows, "a list of jobs", err));
+    session->console.count = (uint32_t)count;
+    for (size_t i = 0; i < count; i++)
+        rows[i].path = mural_job_output(batch->jobs[i]);
+    for (size_t i = 0; i < count && rc == ERR_OK; i++)
+        rc = paint_of_batch(session, batch, i, &rows[i], err);
+    rc = judge_batch(batch, rows, err);
+    if (session->config.json &&
+        report_batch_json(stdout, batch->path, rows, count, &printing) != ERR_OK && rc == ERR_OK) {
+        *err = printing;
+        rc = (int)printing.code;
+    }
+out:
+    os_free(rows);
+    return rc;
+}
+
+/* How it talks may be said in the file too. */
+static int paint_batch(struct session *session, struct err *err)
+{
+    int                 rc = ERR_OK;
+    struct batch        batch = {.path = NULL};
+    struct config_words all = {.count = 0};
+    char                path[sizeof session->config.input];
+
+    TRY(config_check_named(&session->config, COMMAND_BATCH, err));
+    (void)snprintf(path, sizeof path, "%s", session->config.input);
+    TRY(batch_read(&batch, path, err));
+    TRY(config_words_lay(&all, &batch.file.common, err));
+    TRY(config_words_lay(&all, &session->words, err));
+    TRY(config_load(&session->config, COMMAND_BATCH, (const char *const *)all.word, all.count,
+                    err));
+    console_start(&session->console, &session->config);
+    TRY(batch_open(&batch, &session->words, itself, err));
+    TRY(paint_all(session, &batch, err));
+out:
+    batch_close(&batch);
+    config_words_close(&all);
     return rc;
 }
 
@@ -368,6 +383,7 @@ static int run_command(struct session *session, int argc, char **argv, struct er
     case COMMAND_RENDER: rc = paint(session, MURAL_RENDER, err); break;
     case COMMAND_DRAFT: rc = paint(session, MURAL_DRAFT, err); break;
     case COMMAND_UPSCALE: rc = paint(session, MURAL_UPSCALE, err); break;
+    case COMMAND_BATCH: rc = paint_batch(session, err); break;
     case COMMAND_RESUME: rc = paint(session, MURAL_RESUME, err); break;
     case COMMAND_RETRY: rc = paint(session, MURAL_RETRY, err); break;
     case COMMAND_PLAN: rc = plan(session, err); break;

@@ -1,9 +1,9 @@
 /*
  * mural.c - the library behind mural.h: settings, plan, engine and render wired together.
  *
- * Owns the job.  Hands render a painter of the fleet's.
+ * Owns the job.  Hands render the painters of its workshop.
  *
- * Read next: job_plan.c, render/render.c.
+ * Read next: job_plan.c, workshop.c, render/render.c.
  */
 #include "job.h"
 
@@ -120,28 +120,68 @@ out:
     return rc;
 }
 
-int mural_job_open(mural_job **out, enum mural_task task, const char *const *settings,
-                   size_t setting_count, const char *program, struct mural_error *error)
+static int open_job(mural_job **out, mural_workshop *workshop, enum mural_task task,
+                    const char *const *settings, size_t setting_count, struct err *err)
 {
     int               rc = ERR_OK;
-    struct err        err = {0};
     struct mural_job *job = NULL;
 
-    *out = NULL;
-    TRY(os_alloc((void **)&job, 1, sizeof *job, "a job", &err));
+    TRY(os_alloc((void **)&job, 1, sizeof *job, "a job", err));
     job->task = task;
+    job->workshop = workshop;
+    workshop_join(workshop, job);
     if (task == MURAL_RESUME || task == MURAL_RETRY)
-        TRY(recall_settings(job, settings, setting_count, &err));
+        TRY(recall_settings(job, settings, setting_count, err));
     else
-        TRY(load_settings(job, settings, setting_count, &err));
-    if (job->config.persistent_workers) job->worker_program = program;
-    TRY(job_plan_make(job, &err));
-    if (job->sample_model)
+        TRY(load_settings(job, settings, setting_count, err));
+    if (job->config.persistent_workers) job->worker_program = workshop->program;
+    TRY(job_plan_make(job, err));
+    if (job->sample_model && workshop_tells(workshop, NOTE_SAMPLE))
         log_line(LOG_NOTE, "no --model given: painting with the small sample model of mural");
     *out = job;
     job = NULL;
 out:
     mural_job_close(job);
+    return rc;
+}
+
+int mural_workshop_open(mural_workshop **out, const char *program, struct mural_error *error)
+{
+    struct err err = {0};
+    return tell(error, &err, workshop_open(out, program, &err));
+}
+
+void mural_workshop_close(mural_workshop *workshop)
+{
+    if (workshop == NULL) return;
+    must(workshop->jobs == NULL);
+    workshop_rest(workshop);
+    os_free(workshop);
+}
+
+int mural_workshop_job(mural_job **out, mural_workshop *workshop, enum mural_task task,
+                       const char *const *settings, size_t setting_count, struct mural_error *error)
+{
+    struct err err = {0};
+
+    *out = NULL;
+    return tell(error, &err, open_job(out, workshop, task, settings, setting_count, &err));
+}
+
+int mural_job_open(mural_job **out, enum mural_task task, const char *const *settings,
+                   size_t setting_count, const char *program, struct mural_error *error)
+{
+    int                    rc = ERR_OK;
+    struct err             err = {0};
+    struct mural_workshop *workshop = NULL;
+
+    *out = NULL;
+    TRY(workshop_open(&workshop, program, &err));
+    TRY(open_job(out, workshop, task, settings, setting_count, &err));
+    (*out)->alone = true;
+    workshop = NULL;
+out:
+    mural_workshop_close(workshop);
     return tell(error, &err, rc);
 }
 
@@ -168,6 +208,8 @@ void mural_job_stop(mural_job *job, enum mural_stop how)
 void mural_job_close(mural_job *job)
 {
     if (job == NULL) return;
+    workshop_leave(job->workshop, job);
+    if (job->alone) mural_workshop_close(job->workshop);
     os_free(job->again_prompt);
     os_free(job);
 }
@@ -200,6 +242,7 @@ static int on_render_progress(const struct render_progress *now, void *user)
                                       .steps = now->steps,
                                       .seconds_elapsed = seconds - job->begin_seconds};
 
+    job->steps_run = now->steps_run;
     pace_note(&job->pace, now, seconds);
     progress.seconds_left = job->pace.seconds_left;
     progress.steps_per_second = job->pace.steps_per_second;
@@ -225,58 +268,6 @@ out:
     return rc;
 }
 
-/* Who paints: an engine in this process, or workers. */
-struct painting {
-    struct studio        *studio;
-    struct fleet         *fleet;
-    struct painter        own;
-    const struct painter *painters;
-    uint32_t              painter_count;
-};
-
-static bool stop_wanted(void *user)
-{
-    struct mural_job *job = user;
-    return job->stop == MURAL_STOP_NOW;
-}
-
-static int painting_open(struct painting *out, struct mural_job *job, uint64_t model_identity,
-                         struct err *err)
-{
-    int                  rc = ERR_OK;
-    struct engine_size   sizes[2];
-    size_t               count = job_plan_sizes(job, sizes);
-    struct fleet_request fleet = {.program = job->worker_program,
-                                  .worker_count = job->worker_count,
-                                  .options = job->options,
-                                  .sizes = sizes,
-                                  .size_count = count,
-                                  .channels = job->facts.latent_channels,
-                                  .model_identity = model_identity,
-                                  .timeout_seconds = job->config.worker_timeout,
-                                  .backoff_seconds = 1,
-                                  .stop_wanted = stop_wanted,
-                                  .user = job};
-
-    if (job->worker_program != NULL) {
-        TRY(fleet_open(&out->fleet, &fleet, err));
-        out->painters = fleet_painters(out->fleet, &out->painter_count);
-    } else {
-        TRY(studio_open(&out->studio, &job->options, sizes, count, err));
-        out->own = studio_painter(out->studio);
-        out->painters = &out->own;
-        out->painter_count = 1;
-    }
-out:
-    return rc;
-}
-
-static void painting_close(struct painting *painting)
-{
-    studio_close(painting->studio);
-    fleet_close(painting->fleet);
-}
-
 static enum render_mode mode_of(const struct mural_job *job)
 {
     return job->task == MURAL_RESUME  ? RENDER_RESUME
@@ -284,44 +275,94 @@ static enum render_mode mode_of(const struct mural_job *job)
                                       : RENDER_BEGIN;
 }
 
+/* What render is asked for, and what that points at. */
+struct errand {
+    struct render_request  request; /* without painters */
+    struct config         *used;
+    struct engine_identity identity;
+    bool                   finished; /* the poster is there already */
+};
+
+static void errand_fini(struct errand *errand)
+{
+    os_free(errand->used);
+}
+
+/* Everything that can be known to fail before a model is loaded. */
+static int errand_init(struct errand *errand, struct mural_job *job, struct err *err)
+{
+    int rc = ERR_OK;
+
+    *errand = (struct errand){
+        .request = {.mode = mode_of(job),
+                    .again = {.tiles = job->config.tiles,
+                              .seed = job->again_seed_given ? &job->again_seed : NULL,
+                              .prompt = job->again_prompt},
+                    .config = &job->config,
+                    .plan = &job->plan,
+                    .costs = job->costs,
+                    .tiles_per_pass = job_plan_tiles_per_pass(job),
+                    .software = "mural " VERSION,
+                    .retry_wait_seconds = 1,
+                    .progress = on_render_progress,
+                    .user = job}};
+    TRY(used_settings(&errand->used, job, err));
+    errand->request.used = errand->used;
+    TRY(engine_identify(&errand->identity, &job->options, err));
+    errand->request.model_identity = errand->identity.model;
+    errand->request.numeric = errand->identity.numeric;
+    if (job->task != MURAL_DRAFT) TRY(render_check(&errand->request, &errand->finished, err));
+out:
+    return rc;
+}
+
+/* Nothing is left to do, but perhaps to remove what a finished poster does not need. */
+static bool is_over(const struct errand *errand, const struct mural_job *job)
+{
+    return errand->finished && (job->config.keep_tiles || !config_is_begun(job->config.output));
+}
+
 static int run(struct mural_job *job, struct err *err)
 {
     int                    rc = ERR_OK;
-    struct painting        painting = {.studio = NULL};
-    struct config         *used = NULL;
-    struct engine_identity identity;
-    struct render_request  request = {
-         .mode = mode_of(job),
-         .again = {.tiles = job->config.tiles,
-                   .seed = job->again_seed_given ? &job->again_seed : NULL,
-                   .prompt = job->again_prompt},
-         .config = &job->config,
-         .plan = &job->plan,
-         .costs = job->costs,
-         .tiles_per_pass = job_plan_tiles_per_pass(job),
-         .software = "mural " VERSION,
-         .retry_wait_seconds = 1,
-         .progress = on_render_progress,
-         .user = job};
+    struct errand          errand;
+    struct mural_workshop *workshop = job->workshop;
+    uint64_t               warmup = (uint64_t)job->config.warmup_batches;
 
-    TRY(job_plan_check_memory(job, err));
-    TRY(used_settings(&used, job, err));
-    request.used = used;
-    TRY(engine_identify(&identity, &job->options, err));
-    request.model_identity = identity.model;
-    request.numeric = identity.numeric;
-    if (job->task != MURAL_DRAFT) TRY(render_check(&request, err));
-    TRY(painting_open(&painting, job, identity.model, err));
-    request.painters = painting.painters;
-    request.painter_count = painting.painter_count;
+    TRY(errand_init(&errand, job, err));
+    if (is_over(&errand, job)) {
+        log_line(LOG_NOTE, "'%s' is finished already", job->config.output);
+        goto out;
+    }
+    TRY(workshop_ready(workshop, job, errand.identity.model, err));
+    errand.request.painters = workshop->painters;
+    errand.request.painter_count = workshop->painter_count;
+    job->pace.warmup_steps = /* painters that have painted are warm */
+        (uint32_t)(warmup > workshop->steps_run ? warmup - workshop->steps_run : 0);
     if (job->task == MURAL_DRAFT)
-        TRY(render_drafts(&request, err));
+        TRY(render_drafts(&errand.request, err));
     else
-        TRY(render_poster(&request, err));
+        TRY(render_poster(&errand.request, err));
 out:
-    painting_close(&painting);
-    os_free(used);
+    workshop->steps_run += job->steps_run;
+    if (job->alone) workshop_rest(workshop);
+    errand_fini(&errand);
     return rc;
+}
+
+int mural_job_check(mural_job *job, int *finished_out, struct mural_error *error)
+{
+    int           rc = ERR_OK;
+    struct err    err = {0};
+    struct errand errand = {.used = NULL};
+
+    *finished_out = 0;
+    if (job->task != MURAL_PLAN) TRY(errand_init(&errand, job, &err));
+    *finished_out = errand.finished;
+    job->over = is_over(&errand, job);
+out:
+    errand_fini(&errand);
+    return tell(error, &err, rc);
 }
 
 int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,
@@ -337,6 +378,7 @@ int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,
         RAISE(&err, ERR_USAGE, 0, "a plan is only looked at; open a job of another task to run it");
     TRY(run(job, &err));
 out:
+    job->over = true;
     return tell(error, &err, rc);
 }
 

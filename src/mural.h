@@ -34,7 +34,8 @@
  * A poster that some tiles are missing of, because they kept failing, ends with the error
  * "partial"; MURAL_RESUME tries these again.
  *
- * A job belongs to one thread.  Nothing here prints, exits or installs signal handlers.
+ * A job belongs to one thread, and jobs of one workshop to the same.  Nothing here prints, exits or
+ * installs signal handlers.
  */
 #ifndef MURAL_H
 #define MURAL_H
@@ -46,7 +47,8 @@
 extern "C" {
 #endif
 
-typedef struct mural_job mural_job;
+typedef struct mural_job      mural_job;
+typedef struct mural_workshop mural_workshop;
 
 /* `code` is 0 for success; mural_error_name names the others.  `text` is one sentence without a
  * newline or a final period. */
@@ -65,6 +67,9 @@ enum mural_task {
                       /* and "prompt" are then for these tiles                       */
 };
 
+/* Where a rate comes from. */
+enum mural_source { MURAL_ASSUMED = 0, MURAL_MEASURED, MURAL_GIVEN };
+
 /* How a GPU's memory is shared out, for one worker.  Blocks are layers of the transformer: those
  * that do not stay visit the GPU in every step, one after the other. */
 struct mural_gpu_plan {
@@ -73,10 +78,12 @@ struct mural_gpu_plan {
     uint64_t visiting_bytes; /* over the link in a step, once for all tiles of a pass */
     uint64_t pinned_bytes; /* of the host's memory; less than those: the rest is read from files */
     uint32_t blocks, blocks_resident, tiles_per_pass;
-    uint32_t strip_level, strip_levels;   /* 0: the VAE has all the room that it can use */
-    double compute_seconds, link_seconds; /* of a step of a pass; the longer counts; 0: not known */
-    double link_bytes_per_second, flop_per_second;
-    int    text_on_cpu, elsewhere; /* elsewhere: a GPU that is not in this machine */
+    uint32_t strip_level, strip_levels; /* 0: the VAE has all the room that it can use */
+    /* Of a step of a pass; the longest counts.  0: not known, or there is nothing to read. */
+    double            compute_seconds, link_seconds, disk_seconds;
+    double            link_bytes_per_second, disk_bytes_per_second, flop_per_second;
+    enum mural_source link_source, disk_source, flop_source;
+    int               text_on_cpu, elsewhere; /* elsewhere: a GPU that is not in this machine */
     /* How its memory will be managed: as set. */
     int      expandable;
     uint64_t segment_bytes, pool_bytes;
@@ -138,13 +145,40 @@ void mural_job_plan(const mural_job *job, struct mural_plan_info *info_out);
 /* The file that mural_job_run makes; the string lives as long as the job. */
 const char *mural_job_output(const mural_job *job);
 
+/* A workshop keeps the model loaded, and the processes that paint, from one job to the next:
+ *
+ *     mural_workshop *workshop;
+ *     mural_job      *jobs[2];
+ *
+ *     mural_workshop_open(&workshop, NULL, &error);
+ *     mural_workshop_job(&jobs[0], workshop, MURAL_RENDER, fog, 4, &error);
+ *     mural_workshop_job(&jobs[1], workshop, MURAL_RENDER, snow, 5, &error);
+ *     mural_job_run(jobs[0], show, NULL, &error);        loads the model
+ *     mural_job_run(jobs[1], show, NULL, &error);        uses it
+ *
+ * A job opened in it is as one of mural_job_open, paints the same bytes, and is closed before it.
+ * What is loaded is made ready for all jobs that are open at that moment, so those of several sizes
+ * are best opened first and run then.  A job that cannot use it, because its model, the machine's
+ * settings or its sizes differ, has its own loaded in place of it.  `program` is as in
+ * mural_job_open; no process is started before a job is run, but one that is asked about a GPU. */
+int  mural_workshop_open(mural_workshop **out, const char *program, struct mural_error *error);
+int  mural_workshop_job(mural_job **out, mural_workshop *workshop, enum mural_task task,
+                        const char *const *settings, size_t setting_count,
+                        struct mural_error *error);
+void mural_workshop_close(mural_workshop *workshop); /* NULL is fine */
+
+/* What mural_job_run would refuse before it loads anything, and whether its poster is finished,
+ * with these very settings: it would then do nothing, with success. */
+int mural_job_check(mural_job *job, int *finished_out, struct mural_error *error);
+
 /* The whole of what such a process does: return from main after it.  `words` are what stands behind
  * "probe". */
 int mural_worker_run(struct mural_error *error);
 int mural_probe_run(const char *const *words, size_t word_count, struct mural_error *error);
 
 /* Do the work.  `on_progress` may be NULL.  The output appears under its name only when it is
- * complete and was checked. */
+ * complete and was checked.  A poster that is finished already, with these settings, is a success
+ * at once. */
 int mural_job_run(mural_job *job, mural_progress_fn on_progress, void *user,
                   struct mural_error *error);
 

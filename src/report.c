@@ -45,13 +45,36 @@ out:
     return rc;
 }
 
+/* What a step takes longest for. */
+static const char *bound_by(const struct mural_gpu_plan *gpu)
+{
+    double visit = gpu->link_seconds > gpu->disk_seconds ? gpu->link_seconds : gpu->disk_seconds;
+
+    if (gpu->flop_per_second <= 0) return "unknown";
+    if (visit <= gpu->compute_seconds) return "arithmetic";
+    return gpu->disk_seconds > gpu->link_seconds ? "disk" : "link";
+}
+
+static double step_seconds(const struct mural_gpu_plan *gpu)
+{
+    double visit = gpu->link_seconds > gpu->disk_seconds ? gpu->link_seconds : gpu->disk_seconds;
+
+    return visit > gpu->compute_seconds ? visit : gpu->compute_seconds;
+}
+
+static const char *source_name(enum mural_source source)
+{
+    static const char *const names[] = {
+        [MURAL_ASSUMED] = "assumed", [MURAL_MEASURED] = "measured", [MURAL_GIVEN] = "given"};
+
+    return names[source];
+}
+
 static json_t *gpu_json(const struct mural_gpu_plan *gpu)
 {
-    bool waits = gpu->link_seconds > gpu->compute_seconds;
-
     return json_pack(
         "{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:i, s:i, s:b, s:f, s:f, "
-        "s:f, s:s, s:b, s:I, s:I, s:f}",
+        "s:f, s:f, s:s, s:f, s:s, s:f, s:s, s:f, s:s, s:b, s:I, s:I, s:f}",
         "here", !gpu->elsewhere, "allowed_bytes", (json_int_t)gpu->bytes_allowed, "needed_bytes",
         (json_int_t)gpu->bytes_planned, "resident_bytes", (json_int_t)gpu->resident_bytes,
         "ring_bytes", (json_int_t)gpu->ring_bytes, "scratch_bytes", (json_int_t)gpu->scratch_bytes,
@@ -59,14 +82,15 @@ static json_t *gpu_json(const struct mural_gpu_plan *gpu)
         "visiting_bytes", (json_int_t)gpu->visiting_bytes, "pinned_bytes",
         (json_int_t)gpu->pinned_bytes, "blocks", (int)gpu->blocks, "blocks_resident",
         (int)gpu->blocks_resident, "tiles_per_pass", (int)gpu->tiles_per_pass, "strip_level",
-        (int)gpu->strip_level, "text_on_cpu", gpu->text_on_cpu, "step_seconds",
-        waits ? gpu->link_seconds : gpu->compute_seconds, "compute_seconds", gpu->compute_seconds,
-        "link_seconds", gpu->link_seconds, "bound_by",
-        gpu->flop_per_second <= 0 ? "unknown"
-        : waits                   ? "link"
-                                  : "arithmetic",
-        "expandable_segments", gpu->expandable, "segment_bytes", (json_int_t)gpu->segment_bytes,
-        "pool_bytes", (json_int_t)gpu->pool_bytes, "idle_share_max", gpu->idle_share_max);
+        (int)gpu->strip_level, "text_on_cpu", gpu->text_on_cpu, "step_seconds", step_seconds(gpu),
+        "compute_seconds", gpu->compute_seconds, "link_seconds", gpu->link_seconds, "disk_seconds",
+        gpu->disk_seconds, "bound_by", bound_by(gpu), "link_bytes_per_second",
+        gpu->link_bytes_per_second, "link_source", source_name(gpu->link_source),
+        "disk_bytes_per_second", gpu->disk_bytes_per_second, "disk_source",
+        source_name(gpu->disk_source), "flop_per_second", gpu->flop_per_second, "flop_source",
+        gpu->flop_per_second > 0 ? source_name(gpu->flop_source) : "unknown", "expandable_segments",
+        gpu->expandable, "segment_bytes", (json_int_t)gpu->segment_bytes, "pool_bytes",
+        (json_int_t)gpu->pool_bytes, "idle_share_max", gpu->idle_share_max);
 }
 
 int report_plan_json(FILE *out, const struct mural_plan_info *plan, const struct config *config,
@@ -136,29 +160,40 @@ static const char *strips_text(const struct mural_gpu_plan *gpu)
 /* How long a step takes, and what it waits for. */
 static void put_step(FILE *out, const struct mural_gpu_plan *gpu)
 {
-    char   rate[32];
-    bool   waits = gpu->link_seconds > gpu->compute_seconds;
-    double seconds = waits ? gpu->link_seconds : gpu->compute_seconds;
+    const char *bound = bound_by(gpu);
 
     if (gpu->flop_per_second <= 0) {
         (void)fprintf(out, "step      time not known; tell the GPU's speed with --card-tflops\n");
         return;
     }
-    (void)fprintf(out, "step      %.3g s for %u tile%s at %.0f TFLOP/s", seconds,
-                  gpu->tiles_per_pass, gpu->tiles_per_pass == 1 ? "" : "s together",
-                  gpu->flop_per_second / 1e12);
+    (void)fprintf(out, "step      %.3g s for %u tile%s", step_seconds(gpu), gpu->tiles_per_pass,
+                  gpu->tiles_per_pass == 1 ? "" : "s together");
     if (gpu->visiting_bytes == 0) {
         (void)fprintf(out, ": nothing waits for the link\n");
         return;
     }
-    (void)text_bytes(rate, sizeof rate, (uint64_t)gpu->link_bytes_per_second);
-    (void)fprintf(out, ": %s is the limit\n", waits ? "the link" : "arithmetic");
-    if (waits)
-        (void)fprintf(out, "          visits at %s/s; arithmetic takes %.3g s of it\n", rate,
-                      gpu->compute_seconds);
-    else
-        (void)fprintf(out, "          visits take %.3g s of it, at %s/s\n", gpu->link_seconds,
-                      rate);
+    (void)fprintf(out, ": %s%s is the limit\n", strcmp(bound, "arithmetic") == 0 ? "" : "the ",
+                  bound);
+    (void)fprintf(out, "          arithmetic %.3g s, visits over the link %.3g s",
+                  gpu->compute_seconds, gpu->link_seconds);
+    if (gpu->disk_seconds > 0) (void)fprintf(out, ", from disk %.3g s", gpu->disk_seconds);
+    (void)fprintf(out, "\n");
+}
+
+/* What the decision rests on. */
+static void put_rates(FILE *out, const struct mural_gpu_plan *gpu)
+{
+    char link[32], disk[32];
+
+    (void)fprintf(out, "rates     %s/s over the link (%s), %s/s from disk (%s)",
+                  text_bytes(link, sizeof link, (uint64_t)gpu->link_bytes_per_second),
+                  source_name(gpu->link_source),
+                  text_bytes(disk, sizeof disk, (uint64_t)gpu->disk_bytes_per_second),
+                  source_name(gpu->disk_source));
+    if (gpu->flop_per_second > 0)
+        (void)fprintf(out, ", %.0f TFLOP/s (%s)", gpu->flop_per_second / 1e12,
+                      source_name(gpu->flop_source));
+    (void)fprintf(out, "\n");
 }
 
 static void put_gpu(FILE *out, const struct mural_plan_info *plan, double keep_share)
@@ -193,6 +228,7 @@ static void put_gpu(FILE *out, const struct mural_plan_info *plan, double keep_s
     put_share(out, gpu->library_bytes, "CUDA and its libraries");
     if (gpu->text_on_cpu) (void)fprintf(out, "          text is encoded on the CPU\n");
     put_step(out, gpu);
+    put_rates(out, gpu);
 }
 
 /* What the host's memory holds or lacks of the weights. */
@@ -311,4 +347,31 @@ void report_info(FILE *out, const char *path, const struct picture_info *info)
         (void)fprintf(out, "\n");
     }
     if (info->settings_json != NULL) put_settings(out, info->settings_json);
+}
+
+int report_batch_json(FILE *out, const char *path, const struct report_row *rows, size_t count,
+                      struct err *err)
+{
+    static const char *const states[] = {[REPORT_NOT_BEGUN] = "not begun",
+                                         [REPORT_PAINTED] = "painted",
+                                         [REPORT_FINISHED_BEFORE] = "finished before",
+                                         [REPORT_FAILED] = "failed"};
+    json_t                  *list = json_array(), *object;
+    bool                     good = list != NULL;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct report_row *row = &rows[i];
+        json_t                  *entry =
+            json_pack("{s:o, s:s}", "file", report_text(row->path), "state", states[row->state]);
+        if (entry != NULL && row->state != REPORT_NOT_BEGUN)
+            (void)json_object_set_new(entry, "seconds", json_real(row->seconds));
+        if (entry != NULL && row->state == REPORT_FAILED)
+            (void)json_object_set_new(entry, "error", report_text(row->why));
+        good = good && json_array_append_new(list, entry) == 0;
+    }
+    object = good ? json_pack("{s:i, s:o, s:O}", "schema", 1, "batch", report_text(path), "posters",
+                              list)
+                  : NULL;
+    json_decref(list);
+    return report_json(out, object, err);
 }

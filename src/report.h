@@ -14,6 +14,15 @@
 
 #include <stdio.h>
 
+/* What became of one poster of a batch. */
+enum report_state { REPORT_NOT_BEGUN = 0, REPORT_PAINTED, REPORT_FINISHED_BEFORE, REPORT_FAILED };
+struct report_row {
+    const char       *path;
+    enum report_state state;
+    double            seconds;  /* of those that were begun */
+    char              why[512]; /* that failed              */
+};
+
 /* JSON is UTF-8: a name or text that is not ends where it stops to be.  A new reference. */
 json_t *report_text(const char *text);
 /* Takes `object`; NULL, as json_pack gives when memory is short, is ERR_HOST_MEM. */
@@ -27,5 +36,8 @@ void report_info(FILE *out, const char *path, const struct picture_info *info);
 /* `seconds` >= 0 adds how long the file took to make. */
 int report_info_json(FILE *out, const char *path, const struct picture_info *info, double seconds,
                      struct err *err);
+
+int report_batch_json(FILE *out, const char *path, const struct report_row *rows, size_t count,
+                      struct err *err);
 
 #endif

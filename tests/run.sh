@@ -94,6 +94,10 @@ for program in $(programs release | grep /parity_); do run_cases "$program" MURA
 stage "command line"
 run_script cli env MURAL="$PWD/build/release/mural" tests/cli/run.sh
 
+stage "the bundle"
+run_script unpack tests/bundle/unpack.sh
+run_script bundle "$make" --no-print-directory build/bundle
+
 stage "the same with AddressSanitizer and UndefinedBehaviorSanitizer"
 build address checks fuzz
 for program in $(programs address); do
@@ -103,7 +107,8 @@ run_script cli-sanitized env MURAL="$PWD/build/address/mural" tests/cli/run.sh
 
 # OpenMP's own library is not instrumented, so one thread of it; what is watched are ours.
 stage "threads of ours with ThreadSanitizer"
-threaded="tests/unit/test_crew tests/unit/test_gauge tests/unit/test_wire tests/fault/fault_fleet tests/fault/fault_group"
+threaded="tests/unit/test_crew tests/unit/test_gauge tests/unit/test_wire tests/fault/fault_fleet tests/fault/fault_group \
+          tests/fault/fault_workshop"
 build thread $(printf ' build/thread/%s' $threaded)
 for program in $threaded; do run_cases "build/thread/$program" OMP_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1; done
 

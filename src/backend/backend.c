@@ -102,6 +102,7 @@ int backend_wait(struct backend *backend, struct err *err)
     int         rc = ERR_OK, status = backend->status, late = 0;
     const char *op = backend->failed_op;
     char        words[160] = "";
+    bool        lacks;
 
     backend->status = 0;
     /* After a failure too: what was begun before it still uses the caller's memory. */
@@ -118,8 +119,9 @@ int backend_wait(struct backend *backend, struct err *err)
               strerror(status - STATUS_READ));
     if (backend->ops->describe != NULL)
         backend->ops->describe(backend, status, words, sizeof words);
-    RAISE(err, ERR_DEVICE, status, "device: %s failed with status %d%s%s", op, status,
-          words[0] != '\0' ? ": " : "", words);
+    lacks = backend->ops->lacks_memory != NULL && backend->ops->lacks_memory(status);
+    RAISE(err, lacks ? ERR_DEVICE_MEM : ERR_DEVICE, status, "device: %s failed with status %d%s%s",
+          op, status, words[0] != '\0' ? ": " : "", words);
 out:
     return rc;
 }

@@ -74,6 +74,9 @@ struct backend_device {
                             empty: there is one, and it fails */
 };
 int backend_find_cuda(struct backend_device *out, int32_t device, struct err *err);
+/* Bytes a second from the host's pinned memory to the GPU `device`, in the best of three short
+ * copies.  ERR_DEVICE when it cannot be tried, for want of memory too. */
+int backend_time_link(double *bytes_per_second_out, int32_t device, struct err *err);
 
 /* Scratch memory of this machine; data pointers of activations come from here. */
 struct arena *backend_arena(struct backend *backend);

@@ -182,6 +182,14 @@ static int cuda_depart(struct backend *backend, uint32_t parcel)
     return ring_depart(cuda_of(backend)->ring, parcel, cuda_of(backend)->stream);
 }
 
+static bool lacks_memory(int status)
+{
+    if (status >= STATUS_CUDNN && status < STATUS_NO_PLAN)
+        return graphs_lack_memory(status - STATUS_CUDNN);
+    return status == (int)cudaErrorMemoryAllocation ||
+           status == STATUS_CUBLAS + (int)CUBLAS_STATUS_ALLOC_FAILED;
+}
+
 static const char *words_of(const struct cuda *cuda, int status)
 {
     if (status == STATUS_NO_PLAN) return "no plan fits the workspace";
@@ -245,6 +253,7 @@ static const struct backend_ops cuda_ops = {
     .arrive = cuda_arrive,
     .depart = cuda_depart,
     .wait = wait,
+    .lacks_memory = lacks_memory,
     .describe = describe_status,
     .close = close_cuda,
 };
@@ -292,16 +301,23 @@ out:
     return rc;
 }
 
-static void open_graphs(struct cuda *cuda)
+/* To do without for want of memory would be to paint other bits. */
+static int open_graphs(struct cuda *cuda, struct err *err)
 {
+    int  rc = ERR_OK;
     char why[160];
+    int  status = graphs_open(&cuda->graphs, why, sizeof why);
 
-    graphs_open(&cuda->graphs, why, sizeof why);
+    if (status != 0 && graphs_lack_memory(status))
+        RAISE(err, ERR_DEVICE_MEM, status, "device: GPU %d (%s) has no memory left for cuDNN: %s",
+              cuda->device, cuda->facts.name, why);
     if (cuda->graphs == NULL)
         log_line(LOG_WARN,
                  "cuDNN is not used (%s): attention and convolutions run on mural's own "
                  "kernels, which are slower",
                  why);
+out:
+    return rc;
 }
 
 int cuda_open(struct backend **out, const struct backend_options *options, struct err *err)
@@ -327,7 +343,7 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     TRY(open_arenas(cuda, options, err));
     TRY(parcels_open(&cuda->base.parcels, err));
     TRY(ring_open(&cuda->ring, cuda->base.parcels, options, err));
-    if (options->compute == DTYPE_BF16) open_graphs(cuda);
+    if (options->compute == DTYPE_BF16) TRY(open_graphs(cuda, err));
     if (options->threads > 0) omp_set_num_threads((int)options->threads);
     *out = &cuda->base;
     cuda = NULL;

@@ -65,6 +65,8 @@ struct backend_ops {
     int (*arrive)(struct backend *, uint32_t parcel);
     int (*depart)(struct backend *, uint32_t parcel);
     int (*wait)(struct backend *); /* (optional) */
+    /* Is it the machine's memory that was short? (optional) */
+    bool (*lacks_memory)(int status);
     /* Where and why, after "linear failed: ". (optional) */
     void (*describe)(const struct backend *, int status, char *text_out, size_t capacity);
     void (*close)(struct backend *); /* all but the arenas and the struct */

@@ -403,6 +403,10 @@ int walled_open(struct backend **out, const struct backend_options *options, str
     TRY(open_arena(&walled->base.arena, options, options->arena_limit_bytes, err));
     TRY(open_arena(&walled->base.kept_matrices, options, options->kept_matrix_bytes, err));
     TRY(open_arena(&walled->base.kept_vectors, options, options->kept_vector_bytes, err));
+    if (options->kept_matrix_bytes > 0)
+        TRY(arena_seal(walled->base.kept_matrices, options->kept_matrix_bytes, err));
+    if (options->kept_vector_bytes > 0)
+        TRY(arena_seal(walled->base.kept_vectors, options->kept_vector_bytes, err));
     TRY(open_ring(walled, options, err));
     *out = &walled->base;
     walled = NULL;

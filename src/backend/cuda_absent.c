@@ -27,6 +27,14 @@ out:
     return rc;
 }
 
+int backend_time_link(double *bytes_per_second_out, int32_t device, struct err *err)
+{
+    struct backend_device facts;
+
+    *bytes_per_second_out = 0;
+    return backend_find_cuda(&facts, device, err);
+}
+
 int cuda_open(struct backend **out, const struct backend_options *options, struct err *err)
 {
     struct backend_device facts;

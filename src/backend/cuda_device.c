@@ -1,8 +1,8 @@
 /*
- * cuda_device.c - is there a GPU that this program can use, and what is it?
+ * cuda_device.c - is there a GPU that this program can use, what is it, and how fast is its link?
  *
  * Owns the sentences about drivers and cards.  Asking touches no device memory but for the context
- * that the free bytes are read in.
+ * that the free bytes are read in; timing the link takes some for as long as it lasts.
  */
 #include "backend/cuda_int.h"
 
@@ -86,6 +86,38 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
                    out->major, out->minor, CUDART_VERSION);
     out->bytes_free = available;
     out->bytes_total = total;
+out:
+    return rc;
+}
+
+/* -------------------------------------------------------------------------------------- link */
+
+/* At 60 GB/s a millisecond: long beside what it takes to begin. */
+#define LINK_BYTES ((size_t)64 << 20)
+enum { LINK_COPIES = 3 };
+
+int backend_time_link(double *bytes_per_second_out, int32_t device, struct err *err)
+{
+    int    rc = ERR_OK, status;
+    void  *source = NULL, *target = NULL;
+    double least = 0;
+
+    *bytes_per_second_out = 0;
+    status = (int)cudaSetDevice(device);
+    if (status == 0) status = (int)cudaHostAlloc(&source, LINK_BYTES, cudaHostAllocDefault);
+    if (status == 0) status = (int)cudaMalloc(&target, LINK_BYTES);
+    for (int i = 0; i < LINK_COPIES && status == 0; i++) {
+        double begin = os_seconds(), lap;
+        status = (int)cudaMemcpy(target, source, LINK_BYTES, cudaMemcpyHostToDevice);
+        lap = os_seconds() - begin;
+        if (least == 0 || lap < least) least = lap;
+    }
+    (void)cudaFree(target);
+    (void)cudaFreeHost(source);
+    if (status != 0)
+        RAISE(err, ERR_DEVICE, status, "device: the link to GPU %d cannot be timed: %s", device,
+              cudaGetErrorString((cudaError_t)status));
+    if (least > 0) *bytes_per_second_out = (double)LINK_BYTES / least;
 out:
     return rc;
 }

@@ -49,9 +49,12 @@ int gemm_open(struct gemm *gemm, struct err *err)
     status = (int)cudaMalloc((void **)&gemm->sum, sizeof *gemm->sum);
     if (status == 0) status = (int)cudaEventCreate(&gemm->begin);
     if (status == 0) status = (int)cudaEventCreate(&gemm->end);
-    if (status != 0)
-        RAISE(err, ERR_DEVICE, status, "device: no events or memory for trials: %s",
+    if (status != 0) {
+        (void)cudaGetLastError(); /* it is told here, and by nothing later */
+        RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: no events or memory for trials: %s",
               cudaGetErrorString((cudaError_t)status));
+    }
 out:
     return rc;
 }

@@ -24,7 +24,7 @@ struct graphs {
     uint32_t             plan_count;
 };
 
-void graphs_open(struct graphs **out, char *why_out, size_t capacity)
+int graphs_open(struct graphs **out, char *why_out, size_t capacity)
 {
     struct err     err = {.code = ERR_OK};
     struct graphs *graphs = NULL;
@@ -35,15 +35,16 @@ void graphs_open(struct graphs **out, char *why_out, size_t capacity)
         graph_library_open(&graphs->library, &err) != ERR_OK) {
         (void)snprintf(why_out, capacity, "%s", err.text);
         os_free(graphs);
-        return;
+        return 0;
     }
     status = (int)graphs->library.cudnnCreate(&graphs->handle);
     if (status != 0) {
         (void)snprintf(why_out, capacity, "it does not start: %s", graphs_words(graphs, status));
         graphs_close(graphs);
-        return;
+        return status;
     }
     *out = graphs;
+    return 0;
 }
 
 void graphs_close(struct graphs *graphs)
@@ -60,7 +61,13 @@ const char *graphs_words(const struct graphs *graphs, int status)
     return graphs->library.cudnnGetErrorString((cudnnStatus_t)status);
 }
 
-/* The plan for a shape; one whose `plan` is NULL stands for a refusal.  NULL when full. */
+bool graphs_lack_memory(int status)
+{
+    return status == (int)CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED;
+}
+
+/* The plan for a shape; one whose `plan` is NULL stands for a refusal, and for want of memory it is
+ * asked for again the next time.  NULL when full. */
 static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_shape *shape)
 {
     struct graph_plan *plan;
@@ -70,6 +77,10 @@ static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_sha
     if (graphs->plan_count == PLANS_MAX) return NULL;
     plan = &graphs->plans[graphs->plan_count++];
     graph_plan_open(plan, &graphs->library, shape, graphs->handle);
+    if (plan->plan == NULL && graphs_lack_memory(plan->refusal)) {
+        graphs->plan_count--;
+        return plan;
+    }
     if (plan->plan == NULL)
         log_line(LOG_DEBUG, "cuDNN refuses %s of %lld x %lld: %s; mural's own kernel does it",
                  shape->attention ? "attention" : "a convolution", (long long)shape->dims[0],
@@ -78,6 +89,11 @@ static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_sha
 }
 
 /* ---------------------------------------------------------------------------------- attention */
+
+static bool stands(const struct graph_plan *plan)
+{
+    return plan != NULL && (plan->plan != NULL || graphs_lack_memory(plan->refusal));
+}
 
 static bool is_plain(struct matrix m)
 {
@@ -116,7 +132,7 @@ bool graphs_attention_fits(struct graphs *graphs, const struct attention_request
 
     if (!attention_is_fit(request)) return false;
     plan = plan_for(graphs, &shape);
-    return plan != NULL && plan->plan != NULL;
+    return stands(plan);
 }
 
 static int run(struct graphs *graphs, const struct graph_shape *shape,
@@ -125,6 +141,8 @@ static int run(struct graphs *graphs, const struct graph_shape *shape,
     struct graph_plan *plan = plan_for(graphs, shape);
     int                status;
 
+    if (plan != NULL && plan->plan == NULL && graphs_lack_memory(plan->refusal))
+        return STATUS_CUDNN + plan->refusal;
     workspace = workspace_of(workspace);
     if (plan == NULL || plan->plan == NULL || plan->workspace_bytes > workspace.bytes)
         return STATUS_NO_PLAN;
@@ -181,7 +199,7 @@ bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request,
         request->y.ld != request->y.cols || request->x.cols % 8 != 0)
         return false;
     plan = plan_for(graphs, &shape);
-    return plan != NULL && plan->plan != NULL;
+    return stands(plan);
 }
 
 int graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,

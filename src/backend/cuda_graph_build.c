@@ -337,7 +337,8 @@ void graph_plan_open(struct graph_plan *plan, const struct graph_library *librar
 
     *plan = (struct graph_plan){.shape = *shape, .refusal = b.status};
     if (b.status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
-    for (int i = 0; i < count && plan->plan == NULL; i++)
+    /* Where one lacks memory the next is not taken, for it may round otherwise. */
+    for (int i = 0; i < count && plan->plan == NULL && !graphs_lack_memory(plan->refusal); i++)
         if (!varies(library, configs[i]))
             plan->refusal = plan_of(plan, library, configs[i], handle);
     close_configs(library, configs);

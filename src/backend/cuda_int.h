@@ -127,11 +127,13 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
-/* *out is NULL and `why_out` filled when cuDNN is not there, or was not when this was built. */
-void graphs_open(struct graphs **out, char *why_out, size_t capacity);
+/* *out is NULL and `why_out` filled when cuDNN is not there, was not when this was built, or does
+ * not start: then its status is returned, else 0. */
+int  graphs_open(struct graphs **out, char *why_out, size_t capacity);
 void graphs_close(struct graphs *graphs);
 
-/* Is there a plan for this request, found now or before?  Otherwise own kernels must do it. */
+/* Is there a plan for this request, found now or before?  Otherwise own kernels must do it.  Also
+ * true where a plan could not be made for want of memory: other kernels give other bits. */
 bool graphs_attention_fits(struct graphs *graphs, const struct attention_request *request);
 int  graphs_attention(struct graphs *graphs, const struct attention_request *request,
                       struct workspace workspace, cudaStream_t stream);
@@ -141,6 +143,7 @@ bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request,
 int  graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,
                  struct workspace workspace, cudaStream_t stream);
 const char *graphs_words(const struct graphs *graphs, int status);
+bool        graphs_lack_memory(int status);
 
 /* Plans that need more workspace than this are not taken. */
 #define GRAPH_WORKSPACE_BYTES ((uint64_t)64 << 20)

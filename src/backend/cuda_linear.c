@@ -105,8 +105,9 @@ int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struc
 /* ---------------------------------------------------------------------------- wide attention */
 
 /* Heads too wide for fused kernels: bands of queries, whose scores over all keys are held at once,
- * f32, and then as weights.  A band's scores are at most this long. */
-#define SCORES_BYTES ((int64_t)256 << 20)
+ * f32, and then as weights.  A band's scores are at most this long: the VAE's middle, over the
+ * 65,536 cells of 2048 x 2048 px, then takes less than its convolutions do. */
+#define SCORES_BYTES ((int64_t)128 << 20)
 
 static bool is_wide(const struct attention_request *request)
 {

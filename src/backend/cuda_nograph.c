@@ -5,10 +5,11 @@
 
 #include <stdio.h>
 
-void graphs_open(struct graphs **out, char *why_out, size_t capacity)
+int graphs_open(struct graphs **out, char *why_out, size_t capacity)
 {
     *out = NULL;
     (void)snprintf(why_out, capacity, "there was none when mural was built");
+    return 0;
 }
 
 void graphs_close(struct graphs *graphs)
@@ -59,4 +60,10 @@ const char *graphs_words(const struct graphs *graphs, int status)
     (void)graphs;
     (void)status;
     return "cuDNN is not in this build";
+}
+
+bool graphs_lack_memory(int status)
+{
+    (void)status;
+    return false;
 }

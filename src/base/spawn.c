@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <string.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -59,11 +60,28 @@ static int block_signals(posix_spawnattr_t *attributes)
     return failed;
 }
 
+/* Our environment and `extra`, in *out, which the caller frees; NULL when `extra` is. */
+static int extend_environment(char ***out, const char *extra)
+{
+    size_t count = 0;
+
+    *out = NULL;
+    if (extra == NULL) return 0;
+    while (environ != NULL && environ[count] != NULL)
+        count++;
+    *out = os.calloc(count + 2, sizeof **out);
+    if (*out == NULL) return ENOMEM;
+    if (count > 0) memcpy(*out, environ, count * sizeof **out);
+    (*out)[count] = (char *)(uintptr_t)extra;
+    return 0;
+}
+
 int spawn_process(int *pid_out, const struct spawn_request *request)
 {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t          attributes;
     pid_t                      pid = 0;
+    char                     **extended = NULL;
     int                        failed = posix_spawn_file_actions_init(&actions);
 
     if (failed != 0) return failed;
@@ -71,13 +89,16 @@ int spawn_process(int *pid_out, const struct spawn_request *request)
     if (failed == 0) {
         failed = move_fds(&actions, request->fds);
         if (failed == 0) failed = block_signals(&attributes);
+        if (failed == 0) failed = extend_environment(&extended, request->extra);
         /* The elements are not written to; the type is older than const. */
         if (failed == 0)
             failed = posix_spawn(&pid, request->program, &actions, &attributes,
-                                 (char *const *)(uintptr_t)request->argv, environ);
+                                 (char *const *)(uintptr_t)request->argv,
+                                 extended != NULL ? extended : environ);
         (void)posix_spawnattr_destroy(&attributes);
     }
     (void)posix_spawn_file_actions_destroy(&actions);
+    os_free(extended);
     if (failed == 0) *pid_out = (int)pid;
     return failed;
 }

@@ -11,7 +11,8 @@
 enum { SPAWN_FDS_MAX = 3 };
 struct spawn_request {
     const char        *program;
-    const char *const *argv; /* NULL at the end */
+    const char *const *argv;  /* NULL at the end */
+    const char        *extra; /* "NAME=value", added to the environment; or NULL */
     int                fds[SPAWN_FDS_MAX];
 };
 /* 0, or the errno of what failed; nothing was started then.  Reach it through os.spawn. */

@@ -19,10 +19,12 @@
 #include <unistd.h>
 
 enum {
-    PAINT = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_UPSCALE,
-    POSTER = COMMAND_RENDER | COMMAND_UPSCALE,
-    DRAFTED = COMMAND_RENDER | COMMAND_DRAFT, /* commands that paint a draft themselves */
-    AGAIN = COMMAND_RESUME | COMMAND_RETRY,   /* commands that go on with a poster of ours */
+    ONE = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_UPSCALE, /* picture with settings of its own */
+    PAINT = ONE | COMMAND_BATCH,
+    POSTER = COMMAND_RENDER | COMMAND_UPSCALE | COMMAND_BATCH,
+    /* commands that paint a draft themselves */
+    DRAFTED = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_BATCH,
+    AGAIN = COMMAND_RESUME | COMMAND_RETRY, /* commands that go on with a poster of ours */
     PLANNED = COMMAND_PLAN,
     RANDOM = COMMAND_SYNTH,
     ALL = PAINT | AGAIN | COMMAND_PLAN | COMMAND_INFO | COMMAND_SYNTH
@@ -41,8 +43,8 @@ static const struct setting rows[] = {
      .sentence = "what to paint; - reads it from standard input"},
     {.key = "input", .flag = "input", .type = SETTING_PATH, FIELD(input),
      .absent = "", .value = "PATH", .group = GROUP_TALK,
-     .commands = COMMAND_UPSCALE | COMMAND_INFO | RANDOM, .marks = MARK_FLAG_ONLY,
-     .sentence = "the word after the command, as a flag"},
+     .commands = COMMAND_UPSCALE | COMMAND_BATCH | COMMAND_INFO | RANDOM,
+     .marks = MARK_FLAG_ONLY | MARK_JOB, .sentence = "the word after the command, as a flag"},
     {.key = "model", .flag = "model", .letter = 'm', .type = SETTING_PATH, FIELD(model),
      .absent = "samples/model", .value = "DIR", .group = GROUP_PICTURE,
      .commands = PAINT | PLANNED | AGAIN, .marks = MARK_PICTURE,
@@ -109,7 +111,7 @@ static const struct setting rows[] = {
      .marks = MARK_PICTURE, .sentence = "fixed shift of the schedule, 0 for the model's"},
     /* ---- the file */
     {.key = "output", .flag = "output", .letter = 'o', .type = SETTING_PATH, FIELD(output),
-     .absent = "", .value = "FILE", .group = GROUP_FILE, .commands = PAINT | PLANNED | AGAIN,
+     .absent = "", .value = "FILE", .group = GROUP_FILE, .commands = ONE | PLANNED | AGAIN,
      .marks = MARK_FREE,
      .sentence = "where to write; poster.tif, or draft.png for a draft, unless given"},
     {.key = "overwrite", .flag = "overwrite", .type = SETTING_SWITCH, FIELD(overwrite),
@@ -181,7 +183,7 @@ static const struct setting rows[] = {
      .absent = "", .value = "PATH", .group = GROUP_MACHINE, .commands = PAINT | PLANNED | AGAIN,
      .marks = MARK_PICTURE, .sentence = "another VAE than the model folder's"},
     {.key = "noise_file", .flag = "noise-file", .type = SETTING_PATH, FIELD(noise_file),
-     .absent = "", .value = "FILE", .group = GROUP_MACHINE, .commands = PAINT,
+     .absent = "", .value = "FILE", .group = GROUP_MACHINE, .commands = ONE,
      .marks = MARK_PICTURE,
      .sentence = "raw f32 noise [h/8, w/8, 16]; for the draft, in upscale for the tiles"},
     {.key = "persistent_workers", .flag = "persistent-workers", .type = SETTING_SWITCH,
@@ -239,15 +241,20 @@ static const struct setting rows[] = {
      .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
      .sentence = "a GPU's TFLOP/s for plans, 0 to measure"},
     {.key = "link_speed", .flag = "link-speed", .type = SETTING_BYTES,
-     FIELD(link_bytes_per_second), RANGE(1e8, 1e13), .absent = "12GB", .value = "SIZE",
+     FIELD(link_bytes_per_second), RANGE(0, 1e13), .absent = "0", .value = "SIZE",
      .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
-     .sentence = "bytes a second from memory to the GPU"},
+     .sentence = "bytes a second to a GPU, 0 to measure"},
+    {.key = "disk_speed", .flag = "disk-speed", .type = SETTING_BYTES,
+     FIELD(disk_bytes_per_second), RANGE(0, 1e13), .absent = "0", .value = "SIZE",
+     .group = GROUP_MEMORY, .commands = PAINT | PLANNED | AGAIN, .marks = MARK_FREE,
+     .sentence = "bytes a second from disk, 0 to measure"},
     {.key = "memory_plot", .flag = "memory-plot", .type = SETTING_PATH, FIELD(memory_plot),
-     .absent = "", .value = "FILE", .group = GROUP_MEMORY, .commands = POSTER | AGAIN,
-     .marks = MARK_FREE, .sentence = "draw the last tile's GPU memory, as a PNG"},
+     .absent = "", .value = "FILE", .group = GROUP_MEMORY,
+     .commands = (POSTER & ~COMMAND_BATCH) | AGAIN, .marks = MARK_FREE,
+     .sentence = "draw the last tile's GPU memory, as a PNG"},
     /* ---- running */
     {.key = "config", .flag = "config", .type = SETTING_PATH, FIELD(settings_file),
-     .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = PAINT | PLANNED | RANDOM,
+     .absent = "", .value = "FILE", .group = GROUP_TALK, .commands = ONE | PLANNED | RANDOM,
      .marks = MARK_FREE | MARK_FLAG_ONLY,
      .sentence = "settings from a YAML file; flags win over it"},
     {.key = "json", .flag = "json", .type = SETTING_SWITCH, FIELD(json),
@@ -477,6 +484,8 @@ int config_check_named(const struct config *config, enum config_command command,
     if ((command & AGAIN) != 0 && config->output[0] == '\0')
         RAISE(err, ERR_USAGE, 0, "no poster given; write its name after 'mural %s'",
               config_command_name(command));
+    if (command == COMMAND_BATCH && config->input[0] == '\0')
+        RAISE(err, ERR_USAGE, 0, "no list of jobs given; write its name after 'mural batch'");
     if (command == COMMAND_RETRY && config->tiles[0] == '\0')
         RAISE(err, ERR_USAGE, 0, "no tiles given; name those to paint again with --tiles 3,7-9");
 out:
@@ -573,6 +582,37 @@ out:
     return rc;
 }
 
+/* Is the row's field of `one` and `other` the same, as far as a plan goes? */
+static bool plans_alike(const struct setting *row, const struct config *one,
+                        const struct config *other)
+{
+    static const char *const names[] = {"prompt", "seed", "output", "keep_draft", "noise_file"};
+    const char *a = (const char *)one + row->offset, *b = (const char *)other + row->offset;
+    json_t     *x, *y;
+    bool        same;
+
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+        if (strcmp(row->key, names[i]) == 0) return true;
+    if (strcmp(row->key, "input") == 0) return (*a == '\0') == (*b == '\0');
+    if (row->type == SETTING_SIZE) return true; /* stands for other rows */
+    if (row->type == SETTING_PATH) return strcmp(a, b) == 0;
+    x = values_json(one, row);
+    y = values_json(other, row);
+    same = x != NULL && y != NULL && json_equal(x, y);
+    json_decref(x);
+    json_decref(y);
+    return same;
+}
+
+bool config_plans_alike(const struct config *one, const struct config *other)
+{
+    bool alike = true;
+
+    for (size_t i = 0; i < ARRAY_COUNT(rows) && alike; i++)
+        alike = plans_alike(&rows[i], one, other);
+    return alike;
+}
+
 bool config_is_begun(const char *output)
 {
     char journal[4200];
@@ -586,15 +626,15 @@ static int check_outputs(const struct config *config, enum config_command comman
 {
     int rc = ERR_OK;
 
-    if ((command & PAINT) != 0) {
-        TRY(check_target(config->output, command == COMMAND_DRAFT, config->overwrite, err));
-        TRY(check_kept(config, config->output, "-o", err));
-    }
-    if ((command & AGAIN) != 0) TRY(check_target(config->output, false, true, err));
+    /* A poster that exists is not replaced unasked, but it may be this one, and finished. */
+    if (command == COMMAND_DRAFT) TRY(check_target(config->output, true, config->overwrite, err));
+    if ((command & (POSTER | AGAIN)) != 0) TRY(check_target(config->output, false, true, err));
+    if ((command & PAINT) != 0) TRY(check_kept(config, config->output, "-o", err));
     if (command == COMMAND_RENDER && config->draft[0] != '\0') {
-        /* A poster that was begun comes with its draft, which is only written again. */
-        TRY(check_target(config->draft, true, config->overwrite || config_is_begun(config->output),
-                         err));
+        /* A poster that was begun comes with its draft, which is only written again; with one that
+         * is there it is not written at all. */
+        bool again = config_is_begun(config->output) || os_is_file(config->output);
+        TRY(check_target(config->draft, true, config->overwrite || again, err));
         TRY(check_kept(config, config->draft, "--keep-draft", err));
         if (os_same_file(config->draft, config->output))
             RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the output",

@@ -17,13 +17,14 @@ enum config_command {
     COMMAND_RENDER = 1 << 0,
     COMMAND_DRAFT = 1 << 1,
     COMMAND_UPSCALE = 1 << 2,
-    COMMAND_RESUME = 1 << 3,
-    COMMAND_RETRY = 1 << 4,
-    COMMAND_PLAN = 1 << 5,
-    COMMAND_INFO = 1 << 6,
-    COMMAND_SYNTH = 1 << 7,
-    COMMAND_SAMPLE = 1 << 8, /* sample-config */
-    COMMAND_HELP = 1 << 9
+    COMMAND_BATCH = 1 << 3,
+    COMMAND_RESUME = 1 << 4,
+    COMMAND_RETRY = 1 << 5,
+    COMMAND_PLAN = 1 << 6,
+    COMMAND_INFO = 1 << 7,
+    COMMAND_SYNTH = 1 << 8,
+    COMMAND_SAMPLE = 1 << 9, /* sample-config */
+    COMMAND_HELP = 1 << 10
 };
 
 struct config {
@@ -70,7 +71,7 @@ struct config {
     double   keep_share;   /* 0..1 */
     char     on_short[16]; /* stop | change */
     double   card_tflops;  /* of the GPU that a plan is for, 0: measure it */
-    uint64_t link_bytes_per_second;
+    uint64_t link_bytes_per_second, disk_bytes_per_second; /* 0: measure them */
     char     memory_plot[1024]; /* PNG of it over time, empty: none */
     /* when things go wrong */
     int32_t tile_retries; /* attempts at a tile after the first */
@@ -90,8 +91,8 @@ struct config {
     char     dtype[16];
     bool     bfl;
     uint64_t shard_bytes;
-    /* positional argument of upscale, info, synth; of resume and retry it is the output, and of
-     * render, draft and plan the prompt */
+    /* positional argument of upscale, batch, info, synth; of resume and retry it is the output, and
+     * of render, draft and plan the prompt */
     char input[1024];
 };
 
@@ -112,12 +113,15 @@ int config_load(struct config *out, enum config_command command, const char *con
                 size_t word_count, struct err *err);
 
 /* Relations between settings: overlap below tile, needed settings present, files that must exist or
- * must not, an output folder that can be written. */
+ * must not, an output folder that can be written.  A poster that exists is none of its business: it
+ * may be the very one that is asked for, and render knows. */
 int config_check(const struct config *config, enum config_command command, struct err *err);
-/* Of these, whether a poster to go on with, or tiles to paint again, are named at all. */
+/* Of these, whether a poster to go on with, tiles to paint again, or a list of jobs are named. */
 int config_check_named(const struct config *config, enum config_command command, struct err *err);
 /* Is there a journal beside the output of this name: a poster to go on with, or to retouch? */
 bool config_is_begun(const char *output);
+/* Do the two differ in nothing but words, seed, and names of files other than a model's? */
+bool config_plans_alike(const struct config *one, const struct config *other);
 
 /* ------------------------------------------------------------------------------ command line */
 
@@ -126,6 +130,9 @@ struct config_words {
     char **word;
     size_t count;
 };
+/* Adds copies of `words` as one layer over those of `out`: a size as its sides, so that a lower
+ * layer's size and a higher one's width do not contradict each other. */
+int config_words_lay(struct config_words *out, const struct config_words *words, struct err *err);
 
 /* Flags of one command into words; argv[0] is the first argument after the command.  The positional
  * argument becomes "prompt=", "input=" or "output=".  Values are judged here, so that sentences
@@ -139,6 +146,28 @@ void config_words_close(struct config_words *words);
 /* "render" -> COMMAND_RENDER; ERR_USAGE with the nearest command otherwise. */
 int         config_find_command(enum config_command *out, const char *name, struct err *err);
 const char *config_command_name(enum config_command command);
+
+/* ------------------------------------------------------------------------------------ batches */
+
+enum { CONFIG_JOBS_MAX = 1000, CONFIG_MISTAKES_MAX = 50 };
+
+/* A settings file with a list of jobs in it; all memory is freed by config_batch_close, for which a
+ * zeroed struct is fine. */
+struct config_batch {
+    struct config_words common; /* settings of all jobs */
+    struct config_job {
+        struct config_words words; /* of this one alone, to be laid over those */
+        size_t              line;  /* where it starts in the file, from 1      */
+    }     *jobs; /* [count], at most CONFIG_JOBS_MAX */
+    size_t count;
+    /* Sentences with file, line and column: settings that are unknown or wrong, and were left out;
+     * at most CONFIG_MISTAKES_MAX. */
+    struct config_words mistakes;
+};
+/* ERR_CONFIG: the file cannot be read, is no YAML, names no job, or has too many mistakes; what was
+ * found before is in *out all the same. */
+int  config_batch_read(struct config_batch *out, const char *path, struct err *err);
+void config_batch_close(struct config_batch *batch);
 
 /* ------------------------------------------------------------- what a poster keeps to the end */
 

@@ -42,7 +42,8 @@ enum setting_mark {
     MARK_FLAG_ONLY = 1 << 2, /* makes no sense in a file */
     MARK_DERIVED = 1 << 3,   /* stands for other settings; not listed with its value */
     MARK_ABOVE = 1 << 4,     /* the least value itself is not allowed */
-    MARK_FREE = 1 << 5       /* may change while a poster is made: it changes no byte of it */
+    MARK_FREE = 1 << 5,      /* may change while a poster is made: it changes no byte of it */
+    MARK_JOB = 1 << 6        /* a job of a batch may set it, though no other part of a file may */
 };
 
 struct setting {
@@ -97,6 +98,8 @@ struct yaml_source {
     bool        from_model;
 };
 int yaml_read(struct config *config, const struct yaml_source *source, struct err *err);
+/* The same with a list of jobs in it; what is wrong with a setting goes to the mistakes. */
+int yaml_read_batch(struct config_batch *out, const struct yaml_source *source, struct err *err);
 int yaml_read_file(struct config *config, const char *path, bool from_model, struct err *err);
 
 #endif

@@ -49,6 +49,42 @@ out:
     return rc;
 }
 
+/* A size as the sides, and perhaps the resolution, that it stands for. */
+static int lay_size(struct config_words *out, const char *text, struct err *err)
+{
+    int            rc = ERR_OK;
+    char           word[64];
+    struct config *scratch = NULL;
+
+    TRY(os_alloc((void **)&scratch, 1, sizeof *scratch, "settings", err));
+    TRY(values_set(scratch, config_find_key("size"), "size", text, err));
+    (void)snprintf(word, sizeof word, "width=%d", scratch->width_px);
+    TRY(config_words_add(out, word, err));
+    (void)snprintf(word, sizeof word, "height=%d", scratch->height_px);
+    TRY(config_words_add(out, word, err));
+    (void)snprintf(word, sizeof word, "dpi=%.17g", scratch->dpi);
+    if (scratch->dpi > 0) TRY(config_words_add(out, word, err));
+out:
+    os_free(scratch);
+    return rc;
+}
+
+int config_words_lay(struct config_words *out, const struct config_words *words, struct err *err)
+{
+    static const char size[] = "size=";
+    int               rc = ERR_OK;
+
+    for (size_t i = 0; i < words->count; i++) {
+        const char *word = words->word[i];
+        if (strncmp(word, size, sizeof size - 1) == 0)
+            TRY(lay_size(out, word + sizeof size - 1, err));
+        else
+            TRY(config_words_add(out, word, err));
+    }
+out:
+    return rc;
+}
+
 /* Room for every argument was made at the start: each gives at most one word. */
 static int add_word(struct flags *flags, const char *key, const char *value)
 {
@@ -234,7 +270,7 @@ static int read_all(struct flags *flags)
             TRY(read_short(flags, written));
     }
     if (flags->prompt_flag && flags->positional &&
-        (flags->command & (COMMAND_UPSCALE | COMMAND_RETRY)) == 0)
+        (flags->command & (COMMAND_UPSCALE | COMMAND_BATCH | COMMAND_RETRY)) == 0)
         RAISE(flags->err, ERR_USAGE, 0, "the prompt is given twice; keep the words or --prompt");
 out:
     return rc;

@@ -40,6 +40,25 @@ static const struct command_help commands[] = {
      "Takes a draft, PNG or TIFF, and paints the poster over it, tile by tile.",
      {"mural upscale draft.png -o harbour.tif",
       "mural upscale photo.tif --prompt \"A harbour in fog\" --sigma 0.3 --size 16k -o big.tif"}},
+    {COMMAND_BATCH,
+     "batch",
+     "FILE [flags]",
+     "many posters, one after the other, from a list",
+     "Paints a list of posters with one loaded model.  FILE is a settings file with a list in it:\n"
+     "\n"
+     "  steps: 16             # settings of all jobs, as for --config\n"
+     "  jobs:\n"
+     "    - prompt: A harbour in fog at dawn\n"
+     "      output: harbour.tif\n"
+     "    - prompt: A pine forest in snow\n"
+     "      output: forest.tif\n"
+     "      seed: 7           # settings of this job alone\n"
+     "    - input: draft.png  # a draft to paint over, as for 'mural upscale'\n"
+     "      output: wall.tif\n"
+     "\n"
+     "All jobs are checked before the first is painted.  One that fails does not stop the others,\n"
+     "and the same command again paints what is missing.  A flag holds for every job.",
+     {"mural batch posters.yaml", "mural batch posters.yaml --workers 2 --json"}},
     {COMMAND_RESUME,
      "resume",
      "POSTER [flags]",

@@ -7,6 +7,9 @@
  * nothing in a file can grow, and reading ends at the first thing that is not a setting, with its
  * line and column.
  *
+ * In a batch the list `jobs` of such mappings may stand beside the settings.  There a setting that
+ * is wrong is noted and left out, so that all of them can be named at once.
+ *
  * It reads the events of libyaml, the parser inside libcyaml: libcyaml's own loader does not tell
  * its caller where an unknown key stands.
  *
@@ -20,6 +23,7 @@
 
 enum {
     FILE_BYTES_MAX = 256 * 1024, /* a settings file with the longest prompt has 20 kB */
+    BATCH_BYTES_MAX = 4 * 1024 * 1024,
     ROWS_MAX = 96,
     GROUP_BYTES = 32
 };
@@ -32,6 +36,12 @@ struct reader {
     size_t                    seen_line[ROWS_MAX];  /* 0: not seen */
     size_t                    group_line[ROWS_MAX]; /* the same of a group, by its first row */
     struct err               *err;
+    uint64_t                  events; /* read so far                          */
+    uint32_t                  depth;  /* of lists and groups that are open    */
+    struct config_batch      *batch;  /* NULL: a file of settings alone       */
+    struct config_words      *words;  /* where settings go as well, in a batch */
+    bool                      in_job;
+    size_t                    jobs_line; /* 0: not seen */
 };
 
 static int complain(struct reader *reader, yaml_mark_t mark, const char *format, ...)
@@ -93,6 +103,14 @@ static int next(struct reader *reader)
 {
     yaml_event_delete(&reader->event);
     if (yaml_parser_parse(&reader->parser, &reader->event) == 0) return complain_of_syntax(reader);
+    reader->events++;
+    switch (reader->event.type) {
+    case YAML_MAPPING_START_EVENT:
+    case YAML_SEQUENCE_START_EVENT: reader->depth++; break;
+    case YAML_MAPPING_END_EVENT:
+    case YAML_SEQUENCE_END_EVENT: reader->depth--; break;
+    default: break;
+    }
     return ERR_OK;
 }
 
@@ -122,6 +140,9 @@ static int complain_of_key(struct reader *reader, const char *key)
     char                  shown[VALUES_QUOTE_BYTES];
     const struct setting *near = config_nearest(key, ~0u, false);
 
+    if (strcmp(key, "jobs") == 0)
+        return complain(reader, reader->event.start_mark,
+                        "'jobs' is for 'mural batch', once, and not inside of another job");
     if (near == NULL)
         return complain(reader, reader->event.start_mark,
                         "unknown key '%s'; 'mural sample-config' lists the keys",
@@ -164,6 +185,13 @@ static int complain_of_inner(struct reader *reader, const char *group, const cha
                     values_quote(shown, key), group, names);
 }
 
+/* What makes or keeps a poster, but not how a run talks. */
+static bool belongs_to_job(const struct setting *row)
+{
+    return (row->marks & MARK_JOB) != 0 ||
+           (row->group != GROUP_TALK && (row->commands & (COMMAND_RENDER | COMMAND_UPSCALE)) != 0);
+}
+
 /* This row is set here, and nowhere else. */
 static int note_row(struct reader *reader, const struct setting *row, yaml_mark_t mark)
 {
@@ -173,15 +201,31 @@ static int note_row(struct reader *reader, const struct setting *row, yaml_mark_
     size_t               *seen = &reader->seen_line[row - rows];
 
     must(count <= ROWS_MAX);
-    if ((row->marks & MARK_FLAG_ONLY) != 0)
+    if ((row->marks & MARK_FLAG_ONLY) != 0 && !(reader->in_job && (row->marks & MARK_JOB) != 0))
         return complain(reader, mark, "'%s' can only be given on the command line", row->key);
     if (reader->source->from_model && (row->marks & MARK_MODEL) == 0)
         return complain(reader, mark, "'%s' is not for a model to set", row->key);
+    if (reader->in_job && !belongs_to_job(row))
+        return complain(reader, mark, "'%s' is not for a job to set", row->key);
     TRY(check_size_keys(reader, row, rows));
     if (*seen != 0)
         return complain(reader, mark, "'%s' was already set in line %zu", row->key, *seen);
     *seen = mark.line + 1;
 out:
+    return rc;
+}
+
+static int note_word(struct reader *reader, const char *key, const char *text)
+{
+    int    rc = ERR_OK;
+    size_t bytes = strlen(key) + strlen(text) + 2;
+    void  *word = NULL;
+
+    TRY(os_alloc(&word, bytes, 1, "a setting", reader->err));
+    (void)snprintf(word, bytes, "%s=%s", key, text);
+    TRY(config_words_add(reader->words, word, reader->err));
+out:
+    os_free(word);
     return rc;
 }
 
@@ -199,6 +243,7 @@ static int read_value(struct reader *reader, const struct setting *row)
                         "%s has no value; give one or remove the line", row->key);
     if (values_set(reader->config, row, row->key, text, &why) != ERR_OK)
         return complain(reader, reader->event.start_mark, "%s", why.text);
+    if (reader->words != NULL) TRY(note_word(reader, row->key, text));
 out:
     return rc;
 }
@@ -250,31 +295,134 @@ out:
     return rc;
 }
 
+static int read_jobs(struct reader *reader);
+
+/* The last event is a key. */
+static int read_entry(struct reader *reader)
+{
+    int                   rc = ERR_OK;
+    const char           *key = (const char *)reader->event.data.scalar.value;
+    const struct setting *row = config_find_key(key);
+
+    if (reader->batch != NULL && !reader->in_job && strcmp(key, "jobs") == 0)
+        return read_jobs(reader);
+    if (config_find_inner(key, NULL) != NULL) return read_group_or_value(reader, row);
+    if (row == NULL) return complain_of_key(reader, key);
+    TRY(note_row(reader, row, reader->event.start_mark));
+    TRY(next(reader));
+    TRY(read_value(reader, row));
+out:
+    return rc;
+}
+
+/* In a batch, a complaint becomes a mistake, and reading goes on behind what was complained of: the
+ * value of the key that was event number `key`, at `depth`. */
+static int forgive(struct reader *reader, uint32_t depth, uint64_t key)
+{
+    int rc = (int)reader->err->code;
+
+    if (reader->batch == NULL || rc != ERR_CONFIG || reader->parser.error != YAML_NO_ERROR ||
+        reader->batch->mistakes.count == CONFIG_MISTAKES_MAX)
+        return rc;
+    TRY(config_words_add(&reader->batch->mistakes, reader->err->text, reader->err));
+    *reader->err = (struct err){.code = ERR_OK};
+    rc = ERR_OK;
+    if (reader->events == key) TRY(next(reader));
+    while (reader->depth > depth)
+        TRY(next(reader));
+out:
+    return rc;
+}
+
 static int read_mapping(struct reader *reader)
 {
-    int rc = ERR_OK;
+    int      rc = ERR_OK;
+    uint32_t depth = reader->depth;
 
     for (;;) {
-        const struct setting *row;
-        const char           *key;
-
         TRY(next(reader));
         if (reader->event.type == YAML_MAPPING_END_EVENT) break;
         TRY(expect_scalar(reader, "a key"));
-        key = (const char *)reader->event.data.scalar.value;
-        row = config_find_key(key);
-        if (config_find_inner(key, NULL) != NULL) {
-            TRY(read_group_or_value(reader, row));
-            continue;
-        }
-        if (row == NULL) return complain_of_key(reader, key);
-        TRY(note_row(reader, row, reader->event.start_mark));
-        TRY(next(reader));
-        TRY(read_value(reader, row));
+        uint64_t key = reader->events;
+        if (read_entry(reader) != ERR_OK) TRY(forgive(reader, depth, key));
     }
 out:
     return rc;
 }
+
+/* ------------------------------------------------------------------------------------ batches */
+
+static int add_job(struct reader *reader, struct config_job **out, size_t line)
+{
+    int                  rc = ERR_OK;
+    struct config_batch *batch = reader->batch;
+
+    if (batch->jobs == NULL)
+        TRY(os_alloc((void **)&batch->jobs, CONFIG_JOBS_MAX, sizeof *batch->jobs, "a list of jobs",
+                     reader->err));
+    if (batch->count == CONFIG_JOBS_MAX)
+        return complain(reader, reader->event.start_mark, "a batch has at most %d jobs",
+                        CONFIG_JOBS_MAX);
+    *out = &batch->jobs[batch->count++];
+    **out = (struct config_job){.line = line};
+out:
+    return rc;
+}
+
+/* The last event began it.  It is read as a file of its own would be. */
+static int read_job(struct reader *reader)
+{
+    int                rc = ERR_OK;
+    struct reader      outer = *reader;
+    yaml_mark_t        mark = reader->event.start_mark;
+    struct config_job *job = NULL;
+
+    if (reader->event.type != YAML_MAPPING_START_EVENT)
+        return complain(reader, mark, "a job is a group of keys, as in '- prompt: A fox'");
+    if (reader->event.data.mapping_start.anchor != NULL ||
+        reader->event.data.mapping_start.tag != NULL)
+        return complain(reader, mark, "a job has an anchor or a tag; remove it");
+    TRY(add_job(reader, &job, mark.line + 1));
+    memset(reader->seen_line, 0, sizeof reader->seen_line);
+    memset(reader->group_line, 0, sizeof reader->group_line);
+    reader->in_job = true;
+    reader->words = &job->words;
+    rc = read_mapping(reader);
+    memcpy(reader->seen_line, outer.seen_line, sizeof reader->seen_line);
+    memcpy(reader->group_line, outer.group_line, sizeof reader->group_line);
+    reader->in_job = false;
+    reader->words = outer.words;
+out:
+    return rc;
+}
+
+/* The last event is the key of the list. */
+static int read_jobs(struct reader *reader)
+{
+    int         rc = ERR_OK;
+    yaml_mark_t mark = reader->event.start_mark;
+    uint32_t    depth = reader->depth + 1;
+
+    if (reader->jobs_line != 0)
+        return complain(reader, mark, "'jobs' was already set in line %zu", reader->jobs_line);
+    reader->jobs_line = mark.line + 1;
+    TRY(next(reader));
+    if (reader->event.type != YAML_SEQUENCE_START_EVENT)
+        return complain(reader, reader->event.start_mark,
+                        "jobs must be a list, with '- prompt: ...' for each poster");
+    if (reader->event.data.sequence_start.anchor != NULL ||
+        reader->event.data.sequence_start.tag != NULL)
+        return complain(reader, reader->event.start_mark, "jobs has an anchor or a tag; remove it");
+    for (;;) {
+        TRY(next(reader));
+        if (reader->event.type == YAML_SEQUENCE_END_EVENT) break;
+        if (read_job(reader) != ERR_OK) TRY(forgive(reader, depth, 0));
+    }
+out:
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------- files */
 
 static int read_document(struct reader *reader)
 {
@@ -311,23 +459,61 @@ out:
     return rc;
 }
 
+static int read_source(struct reader *reader, size_t bytes_max)
+{
+    int                       rc = ERR_OK;
+    const struct yaml_source *source = reader->source;
+
+    if (source->bytes > bytes_max)
+        return err_set(reader->err, ERR_CONFIG, 0, ERR_WHERE,
+                       "config: %s has %zu bytes; a settings file has at most %zu", source->name,
+                       source->bytes, bytes_max);
+    if (yaml_parser_initialize(&reader->parser) == 0)
+        RAISE(reader->err, ERR_HOST_MEM, 0, "no memory to read '%s'", source->name);
+    yaml_parser_set_input_string(&reader->parser, (const unsigned char *)source->text,
+                                 source->bytes);
+    yaml_parser_set_encoding(&reader->parser, YAML_UTF8_ENCODING);
+    rc = read_stream(reader);
+    yaml_event_delete(&reader->event);
+    yaml_parser_delete(&reader->parser);
+out:
+    return rc;
+}
+
 int yaml_read(struct config *config, const struct yaml_source *source, struct err *err)
 {
-    int           rc = ERR_OK;
     struct reader reader = {.source = source, .config = config, .err = err};
 
-    if (source->bytes > FILE_BYTES_MAX)
-        return err_set(err, ERR_CONFIG, 0, ERR_WHERE,
-                       "config: %s has %zu bytes; a settings file has at most %d", source->name,
-                       source->bytes, FILE_BYTES_MAX);
-    if (yaml_parser_initialize(&reader.parser) == 0)
-        RAISE(err, ERR_HOST_MEM, 0, "no memory to read '%s'", source->name);
-    yaml_parser_set_input_string(&reader.parser, (const unsigned char *)source->text,
-                                 source->bytes);
-    yaml_parser_set_encoding(&reader.parser, YAML_UTF8_ENCODING);
-    rc = read_stream(&reader);
-    yaml_event_delete(&reader.event);
-    yaml_parser_delete(&reader.parser);
+    return read_source(&reader, FILE_BYTES_MAX);
+}
+
+int yaml_read_batch(struct config_batch *out, const struct yaml_source *source, struct err *err)
+{
+    int            rc = ERR_OK;
+    struct config *scratch = NULL;
+    struct reader  reader = {.source = source, .err = err, .batch = out, .words = &out->common};
+
+    TRY(os_alloc((void **)&scratch, 1, sizeof *scratch, "settings", err));
+    reader.config = scratch; /* takes the values, to have them judged */
+    TRY(read_source(&reader, BATCH_BYTES_MAX));
+    if (out->count == 0 && out->mistakes.count == 0)
+        RAISE(err, ERR_CONFIG, 0, "config: %s: it has no jobs; 'mural help batch' shows a list",
+              source->name);
+out:
+    os_free(scratch);
+    return rc;
+}
+
+/* The text of a file, freed by os_free, to be pointed at by `source`. */
+static int read_text(char **out, struct yaml_source *source, uint64_t bytes_max, struct err *err)
+{
+    int        rc = ERR_OK;
+    struct err why = {.code = ERR_OK};
+
+    if (os_read_text(out, &source->bytes, source->name, bytes_max, &why) != ERR_OK)
+        RAISE(err, why.code == ERR_HOST_MEM ? ERR_HOST_MEM : ERR_CONFIG, why.sys, "config: %s",
+              why.text);
+    source->text = *out;
 out:
     return rc;
 }
@@ -336,15 +522,35 @@ int yaml_read_file(struct config *config, const char *path, bool from_model, str
 {
     int                rc = ERR_OK;
     char              *text = NULL;
-    struct err         why = {.code = ERR_OK};
     struct yaml_source source = {.name = path, .from_model = from_model};
 
-    if (os_read_text(&text, &source.bytes, path, FILE_BYTES_MAX, &why) != ERR_OK)
-        RAISE(err, why.code == ERR_HOST_MEM ? ERR_HOST_MEM : ERR_CONFIG, why.sys, "config: %s",
-              why.text);
-    source.text = text;
+    TRY(read_text(&text, &source, FILE_BYTES_MAX, err));
     TRY(yaml_read(config, &source, err));
 out:
     os_free(text);
     return rc;
+}
+
+int config_batch_read(struct config_batch *out, const char *path, struct err *err)
+{
+    int                rc = ERR_OK;
+    char              *text = NULL;
+    struct yaml_source source = {.name = path};
+
+    *out = (struct config_batch){.count = 0};
+    TRY(read_text(&text, &source, BATCH_BYTES_MAX, err));
+    TRY(yaml_read_batch(out, &source, err));
+out:
+    os_free(text);
+    return rc;
+}
+
+void config_batch_close(struct config_batch *batch)
+{
+    for (size_t i = 0; i < batch->count; i++)
+        config_words_close(&batch->jobs[i].words);
+    os_free(batch->jobs);
+    config_words_close(&batch->common);
+    config_words_close(&batch->mistakes);
+    *batch = (struct config_batch){.count = 0};
 }

@@ -6,7 +6,8 @@
  * A block streams when its matrices are copied from the host each time that it is their turn, into
  * one of two slots.  As long as the arithmetic of all blocks takes longer than all copies, and
  * copies are spread evenly, streaming costs no time.  So the first question is how many tiles must
- * share a copy to hide the link; all else goes to blocks that stay, for these need no link at all.
+ * share a copy to hide the link, and the disk where the host has no room for all copies; all else
+ * goes to blocks that stay, for these need neither.
  *
  * Streamed blocks are chosen by error diffusion, for each count in every phase: the gaps between
  * them differ by at most one.  Phases differ in how many doubles, which are twice as large, they
@@ -64,6 +65,22 @@ double budget_compute_seconds(const struct budget *budget, const struct budget_f
     return facts->flop_per_second > 0 ? flop * budget->tiles_per_pass / facts->flop_per_second : 0;
 }
 
+double budget_disk_seconds(const struct budget *budget, const struct budget_facts *facts)
+{
+    return facts->disk_bytes_per_second > 0
+               ? (double)(budget->streamed_bytes - budget->pinned_bytes) /
+                     facts->disk_bytes_per_second
+               : 0;
+}
+
+/* What arithmetic must hide. */
+static double visit_seconds(const struct budget *budget, const struct budget_facts *facts)
+{
+    double link = budget_link_seconds(budget, facts), disk = budget_disk_seconds(budget, facts);
+
+    return link > disk ? link : disk;
+}
+
 double budget_link_seconds(const struct budget *budget, const struct budget_facts *facts)
 {
     return facts->link_bytes_per_second > 0
@@ -71,15 +88,18 @@ double budget_link_seconds(const struct budget *budget, const struct budget_fact
                : 0;
 }
 
-/* The arena is rewound between a prompt, a tile's coders and its steps. */
+/* The arena is rewound between a prompt, a tile's coders and its steps.  In one piece it cannot be
+ * lent to a prompt, which then has another beside it. */
 static uint64_t scratch_of(const struct budget *budget, const struct budget_facts *facts)
 {
     uint64_t text = budget->text_on_cpu ? 0 : facts->text_bytes;
     uint64_t predict = facts->predict_bytes[budget->mlp_level][budget->tiles_per_pass];
+    uint64_t tile = max_u64(predict, facts->coder_bytes[budget->strip_level]);
 
-    return max_u64(text, max_u64(predict, facts->coder_bytes[budget->strip_level]));
+    return facts->allowed.expandable ? max_u64(text, tile) : granules(text) + tile;
 }
 
+/* With every choice of blocks: how long they take to come depends on it. */
 static void set_pinned(struct budget *budget, const struct budget_facts *facts)
 {
     uint64_t limit =
@@ -171,6 +191,7 @@ static bool choose_blocks(struct budget *budget, const struct budget_facts *fact
         }
     }
     *budget = best;
+    set_pinned(budget, facts);
     return found;
 }
 
@@ -188,6 +209,7 @@ static bool make_for(struct budget *out, const struct budget_facts *facts, uint3
     struct bounds bounds = {.device_bytes = facts->allowed.vram_bytes,
                             .resident_least = resident_least,
                             .streaming = facts->allowed.offload};
+    uint64_t      with_text;
 
     *out = (struct budget){.block_count = facts->block_count,
                            .tiles_per_pass = tiles,
@@ -197,27 +219,27 @@ static bool make_for(struct budget *out, const struct budget_facts *facts, uint3
                            .ends_bytes = facts->ends_bytes};
     out->scratch_bytes = scratch_of(out, facts);
     if (choose_blocks(out, facts, &bounds)) return true;
-    if (!facts->text_may_move || facts->text_bytes < out->scratch_bytes) return false;
-    out->text_on_cpu = true;
+    with_text = out->scratch_bytes;
+    out->text_on_cpu = facts->text_may_move;
     out->scratch_bytes = scratch_of(out, facts);
-    return choose_blocks(out, facts, &bounds);
+    return out->scratch_bytes < with_text && choose_blocks(out, facts, &bounds);
 }
 
 static double seconds_per_tile(const struct budget *budget, const struct budget_facts *facts)
 {
     double compute = budget_compute_seconds(budget, facts);
-    double link = budget_link_seconds(budget, facts);
+    double visit = visit_seconds(budget, facts);
 
-    return (compute > link ? compute : link) / budget->tiles_per_pass;
+    return (compute > visit ? compute : visit) / budget->tiles_per_pass;
 }
 
 static bool is_hidden(const struct budget *budget, const struct budget_facts *facts)
 {
-    double link = budget_link_seconds(budget, facts);
+    double visit = visit_seconds(budget, facts);
 
     /* Without both rates nothing can be compared. */
-    return link <= 0 || facts->flop_per_second <= 0 ||
-           budget_compute_seconds(budget, facts) >= link;
+    return visit <= 0 || facts->flop_per_second <= 0 ||
+           budget_compute_seconds(budget, facts) >= visit;
 }
 
 static uint32_t tiles_most(const struct budget_facts *facts)
@@ -332,7 +354,6 @@ int budget_make(struct budget *out, const struct budget_facts *facts, struct err
     }
     if (!found) TRY(refuse(facts, err));
     raise_strips(out, facts);
-    set_pinned(out, facts);
     must(budget_device_bytes(out, facts) <= facts->allowed.vram_bytes);
 out:
     return rc;
@@ -367,7 +388,6 @@ static void demote(struct budget *budget, const struct budget_facts *facts, bool
         bounds.smallest = true;
         (void)choose_blocks(budget, facts, &bounds);
     }
-    set_pinned(budget, facts);
 }
 
 /* The next level towards `last` that takes less scratch. */
@@ -392,7 +412,7 @@ static uint64_t step_by(struct budget *next, const struct budget *now,
 
     *next = *now;
     switch (rung) {
-    case RUNG_REUSE: return facts->pool_idle_bytes;
+    case RUNG_REUSE: break; /* the pool's, and not decided here */
     case RUNG_DEMOTE: demote(&changed, facts, true, wanted); break;
     case RUNG_CHUNK: lower(&changed, &changed.mlp_level, facts->mlp_levels - 1, facts); break;
     case RUNG_TILES: lower(&changed, &changed.tiles_per_pass, 1, facts); break;
@@ -424,9 +444,9 @@ uint64_t budget_relieve(struct budget *budget, const struct budget_facts *facts,
     uint64_t sum = 0, walk = 1;
 
     memset(gained_out, 0, RUNG_COUNT * sizeof *gained_out);
-    for (int first = RUNG_REUSE; sum < bytes && walk > 0; first = RUNG_DEMOTE) {
+    while (sum < bytes && walk > 0) {
         walk = 0;
-        for (int rung = first; rung < RUNG_COUNT && sum < bytes; rung++) {
+        for (int rung = RUNG_DEMOTE; rung < RUNG_COUNT && sum < bytes; rung++) {
             struct budget next;
             uint64_t gained = step_by(&next, budget, facts, (enum budget_rung)rung, bytes - sum);
             *budget = next;

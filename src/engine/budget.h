@@ -49,12 +49,13 @@ struct budget_facts {
     uint32_t             mlp_levels; /* 1..BUDGET_CHUNKS_MAX */
     uint64_t predict_bytes[BUDGET_CHUNKS_MAX][BUDGET_TILES_MAX + 1]; /* [level][tiles]: scratch */
     uint32_t strip_levels;                                           /* 1..BUDGET_STRIPS_MAX   */
-    uint64_t coder_bytes[BUDGET_STRIPS_MAX]; /* scratch to encode and decode, never rising     */
-    uint64_t text_bytes;                     /* scratch of a prompt; never beside a tile's     */
+    uint64_t coder_bytes[BUDGET_STRIPS_MAX]; /* scratch to encode and decode; the last is least */
+    uint64_t text_bytes;                     /* scratch of a prompt; beside a tile's only where
+                                                allowed.expandable is not set                  */
     bool     text_may_move;                  /* consent: see above                             */
     uint64_t host_bytes, host_free_bytes;    /* RAM; what this process may still take of it    */
-    uint64_t pool_idle_bytes;                /* mapped for nobody; for RUNG_REUSE              */
     double   link_bytes_per_second;          /* host to GPU; 0: not known                      */
+    double   disk_bytes_per_second;          /* files to host; 0: not known                    */
     double   flop_per_second;                /* of the GPU; 0: not known                       */
 };
 
@@ -68,14 +69,16 @@ int budget_make(struct budget *out, const struct budget_facts *facts, struct err
 #define BUDGET_GRANULE_BYTES ((uint64_t)2 << 20)
 uint64_t budget_device_bytes(const struct budget *budget, const struct budget_facts *facts);
 
-/* Seconds of one step of tiles_per_pass tiles if nothing but arithmetic, or nothing but the link,
- * took time; 0 where a rate is not known.  A step takes the longer of both. */
+/* Seconds of one step of tiles_per_pass tiles if nothing but arithmetic, nothing but the link, or
+ * nothing but the disk took time, from which comes what is not pinned; 0 where a rate is not known.
+ * A step takes the longest of the three. */
 double budget_compute_seconds(const struct budget *budget, const struct budget_facts *facts);
 double budget_link_seconds(const struct budget *budget, const struct budget_facts *facts);
+double budget_disk_seconds(const struct budget *budget, const struct budget_facts *facts);
 
 /* The ladder, for a request that fails after all: in this order. */
 enum budget_rung {
-    RUNG_REUSE = 0, /* mapped memory that lies idle                         */
+    RUNG_REUSE = 0, /* memory that the pool has for nobody: pool_trim's     */
     RUNG_DEMOTE,    /* fewer blocks stay, down to keep_share                */
     RUNG_CHUNK,     /* the MLP in runs of rows                              */
     RUNG_TILES,     /* fewer tiles together                                 */

@@ -11,8 +11,6 @@
 
 /* ----------------------------------------------------------------------------------- engine */
 
-enum { ENGINE_SIZES_MAX = 4 };
-
 struct networks {
     struct clip        *clip;
     struct t5          *t5;

@@ -26,10 +26,11 @@ enum engine_machine { ENGINE_CPU = 0, ENGINE_CUDA, ENGINE_WALLED };
 struct engine_device {
     char     name[128];
     uint64_t bytes_total, bytes_free;
-    int32_t  major, minor; /* compute capability */
-    char     numeric[96];  /* card and versions: what decides the bits of its results */
-    char     absent[128];  /* after ERR_DEVICE: why there is no GPU to use at all, in a few words;
-                              empty: there is one, and it fails */
+    int32_t  major, minor;          /* compute capability */
+    char     numeric[96];           /* card and versions: what decides the bits of its results */
+    double   link_bytes_per_second; /* see engine_link_speed */
+    char     absent[128]; /* after ERR_DEVICE: why there is no GPU to use at all, in a few words;
+                             empty: there is one, and it fails */
 };
 
 /* How a GPU's memory may be used; zeros: everything stays there, grown by the default step. */
@@ -44,7 +45,7 @@ struct engine_memory {
                                    others */
     uint64_t pool_bytes;        /* mapped at start, never given back                              */
     /* What was counted with when tiles_per_pass was decided; 0: not known. */
-    double link_bytes_per_second, flop_per_second;
+    double link_bytes_per_second, disk_bytes_per_second, flop_per_second;
 };
 
 struct engine_options {
@@ -56,15 +57,11 @@ struct engine_options {
     enum precision      precision; /* AUTO: bf16 where the machine multiplies bf16 in hardware */
     uint32_t            threads;   /* 0: all */
     uint32_t  text_tokens;         /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
-    /* A file for weights that workers share in the host's memory, as in struct backend_options; 0:
-     * none. */
-    int       shared_fd;
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
-    /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
-    const struct engine_device *device;
-    struct engine_memory memory;   /* of a GPU                                             */
-    bool                 text_on_cpu; /* beside a GPU: it rounds otherwise, so it is told by
-                                         engine_numeric_version                               */
+    int       shared_fd;           /* that workers share weights in, as there; 0: none */
+    const struct engine_device *device; /* that GPU, if found before; NULL: the driver is asked */
+    struct engine_memory        memory; /* of a GPU */
+    bool text_on_cpu; /* beside a GPU: it rounds otherwise: engine_numeric_version tells it */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
@@ -88,6 +85,7 @@ struct engine_cost {
     double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
 };
 
+enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 struct engine_size {
     int32_t  w_px, h_px;
     uint32_t tiles; /* rectangles predicted together */
@@ -110,8 +108,7 @@ int engine_find_device(struct engine_device *out, const struct engine_options *o
 struct engine_card {
     uint64_t vram_bytes; /* for this program; options.memory.vram_bytes may be less */
     uint64_t host_bytes, host_free_bytes;
-    double   link_bytes_per_second; /* from the host's pinned memory */
-    double   flop_per_second;
+    double   link_bytes_per_second, disk_bytes_per_second, flop_per_second; /* see below */
 };
 
 /* Who gets how much of it. */
@@ -121,8 +118,8 @@ struct engine_outlook {
     uint64_t streamed_bytes; /* over the link in a step, for all tiles of a pass */
     uint64_t pinned_bytes;   /* of the host's memory; the rest of them comes from files */
     uint32_t blocks, blocks_resident, tiles_per_pass;
-    uint32_t strip_level, strip_levels;     /* 0: the VAE has all the room it can use */
-    double   compute_seconds, link_seconds; /* of one step of a pass; 0: not known */
+    uint32_t strip_level, strip_levels; /* 0: the VAE has all the room it can use */
+    double   compute_seconds, link_seconds, disk_seconds; /* of a step of a pass; 0: not known */
     bool     text_on_cpu;
 };
 
@@ -137,10 +134,13 @@ int engine_plan_memory(struct engine_outlook *out, const struct engine_options *
 int engine_card_here(struct engine_card *card, const struct engine_options *options,
                      struct err *err);
 
-/* FLOPs per second of this machine in a short trial at the model's widths, of which the facts tell;
- * opens no model.  A GPU is used in this process. */
+/* FLOPs per second in a short trial, in this process, at the widths of which the facts tell. */
 int engine_speed(double *flops_per_second_out, const struct engine_options *options,
                  const struct engine_facts *facts, struct err *err);
+/* Bytes a second from pinned memory to the GPU of the options, tried in this process; and from the
+ * transformer's files, past the page cache.  0: cannot be told; files are too small, say. */
+double engine_link_speed(const struct engine_options *options);
+double engine_disk_speed(const struct engine_options *options);
 
 /* Maps the weights and checks every tensor that will be used. */
 int  engine_open(struct engine **out, const struct engine_options *options, struct err *err);

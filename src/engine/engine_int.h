@@ -114,7 +114,8 @@ struct vae;
 int  vae_load(struct vae **out, struct layer_loader *loader, struct err *err);
 void vae_free(struct vae *vae);
 /* From now on it takes less scratch and more time, to the same bits; level 0 is what it begins
- * with, and each further one never takes more. */
+ * with, and the last one takes the least.  Between them a small picture may take more at a further
+ * level: maps that fit as they are take less than strips to make them again. */
 enum { VAE_LEVELS = 5 };
 void vae_limit(struct vae *vae, uint32_t level);
 /* rgb [h * w, 3] f32 0..1 -> latent [h / f * w / f, latent_channels] f32 (posterior mean, shifted
@@ -163,7 +164,7 @@ struct transformer_tile {
     const struct conditioning *conditioning;
     int32_t                    h_tokens, w_tokens;
     struct matrix              tokens;   /* [h * w, in_channels] f32  */
-    struct matrix              velocity; /* [h * w, out_channels] f32 */
+    struct matrix              velocity; /* [h * w, out_channels] f32; may lie where tokens do */
     /* set by transformer_forward, dead after it */
     struct matrix stream;     /* [text + h * w, hidden] f32 */
     struct matrix normed;     /* [text + h * w, hidden]     */

@@ -61,6 +61,16 @@ int engine_find_device(struct engine_device *out, const struct engine_options *o
     return rc;
 }
 
+double engine_link_speed(const struct engine_options *options)
+{
+    struct err err = {.code = ERR_OK};
+    double     rate = 0;
+
+    must(options->machine == ENGINE_CUDA);
+    if (backend_time_link(&rate, options->gpu, &err) != ERR_OK) log_line(LOG_DEBUG, "%s", err.text);
+    return rate;
+}
+
 int engine_speed(double *flops_per_second_out, const struct engine_options *options,
                  const struct engine_facts *facts, struct err *err)
 {

@@ -167,7 +167,9 @@ int measure_sizes(struct measured *out, const struct engine *engine,
         host_bytes += out->text_bytes + out->text_workspace_bytes;
     } else {
         out->cost.scratch_bytes += out->text_bytes;
-        out->cost.fixed_bytes += out->text_workspace_bytes;
+        /* A workspace is each backend's own; a GPU's libraries are there once. */
+        if (engine->machine.machine == MACHINE_CPU)
+            out->cost.fixed_bytes += out->text_workspace_bytes;
     }
     if (engine->machine.machine == MACHINE_CPU) {
         out->cost.fixed_bytes += host_bytes;
@@ -200,159 +202,142 @@ out:
 
 /* ------------------------------------------------------------------------------ for a budget */
 
-/* A dry backend with every weight of a tile kept on it. */
-static int open_painters(struct compute *out, struct networks *painters,
-                         const struct engine *engine, struct err *err)
+/* A question's own arena: what `compute` takes from now on is the answer. */
+static void begin_question(const struct compute *compute)
 {
-    int rc = ERR_OK;
-
-    *painters = (struct networks){.clip = NULL};
-    *out = (struct compute){.engine = engine, .painters = painters};
-    TRY(backend_open_dry(&out->backend, &engine->machine, err));
-    TRY(engine_keep(painters, engine, out->backend, err));
-out:
-    return rc;
+    must(arena_mark(backend_arena(compute->backend)).offset == 0);
+    arena_restart_peak(backend_arena(compute->backend));
 }
 
-static void close_painters(struct compute *compute, struct networks *painters)
+static void answer(uint64_t *most, const struct compute *compute)
 {
-    engine_release(painters, compute->engine);
-    backend_close(compute->backend);
-    compute->backend = NULL;
+    raise_bytes(most, arena_bytes_peak(backend_arena(compute->backend)));
 }
 
 /* Scratch of encode and decode with strips of this level. */
-static int measure_coders(uint64_t *most, const struct engine *engine,
-                          const struct engine_size *size, uint32_t level, struct err *err)
+static uint64_t measure_coders(const struct compute *compute, const struct engine_size *size,
+                               uint32_t level)
 {
-    int             rc = ERR_OK;
-    struct networks painters;
-    struct compute  compute;
+    uint64_t bytes = 0;
 
-    TRY(open_painters(&compute, &painters, engine, err));
-    vae_limit(painters.vae, level);
-    compute_encode(&compute, NULL, size->w_px, size->h_px, NULL);
-    compute_decode(&compute, NULL, size->w_px, size->h_px, NULL);
-    raise_bytes(most, arena_bytes_peak(backend_arena(compute.backend)));
-out:
-    close_painters(&compute, &painters);
-    return rc;
+    begin_question(compute);
+    vae_limit(compute->painters->vae, level);
+    compute_encode(compute, NULL, size->w_px, size->h_px, NULL);
+    compute_decode(compute, NULL, size->w_px, size->h_px, NULL);
+    answer(&bytes, compute);
+    return bytes;
 }
 
 /* Scratch of `count` tiles that advance together. */
-static int measure_predict(uint64_t *most, const struct engine *engine,
-                           const struct engine_size *size, uint32_t count, int64_t mlp_rows,
-                           struct err *err)
+static uint64_t measure_predict(const struct compute *compute, const struct engine_size *size,
+                                uint32_t count, int64_t mlp_rows)
 {
-    int                     rc = ERR_OK;
-    struct networks         painters;
-    struct compute          compute;
-    struct prompt           prompt;
+    struct conditioning     nothing = {.text = nowhere(compute->backend),
+                                       .modulation = nowhere(compute->backend),
+                                       .text_tokens = compute->engine->facts.text_tokens,
+                                       .steps = size->steps};
+    struct prompt           prompt = {.conditioning = nothing};
     struct engine_tile      tiles[BUDGET_TILES_MAX];
     struct transformer_tile work[BUDGET_TILES_MAX];
+    uint64_t                bytes = 0;
 
     must(count <= BUDGET_TILES_MAX);
-    TRY(open_painters(&compute, &painters, engine, err));
-    transformer_set_mlp_rows(painters.transformer, mlp_rows);
-    prompt.conditioning = (struct conditioning){.text = nowhere(compute.backend),
-                                                .modulation = nowhere(compute.backend),
-                                                .text_tokens = engine->facts.text_tokens,
-                                                .steps = size->steps};
     for (uint32_t t = 0; t < count; t++)
         tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
-    compute_predict(&compute, work, tiles, count, 0);
-    raise_bytes(most, arena_bytes_peak(backend_arena(compute.backend)));
-out:
-    close_painters(&compute, &painters);
-    return rc;
+    begin_question(compute);
+    transformer_set_mlp_rows(compute->painters->transformer, mlp_rows);
+    compute_predict(compute, work, tiles, count, 0);
+    answer(&bytes, compute);
+    return bytes;
 }
 
 /* Of both backends, beside the five that a budget rounds up itself. */
 enum { ARENAS_MORE = 4 };
 
-/* What stays whatever is decided, the blocks, and their arithmetic at this size. */
-static int measure_weights(struct budget_facts *out, const struct engine *engine,
-                           const struct engine_size *size, struct err *err)
+/* What stays whatever is decided, and the blocks. */
+static int measure_weights(struct budget_facts *out, const struct compute *compute, struct err *err)
 {
     int                       rc = ERR_OK;
-    struct networks           painters;
-    struct compute            compute;
-    const struct transformer *transformer;
-    double                    flop[BLOCKS_MAX];
+    const struct transformer *transformer = compute->painters->transformer;
 
-    TRY(open_painters(&compute, &painters, engine, err));
-    transformer = painters.transformer;
     if (blocks_count(transformer) > BLOCKS_MAX)
         RAISE(err, ERR_FORMAT, 0, "model: its transformer has %u blocks and at most %d are planned",
               blocks_count(transformer), BLOCKS_MAX);
     out->block_count = blocks_count(transformer);
     /* Half as much again: biases are kept in two types. */
-    out->ends_bytes = backend_kept_matrix_bytes(compute.backend) +
-                      backend_kept_vector_bytes(compute.backend) * 3 / 2 +
+    out->ends_bytes = backend_kept_matrix_bytes(compute->backend) +
+                      backend_kept_vector_bytes(compute->backend) * 3 / 2 +
                       ARENAS_MORE * BUDGET_GRANULE_BYTES;
     for (uint32_t i = 0; i < out->block_count; i++) {
         out->block_bytes[i] = blocks_bytes(transformer, i);
         out->ends_bytes -= out->block_bytes[i];
     }
-    blocks_flop(transformer, compute.backend, size, &engine->facts, flop);
+    out->fixed_bytes = backend_fixed_bytes(compute->backend);
+out:
+    return rc;
+}
+
+/* Arithmetic of the blocks for the largest tile. */
+static void measure_flop(struct budget_facts *out, const struct compute *compute,
+                         const struct engine_size *size)
+{
+    double flop[BLOCKS_MAX];
+
+    blocks_flop(compute->painters->transformer, compute->backend, size, &compute->engine->facts,
+                flop);
     for (uint32_t i = 0; i < out->block_count; i++)
         out->block_flop[i] = fmax(out->block_flop[i], flop[i]);
-    raise_bytes(&out->fixed_bytes, backend_fixed_bytes(compute.backend));
-out:
-    close_painters(&compute, &painters);
-    return rc;
 }
 
-/* For every way to run the MLP, and every number of tiles; more of them than are ever ready take no
- * more. */
-static int measure_predicts(struct budget_facts *out, const struct engine *engine,
-                            const struct engine_size *size, int64_t mlp_rows, uint32_t level,
-                            struct err *err)
+/* Every number of tiles; more of them than are ever ready take no more. */
+static void measure_predicts(struct budget_facts *out, const struct compute *compute,
+                             const struct engine_size *size, int64_t mlp_rows, uint32_t level)
 {
-    int      rc = ERR_OK;
     uint32_t most = size->tiles < BUDGET_TILES_MAX ? size->tiles : BUDGET_TILES_MAX;
+    uint64_t bytes = 0;
 
     for (uint32_t count = 1; count <= BUDGET_TILES_MAX; count++) {
-        uint64_t *bytes = &out->predict_bytes[level][count];
-        if (count <= most) TRY(measure_predict(bytes, engine, size, count, mlp_rows, err));
-        if (count > most) raise_bytes(bytes, out->predict_bytes[level][most]);
+        if (count <= most) bytes = measure_predict(compute, size, count, mlp_rows);
+        raise_bytes(&out->predict_bytes[level][count], bytes);
     }
-out:
-    return rc;
+    if (most > out->tiles_most) out->tiles_most = most;
 }
 
-static int measure_budget_size(struct budget_facts *out, const struct engine *engine,
-                               const struct engine_size *size, struct err *err)
+/* All that depends on sizes, of one machine that has every weight of a tile. */
+static void measure_budget_sizes(struct budget_facts *out, const struct compute *compute,
+                                 const struct engine_size *sizes, size_t size_count)
 {
-    int             rc = ERR_OK;
-    struct measured measured = {.tile_bytes = 0};
-    uint32_t        most = size->tiles < BUDGET_TILES_MAX ? size->tiles : BUDGET_TILES_MAX;
-
-    TRY(check_size(engine, size, err));
-    TRY(measure_prompt(&measured, engine, size->steps, err));
-    raise_bytes(&out->text_bytes, measured.text_bytes);
-    TRY(measure_weights(out, engine, size, err));
-    for (uint32_t level = 0; level < VAE_LEVELS; level++)
-        TRY(measure_coders(&out->coder_bytes[level], engine, size, level, err));
-    if (most > out->tiles_most) out->tiles_most = most;
-out:
-    return rc;
+    for (size_t i = 0; i < size_count; i++) {
+        measure_flop(out, compute, &sizes[i]);
+        for (uint32_t level = 0; level < VAE_LEVELS; level++)
+            raise_bytes(&out->coder_bytes[level], measure_coders(compute, &sizes[i], level));
+        for (uint32_t level = 0; level < BUDGET_CHUNKS_MAX; level++)
+            measure_predicts(out, compute, &sizes[i],
+                             engine_mlp_rows(compute->engine, sizes, size_count, level), level);
+    }
 }
 
 int measure_budget(struct budget_facts *out, const struct engine *engine,
                    const struct engine_size *sizes, size_t size_count, struct err *err)
 {
-    int rc = ERR_OK;
+    int             rc = ERR_OK;
+    struct networks painters = {.clip = NULL};
+    struct compute  compute = {.engine = engine, .painters = &painters};
+    struct measured measured = {.tile_bytes = 0};
 
     must(size_count > 0 && engine->machine.machine != MACHINE_CPU);
     *out = (struct budget_facts){.mlp_levels = BUDGET_CHUNKS_MAX, .strip_levels = VAE_LEVELS};
     for (size_t i = 0; i < size_count; i++) {
-        TRY(measure_budget_size(out, engine, &sizes[i], err));
-        for (uint32_t level = 0; level < BUDGET_CHUNKS_MAX; level++)
-            TRY(measure_predicts(out, engine, &sizes[i],
-                                 engine_mlp_rows(engine, sizes, size_count, level), level, err));
+        TRY(check_size(engine, &sizes[i], err));
+        TRY(measure_prompt(&measured, engine, sizes[i].steps, err));
     }
-    if (engine->text_machine.machine == MACHINE_CPU) out->text_bytes = 0;
+    out->text_bytes = engine->text_machine.machine == MACHINE_CPU ? 0 : measured.text_bytes;
+    TRY(backend_open_dry(&compute.backend, &engine->machine, err));
+    TRY(engine_keep(&painters, engine, compute.backend, err));
+    TRY(measure_weights(out, &compute, err));
+    measure_budget_sizes(out, &compute, sizes, size_count);
 out:
+    engine_release(&painters, engine);
+    backend_close(compute.backend);
     return rc;
 }

@@ -41,6 +41,7 @@ static void tell(struct engine_outlook *out, const struct budget *budget,
                                    .strip_levels = facts->strip_levels,
                                    .compute_seconds = budget_compute_seconds(budget, facts),
                                    .link_seconds = budget_link_seconds(budget, facts),
+                                   .disk_seconds = budget_disk_seconds(budget, facts),
                                    .text_on_cpu = budget->text_on_cpu};
 }
 
@@ -53,6 +54,7 @@ void budget_allow(struct budget_facts *facts, const struct engine_memory *allowe
     facts->host_bytes = card->host_bytes;
     facts->host_free_bytes = card->host_free_bytes;
     facts->link_bytes_per_second = card->link_bytes_per_second;
+    facts->disk_bytes_per_second = card->disk_bytes_per_second;
     facts->flop_per_second = card->flop_per_second;
 }
 
@@ -96,6 +98,7 @@ int engine_decide(struct budget *out, struct budget_facts *facts_out, const stru
 
     if (engine->machine.machine == MACHINE_CUDA) TRY(engine_card_here(&card, &here, err));
     card.link_bytes_per_second = memory->link_bytes_per_second;
+    card.disk_bytes_per_second = memory->disk_bytes_per_second;
     card.flop_per_second = memory->flop_per_second;
     TRY(measure_budget(facts_out, engine, sizes, size_count, err));
     budget_allow(facts_out, memory, &card);

@@ -11,6 +11,7 @@
 #include "engine/compute_int.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static bool is_distant(const struct engine_options *options)
 {
@@ -189,27 +190,49 @@ static void tell_gain(char *words_out, size_t capacity, enum budget_rung rung, u
                    text_bytes(words, sizeof words, gained));
 }
 
-/* The first rung of the budget that gives anything; what is open does not know yet. */
-static bool step_down(struct engine *engine, char *words_out, size_t capacity)
+/* As far down the budget as `bytes` ask for, or as it goes; what is open does not know yet. */
+static bool step_down(struct engine *engine, uint64_t bytes, char *words_out, size_t capacity)
 {
-    struct budget now = engine->budget;
-    uint64_t      gained = 0;
+    uint64_t gained[RUNG_COUNT];
+    size_t   at = 0;
 
-    for (int rung = RUNG_REUSE + 1; rung < RUNG_COUNT && gained == 0; rung++) {
-        gained = budget_step(&engine->budget, &now, &engine->needs, (enum budget_rung)rung);
-        if (gained > 0) tell_gain(words_out, capacity, (enum budget_rung)rung, gained);
+    if (budget_relieve(&engine->budget, &engine->needs, bytes, gained) == 0) return false;
+    for (int rung = 0; rung < RUNG_COUNT; rung++) {
+        if (gained[rung] == 0) continue;
+        if (at > 0) at += (size_t)snprintf(words_out + at, capacity - at, ", ");
+        if (at >= capacity) break;
+        tell_gain(words_out + at, capacity - at, (enum budget_rung)rung, gained[rung]);
+        at += strlen(words_out + at);
     }
-    return gained > 0;
+    return true;
+}
+
+/* What a GPU is short of beside what the pool kept, now that nothing is open; 1: it does not say.
+ * A step of that size spares the weights from being copied once for every block that goes. */
+static uint64_t shortage(const struct engine *engine)
+{
+    struct engine_options here = {.machine = ENGINE_CUDA, .gpu = engine->machine.device};
+    struct engine_device  device;
+    struct pool_counts    counts;
+    struct err            ignored = {.code = ERR_OK};
+    uint64_t              need, have;
+
+    if (engine->machine.machine != MACHINE_CUDA) return 1;
+    if (engine_find_device(&device, &here, &ignored) != ERR_OK) return 1;
+    pool_counts(engine->pool, &counts);
+    need = budget_device_bytes(&engine->budget, &engine->needs) - engine->budget.fixed_bytes;
+    have = counts.device + device.bytes_free;
+    return need > have ? need - have : 1;
 }
 
 /* Prepares, and goes down the ladder for as long as the GPU has less than was planned. */
 static int prepare_somehow(struct engine *engine, struct err *err)
 {
-    char words[128];
+    char words[256];
     int  rc;
 
     while ((rc = prepare(engine, err)) == ERR_DEVICE_MEM && engine->pool != NULL &&
-           step_down(engine, words, sizeof words)) {
+           step_down(engine, shortage(engine), words, sizeof words)) {
         log_line(LOG_WARN, "%s; %s", err->text, words);
         *err = (struct err){.code = ERR_OK};
     }
@@ -225,7 +248,8 @@ bool engine_yield_memory(struct engine *engine, char *words_out, size_t capacity
     idle = pool_trim(engine->pool, UINT64_MAX);
     if (idle > 0) tell_gain(words_out, capacity, RUNG_REUSE, idle);
     if (idle > 0) return true;
-    if (!step_down(engine, words_out, capacity)) return false;
+    if (!step_down(engine, max_u64(engine->memory.segment_bytes, 1), words_out, capacity))
+        return false;
     close_backend(engine);
     if (prepare_somehow(engine, &err) == ERR_OK) return true;
     log_line(LOG_WARN, "%s", err.text);

@@ -20,7 +20,7 @@ struct engine_facts    studio_facts(const struct studio *studio);
 
 enum {
     WIRE_BYTES_MAX = 65536, /* of one message, head included */
-    WIRE_SIZES_MAX = 8,
+    WIRE_SIZES_MAX = ENGINE_SIZES_MAX,
     WIRE_TILES_MAX = PAINTER_TILES_MAX,
     WIRE_PATH_MAX = 4096,
     WIRE_PROMPT_MAX = 32768,

@@ -7,7 +7,8 @@
  * 4096 bytes, and ends:
  *
  *     {"name": "NVIDIA H100 80GB HBM3", "total": bytes, "free": bytes, "major": 9, "minor": 0,
- *      "numeric": "what decides the bits of its results", "flops": FLOPs a second, 0: not tried}
+ *      "numeric": "what decides the bits of its results", "flops": FLOPs a second, 0: not tried,
+ *      "link": bytes a second from pinned memory, 0: it cannot be told}
  *     {"code": number of an err_code, "sys": a library's status, "sentence": "device: ...",
  *      "absent": "no NVIDIA driver"}
  *
@@ -59,11 +60,18 @@ static bool read_number(int64_t *out, const json_t *answer, const char *key, int
     return json_is_integer(value) && *out >= least && *out <= most;
 }
 
+static bool read_rate(double *out, const json_t *answer, const char *key)
+{
+    const json_t *value = json_object_get(answer, key);
+
+    *out = json_number_value(value);
+    return json_is_number(value) && *out >= 0 && *out <= 1e21;
+}
+
 /* NULL, or the name of what cannot be true. */
 static const char *read_device(struct engine_device *out, double *flops_out, const json_t *answer)
 {
-    const json_t *flops = json_object_get(answer, "flops");
-    int64_t       total, available, major, minor;
+    int64_t total, available, major, minor;
 
     if (!read_text(out->name, sizeof out->name, answer, "name")) return "its name";
     if (!read_text(out->numeric, sizeof out->numeric, answer, "numeric")) return "its arithmetic";
@@ -71,13 +79,12 @@ static const char *read_device(struct engine_device *out, double *flops_out, con
     if (!read_number(&available, answer, "free", 0, total)) return "its free memory";
     if (!read_number(&major, answer, "major", 1, 999)) return "its compute capability";
     if (!read_number(&minor, answer, "minor", 0, 999)) return "its compute capability";
-    if (!json_is_number(flops) || !(json_number_value(flops) >= 0)) return "its speed";
-    if (json_number_value(flops) > 1e21) return "its speed";
+    if (!read_rate(flops_out, answer, "flops")) return "its speed";
+    if (!read_rate(&out->link_bytes_per_second, answer, "link")) return "the speed of its link";
     out->bytes_total = (uint64_t)total;
     out->bytes_free = (uint64_t)available;
     out->major = (int32_t)major;
     out->minor = (int32_t)minor;
-    *flops_out = json_number_value(flops);
     return NULL;
 }
 
@@ -109,6 +116,7 @@ static int read_answer(struct engine_device *out, double *flops_out, const char 
                                                         : read_device(out, flops_out, answer);
     if (wrong != NULL) {
         *out = (struct engine_device){.major = 0};
+        *flops_out = 0;
         RAISE(err, ERR_DEVICE, 0,
               "device: the process that asks the GPU gave an answer that cannot be true (%s); %s",
               wrong, ADVICE);
@@ -178,10 +186,10 @@ out:
 
 static json_t *device_json(const struct engine_device *device, double flops)
 {
-    return json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:f}", "name", device->name, "total",
+    return json_pack("{s:s, s:I, s:I, s:i, s:i, s:s, s:f, s:f}", "name", device->name, "total",
                      (json_int_t)device->bytes_total, "free", (json_int_t)device->bytes_free,
                      "major", device->major, "minor", device->minor, "numeric", device->numeric,
-                     "flops", flops);
+                     "flops", flops, "link", device->link_bytes_per_second);
 }
 
 static json_t *failure_json(const struct engine_device *device, const struct err *failure)
@@ -244,6 +252,7 @@ int fleet_probe_run(const char *const *words, size_t word_count, struct err *err
     /* Whoever asked may be dead by the time a driver hangs. */
     (void)alarm(ALONE_SECONDS);
     rc = engine_find_device(&device, &options, &failure);
+    if (rc == ERR_OK) device.link_bytes_per_second = engine_link_speed(&options);
     if (rc == ERR_OK && trial.hidden > 0) rc = engine_speed(&flops, &options, &trial, &failure);
     answer = rc == ERR_OK ? device_json(&device, flops) : failure_json(&device, &failure);
     rc = ERR_OK;

@@ -34,9 +34,9 @@
  *     LOG      u32 level, text line
  *     YIELDED  text what was given up of memory; empty: nothing was left
  *     USED     a GPU's memory, zeros where there is none: u64 highest live, placed, mapped, device
- *              bytes; f64 share idle; u64 calls to create, map, give access, unmap, release,
- * settle; u64 bytes over the link; f64 seconds stood still; u32 count of samples, each: f64
- * seconds; u64 live, placed, mapped, device bytes
+ *              bytes; f64 share idle; u64 calls to create, map, give access, unmap, release and
+ *              settle; u64 bytes over the link; f64 seconds stood still; u32 count of samples,
+ *              each: f64 seconds; u64 live, placed, mapped, device bytes
  *
  * A text is u32 length, the bytes, and a NUL.  Pixels, latents and velocities never travel: they
  * are in shared memory (shared.c).
@@ -127,6 +127,7 @@ static void put_memory(struct writer *w, const struct engine_options *options)
     put_f64(w, memory->keep_share);
     put_f64(w, memory->fragmentation_max);
     put_f64(w, memory->link_bytes_per_second);
+    put_f64(w, memory->disk_bytes_per_second);
     put_f64(w, memory->flop_per_second);
 }
 
@@ -359,6 +360,7 @@ static void take_memory(struct reader *r, struct engine_options *options)
     memory->keep_share = take_share(r, "the share that is kept");
     memory->fragmentation_max = take_share(r, "the share that may lie idle");
     memory->link_bytes_per_second = take_rate(r, "the rate of the link");
+    memory->disk_bytes_per_second = take_rate(r, "the rate of the disk");
     memory->flop_per_second = take_rate(r, "the rate of the GPU");
 }
 

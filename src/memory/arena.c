@@ -5,6 +5,10 @@
  * end when others need the memory more.  Knows nothing of what is stored.  Invariants: taken <=
  * peak; in a real arena taken <= mapped <= limit; while sealed, mapped never changes.
  *
+ * Why a stack: at no size does a tile take half a percent more than in the best placement of lives
+ * that are known beforehand (tests/unit/test_trace_cuda.c).  Offsets are those of the dry run, tile
+ * after tile.
+ *
  * A dry arena is the same arithmetic over addresses that belong to nobody: its base lies outside
  * what a process can map, so that a read or write by mistake stops at once.
  *
@@ -272,6 +276,11 @@ void arena_touch(struct arena *arena, const void *data)
 uint64_t arena_bytes_peak(const struct arena *arena)
 {
     return arena->peak;
+}
+
+void arena_restart_peak(struct arena *arena)
+{
+    arena->peak = arena->taken;
 }
 
 uint64_t arena_bytes_mapped(const struct arena *arena)

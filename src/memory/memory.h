@@ -60,9 +60,10 @@ struct pool_options {
     uint64_t cap_bytes;      /* most that is ever created; rounded down to 2 MiB             */
     uint64_t segment_bytes;  /* by which arenas grow, and the largest piece; 0: 256 MiB      */
     uint64_t start_bytes;    /* created at once and never given back to the driver           */
-    double   idle_share_max; /* an arena that is rewound to nothing gives back what its last
-                                cycles left unused, when such are more than this share of all
-                                that is mapped                                               */
+    double   idle_share_max; /* when more than this share of all that is mapped was left unused
+                                by the last cycles of its arenas, one that grows is given theirs
+                                before new memory is made, and one that is rewound to nothing
+                                gives its own back                                           */
     bool expandable; /* false: an arena is one piece of its limit's size, from open to close */
 };
 /* ERR_DEVICE_MEM (or ERR_HOST_MEM, see struct vmem_ops) when start_bytes are not to be had. */
@@ -79,7 +80,7 @@ uint64_t pool_trim(struct pool *pool, uint64_t bytes);
 struct pool_counts {
     uint64_t live, placed, mapped, device, peak_live, peak_placed, peak_mapped, peak_device;
     uint64_t created, mapped_calls, access, unmapped, released, settled;
-    uint64_t robbed;     /* bytes that moved from one arena to another because of the cap */
+    uint64_t robbed;     /* bytes of idle tails that were taken for another arena */
     double   idle_share; /* of mapped: what is not placed now                              */
 };
 void pool_counts(const struct pool *pool, struct pool_counts *out);
@@ -144,8 +145,8 @@ int arena_open(struct arena **out, uint64_t limit_bytes, struct err *err);
  * written, on the host. */
 int arena_open_on(struct arena **out, const struct vmem_ops *ops, int32_t device,
                   uint64_t limit_bytes, struct err *err);
-/* Over a pool, which stays the caller's.  Where the cap leaves nothing, an arena that grows takes
- * what others have mapped above their stacks; sealed ones are never touched. */
+/* Over a pool, which stays the caller's.  Where cap or device leave nothing, an arena that grows
+ * takes what others have mapped above their stacks; sealed ones are never touched. */
 int  arena_open_in(struct arena **out, struct pool *pool, uint64_t limit_bytes, struct err *err);
 int  arena_open_dry(struct arena **out, struct err *err);
 void arena_close(struct arena *arena);
@@ -165,7 +166,9 @@ int arena_seal(struct arena *arena, uint64_t bytes, struct err *err);
  * What cannot be unmapped stays, and the log says so. */
 void arena_trim(struct arena *arena, uint64_t bytes);
 
+/* The most that was taken at one time since the arena was opened, or since the restart. */
 uint64_t arena_bytes_peak(const struct arena *arena);
+void     arena_restart_peak(struct arena *arena);
 uint64_t arena_bytes_mapped(const struct arena *arena);
 /* Does [data, data + bytes) lie in what is taken now? */
 bool arena_holds(const struct arena *arena, const void *data, uint64_t bytes);

@@ -1,5 +1,5 @@
 /*
- * memory_int.h - what pool, arenas and segments know of each other.
+ * memory_int.h - what pool and arenas know of each other.
  *
  * Private to memory/.
  */
@@ -8,8 +8,8 @@
 
 #include "memory/memory.h"
 
-/* A physical piece.  It is in exactly one list: an arena's stack, a segment's chunk, the spare ones
- * of its size, or those that could not be unmapped. */
+/* A physical piece.  It is in exactly one list: an arena's stack, the spare ones of its size, or
+ * those that could not be unmapped; or in that of a program that measures. */
 enum { SIZE_COUNT = 3, SIZE_ODD = SIZE_COUNT }; /* an odd piece is one arena's, and never spare */
 enum { NO_PIECE = UINT32_MAX };
 struct piece {

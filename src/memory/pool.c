@@ -11,7 +11,7 @@
  * nothing.  A piece is stuck when the driver neither shows nor hides it; closing its range tries
  * again.
  *
- * Read next: arena.c, segment.c.
+ * Read next: arena.c.
  */
 #include "memory/memory_int.h"
 
@@ -374,22 +374,66 @@ static int rob_one(struct pool *pool, struct arena *victim, bool gently, uint64_
     return rc;
 }
 
-/* Makes `bytes` come to hand, if others have them idle; otherwise nobody loses anything. */
+/* Of all arenas but the taker. */
+static uint64_t idle_of_others(const struct pool *pool, const struct arena *taker, bool gently)
+{
+    uint64_t bytes = 0;
+
+    for (const struct arena *a = pool->arenas; a != NULL && pool->options.expandable; a = a->next)
+        if (a != taker) bytes += idle_of(pool, a, gently);
+    return bytes;
+}
+
+/* Idle tails become spare until `bytes` are, first those that were idle lately too. */
+static int rob_until(struct pool *pool, const struct arena *taker, bool gently, uint64_t bytes,
+                     struct err *err)
+{
+    int rc = ERR_OK;
+
+    for (int harsh = 0; harsh < (gently ? 1 : 2); harsh++)
+        for (struct arena *a = pool->arenas; a != NULL; a = a->next) {
+            if (bytes <= pool->spare_bytes) goto out;
+            if (a != taker && idle_of(pool, a, harsh == 0) > 0)
+                TRY(rob_one(pool, a, harsh == 0, bytes - pool->spare_bytes, err));
+        }
+out:
+    return rc;
+}
+
+/* Too much of what is mapped lies idle to ask the driver for more. */
+static bool is_fragmented(const struct pool *pool, const struct arena *taker)
+{
+    return (double)idle_of_others(pool, taker, true) >
+           pool->options.idle_share_max * (double)pool->counts.mapped;
+}
+
+/* Makes `bytes` come to hand under the cap, if others have them idle; otherwise nobody loses
+ * anything. */
 static int rob(struct pool *pool, const struct arena *taker, uint64_t bytes, struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t idle = 0;
+    int rc = ERR_OK;
 
+    if (bytes > pool->spare_bytes && is_fragmented(pool, taker))
+        TRY(rob_until(pool, taker, true, bytes, err));
     if (bytes <= pool_at_hand(pool)) goto out;
-    for (struct arena *a = pool->arenas; a != NULL && pool->options.expandable; a = a->next)
-        if (a != taker) idle += idle_of(pool, a, false);
-    if (bytes > pool_at_hand(pool) + idle) TRY(raise_cap(pool, bytes, err));
-    for (int harsh = 0; harsh < 2; harsh++)
-        for (struct arena *a = pool->arenas; a != NULL; a = a->next) {
-            if (bytes <= pool_at_hand(pool)) goto out;
-            if (a != taker && idle_of(pool, a, harsh == 0) > 0)
-                TRY(rob_one(pool, a, harsh == 0, bytes - pool_at_hand(pool), err));
-        }
+    if (bytes > pool_at_hand(pool) + idle_of_others(pool, taker, false))
+        TRY(raise_cap(pool, bytes, err));
+    TRY(rob_until(pool, taker, false, bytes - cap_left(pool), err));
+out:
+    return rc;
+}
+
+/* As gather; what the driver does not have, under the cap or not, others may have idle. */
+static int gather_or_rob(struct pool *pool, uint32_t *list_out, uint64_t bytes,
+                         const struct arena *taker, struct err *err)
+{
+    int rc = gather(pool, list_out, bytes, err);
+
+    if (rc != (int)pool->vmem.ops->shortage) goto out;
+    if (bytes > pool->spare_bytes + idle_of_others(pool, taker, false)) goto out;
+    *err = (struct err){0};
+    TRY(rob_until(pool, taker, false, bytes, err));
+    TRY(gather(pool, list_out, bytes, err));
 out:
     return rc;
 }
@@ -403,7 +447,7 @@ int pool_map(struct pool *pool, uint32_t *list, char *at, uint64_t bytes, const 
     must(bytes > 0 && bytes % pool_step(pool) == 0);
     unstick(pool);
     TRY(rob(pool, taker, bytes, err));
-    TRY(gather(pool, &gathered, bytes, err));
+    TRY(gather_or_rob(pool, &gathered, bytes, taker, err));
     TRY(map_all(pool, list, gathered, at, err));
 out:
     return rc;

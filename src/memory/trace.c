@@ -5,7 +5,7 @@
  * where memory may still be asked for; when that fails the recording goes on without, and trace_end
  * says so.
  *
- * Read next: solve.c.
+ * Read next: arena.c.
  */
 #include "memory/memory_int.h"
 #include "memory/trace.h"

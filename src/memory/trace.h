@@ -1,13 +1,10 @@
 /*
- * trace.h - what a dry arena was asked for, and where it could all have been placed; private to
- * memory/ and to programs that measure.
+ * trace.h - what a dry arena was asked for; private to memory/ and to programs that measure.
  */
 #ifndef MURAL_TRACE_H
 #define MURAL_TRACE_H
 
 #include "memory/memory.h"
-
-/* ------------------------------------------------------------------------------------- record */
 
 /* Times count takes, rewinds and uses, from 0.  What lives is there in [birth, death). */
 struct trace_item {
@@ -34,39 +31,5 @@ int trace_end(struct trace *trace, const struct trace_item **items_out, uint32_t
 void trace_take(struct trace *trace, uint64_t offset, uint64_t bytes, const char *label);
 void trace_rewind(struct trace *trace, uint64_t offset);
 void trace_touch(struct trace *trace, uint64_t offset);
-
-/* -------------------------------------------------------------------------------------- solve */
-
-struct solve_item {
-    uint64_t bytes;        /* > 0 */
-    uint32_t birth, death; /* birth < death */
-};
-struct solve_result {
-    uint64_t live_bytes;   /* most that is alive at one time: no placement needs less */
-    uint64_t greedy_bytes; /* of the greedy placement alone                           */
-    uint64_t placed_bytes; /* end of the highest item                                 */
-    uint32_t rounds;       /* of the search after it                                  */
-};
-/* placed / live - 1 */
-double solve_gap(const struct solve_result *result);
-
-/* What the items are, as one number: the same for the same bytes and lives in the same order. */
-uint64_t solve_key(const struct solve_item *items, uint32_t count);
-
-/* offsets_out [count]: items that are alive at one time do not overlap.  The same input gives the
- * same result; at most `rounds_max` placements are tried after the greedy one.  ERR_HOST_MEM. */
-int solve_offsets(uint64_t *offsets_out, struct solve_result *result_out,
-                  const struct solve_item *items, uint32_t count, uint32_t rounds_max,
-                  struct err *err);
-
-/* Solutions of the last few traces; the oldest makes room. */
-struct solve_cache;
-int  solve_cache_open(struct solve_cache **out, struct err *err);
-void solve_cache_close(struct solve_cache *cache);
-/* As solve_offsets, but what was asked before comes from the cache.  *offsets_out stays valid until
- * the next call. */
-int solve_cached(struct solve_cache *cache, const uint64_t **offsets_out,
-                 struct solve_result *result_out, const struct solve_item *items, uint32_t count,
-                 uint32_t rounds_max, struct err *err);
 
 #endif

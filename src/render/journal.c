@@ -287,7 +287,7 @@ out:
     return rc;
 }
 
-int journal_peek(json_t **plan_out, const char *path, struct err *err)
+int journal_peek(json_t **plan_out, struct journal_facts *facts, const char *path, struct err *err)
 {
     int                 rc = ERR_OK;
     char               *data = NULL;
@@ -298,7 +298,7 @@ int journal_peek(json_t **plan_out, const char *path, struct err *err)
     if (!os_is_file(path)) goto out;
     TRY(os_read_text(&data, &text.bytes, path, FILE_MAX_BYTES, err));
     text.data = data;
-    TRY(journal_parse(&end, plan_out, NULL, &text, err));
+    TRY(journal_parse(&end, plan_out, facts, &text, err));
 out:
     os_free(data);
     return rc;

@@ -38,6 +38,40 @@ static json_t *lists_of(const struct journal_facts *facts)
     return NULL;
 }
 
+/* Everything that `wanted` says is said in `found` as well. */
+static bool says_all(const char *found_json, const char *wanted_json)
+{
+    json_t     *found = json_loads(found_json, 0, NULL), *wanted = json_loads(wanted_json, 0, NULL);
+    const char *key;
+    json_t     *value;
+    bool        fits = json_is_object(found) && json_is_object(wanted);
+
+    json_object_foreach(wanted, key, value)
+    {
+        fits = fits && json_equal(json_object_get(found, key), value) == 1;
+    }
+    json_decref(found);
+    json_decref(wanted);
+    return fits;
+}
+
+bool provenance_fits(const struct config *used)
+{
+    struct picture_info info = {.w = 0};
+    struct err          ignored = {.code = ERR_OK};
+    char               *wanted = NULL;
+    bool                fits = picture_info_read(&info, used->output, &ignored) == ERR_OK &&
+                config_to_json(&wanted, used, &ignored) == ERR_OK;
+
+    fits = fits && info.w == used->width_px && info.h == used->height_px &&
+           info.bits == used->bits && (info.levels > 1) == used->pyramid;
+    fits = fits && info.prompt != NULL && strcmp(info.prompt, used->prompt) == 0;
+    fits = fits && info.settings_json != NULL && says_all(info.settings_json, wanted);
+    os_free(wanted);
+    picture_info_close(&info);
+    return fits;
+}
+
 int provenance_json(char **text_out, const struct config *used, const struct journal_facts *facts,
                     struct err *err)
 {

@@ -184,9 +184,10 @@ struct render_request {
 /* The settings that the poster of this name was begun with, as words; ERR_USAGE: there is none. */
 int render_recall(struct config_words *out, const char *output, struct err *err);
 
-/* Would render_poster refuse the request for what it goes on with?  Needs no painters, so that the
+/* Would render_poster refuse the request for what is there already, and is that the finished poster
+ * itself?  The journal says it, or where none was kept, the file.  Needs no painters, so that the
  * answer comes before a model is loaded. */
-int render_check(const struct render_request *request, struct err *err);
+int render_check(const struct render_request *request, bool *finished_out, struct err *err);
 
 /* Prompt -> draft -> poster; or, when config.input names a picture, that picture -> poster.
  * Failures leave what is finished in `<output>.mural`.  ERR_PARTIAL: some tiles kept failing, the

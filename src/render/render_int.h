@@ -158,6 +158,9 @@ uint32_t crew_share(uint32_t left, uint32_t most, const double *rests, uint32_t 
  * draft, tiles painted again with another seed or prompt.  Freed by os_free. */
 int provenance_json(char **text_out, const struct config *used, const struct journal_facts *facts,
                     struct err *err);
+/* Is the output a poster that says of itself that it was made with these settings?  Of its model it
+ * knows the name.  False also when it cannot be read, or says nothing. */
+bool provenance_fits(const struct config *used);
 
 /* ---------------------------------------------------------------------------- assemble.c */
 

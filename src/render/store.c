@@ -127,7 +127,7 @@ int render_recall(struct config_words *out, const char *output, struct err *err)
     json_t *plan = NULL;
 
     path_in(path, sizeof path, output, "journal");
-    TRY(journal_peek(&plan, path, err));
+    TRY(journal_peek(&plan, NULL, path, err));
     if (plan == NULL)
         RAISE(
             err, ERR_USAGE, 0,
@@ -186,15 +186,14 @@ out:
 /* --------------------------------------------------------------------------------- opening */
 
 /* Is the output what the journal's last record says? */
-static bool output_is_ours(const struct store *store)
+static bool output_is_ours(const struct journal_facts *facts, const char *output)
 {
-    const struct journal_facts *facts = journal_facts(store->journal);
-    struct err                  ignored = {0};
-    uint64_t                    hash, bytes;
+    struct err ignored = {0};
+    uint64_t   hash, bytes;
 
-    return facts->finished && os_is_file(store->request->config->output) &&
-           hash64_file(&hash, &bytes, store->request->config->output, &ignored) == ERR_OK &&
-           hash == facts->output_hash && bytes == facts->output_bytes;
+    return facts->finished && os_is_file(output) &&
+           hash64_file(&hash, &bytes, output, &ignored) == ERR_OK && hash == facts->output_hash &&
+           bytes == facts->output_bytes;
 }
 
 static int start_over(struct store *store, json_t *plan, struct err *err)
@@ -257,6 +256,18 @@ out:
     return rc;
 }
 
+/* What is there in place of the poster is replaced only when that was asked for. */
+static int check_free(const struct config *config, struct err *err)
+{
+    int rc = ERR_OK;
+
+    if (!config->overwrite && os_is_file(config->output))
+        RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite, or name another file with -o",
+              config->output);
+out:
+    return rc;
+}
+
 static int go_on(struct store *store, const json_t *there, json_t *here, struct err *err)
 {
     int                  rc = ERR_OK;
@@ -270,7 +281,7 @@ static int go_on(struct store *store, const json_t *there, json_t *here, struct 
         return (int)err->code;
     }
     TRY(journal_open(&store->journal, store->journal_path, tiles, err));
-    store->complete = output_is_ours(store);
+    store->complete = output_is_ours(journal_facts(store->journal), config->output);
     if (store->complete && may_start_over(store->request)) {
         store->complete = false;
         return start_over(store, here, err);
@@ -280,8 +291,8 @@ static int go_on(struct store *store, const json_t *there, json_t *here, struct 
             log_line(LOG_WARN, "'%s' is not the file that '%s' speaks of; it will be replaced",
                      config->output, store->folder);
         store->complete = false;
-    } else if (!store->complete && !config->overwrite && os_is_file(config->output)) {
-        RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite to replace it", config->output);
+    } else if (!store->complete) {
+        TRY(check_free(config, err));
     }
 out:
     return rc;
@@ -294,7 +305,7 @@ static int open_parts(struct store *store, struct err *err)
 
     TRY(spool_open(&store->spool, store->folder, &store->request->plan->grid, err));
     TRY(make_plan(&here, store->request, err));
-    TRY(journal_peek(&there, store->journal_path, err));
+    TRY(journal_peek(&there, NULL, store->journal_path, err));
     if (there != NULL)
         TRY(go_on(store, there, here, err));
     else
@@ -326,20 +337,30 @@ out:
     return rc;
 }
 
-int render_check(const struct render_request *request, struct err *err)
+int render_check(const struct render_request *request, bool *finished_out, struct err *err)
 {
-    int     rc = ERR_OK;
-    char    path[1200];
-    json_t *there = NULL, *here = NULL;
-    bool   *chosen = NULL;
+    int                  rc = ERR_OK;
+    char                 path[1200];
+    json_t              *there = NULL, *here = NULL;
+    bool                *chosen = NULL;
+    const struct config *config = request->config;
+    struct journal_facts facts = {.tile_count = 0};
 
-    path_in(path, sizeof path, request->config->output, "journal");
+    *finished_out = false;
+    path_in(path, sizeof path, config->output, "journal");
     TRY(make_plan(&here, request, err));
-    TRY(journal_peek(&there, path, err));
-    if (there != NULL && !may_start_over(request)) TRY(check_same(request, there, here, err));
+    TRY(journal_facts_init(&facts, (uint32_t)grid_count(&request->plan->grid), err));
+    TRY(journal_peek(&there, &facts, path, err));
     if (request->mode == RENDER_RETRY)
         TRY(choose_tiles(&chosen, request->again.tiles, &request->plan->grid, err));
+    if (may_start_over(request)) goto out;
+    if (there != NULL) TRY(check_same(request, there, here, err));
+    if (request->mode == RENDER_RETRY) goto out;
+    *finished_out =
+        there != NULL ? output_is_ours(&facts, config->output) : provenance_fits(request->used);
+    if (!*finished_out) TRY(check_free(config, err));
 out:
+    journal_facts_fini(&facts);
     json_decref(there);
     json_decref(here);
     os_free(chosen);

@@ -49,8 +49,9 @@ struct journal_end {
  * of file, or of a newer format. */
 int journal_parse(struct journal_end *end_out, json_t **plan_out, struct journal_facts *facts,
                   const struct journal_text *text, struct err *err);
-/* The first record of a file; NULL when there is none. */
-int journal_peek(json_t **plan_out, const char *path, struct err *err);
+/* The first record of a file, which stays as it is; NULL when there is none.  `facts`, initialised
+ * and maybe NULL, get what the others say. */
+int journal_peek(json_t **plan_out, struct journal_facts *facts, const char *path, struct err *err);
 /* A hash of 16 hex digits out of a record. */
 bool journal_get_hash(uint64_t *out, const json_t *record, const char *key);
 

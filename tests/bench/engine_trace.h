@@ -10,6 +10,7 @@
 #include "backend/backend_int.h"
 #include "engine/compute_int.h"
 #include "memory/trace.h"
+#include "tests/bench/solve.h"
 #include "tests/test.h"
 #include "weights/weights.h"
 

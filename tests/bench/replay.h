@@ -17,7 +17,7 @@
 #ifndef MURAL_REPLAY_H
 #define MURAL_REPLAY_H
 
-#include "memory/segment.h"
+#include "tests/bench/segment.h"
 
 #include <limits.h>
 #include <stdlib.h>

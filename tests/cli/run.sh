@@ -30,7 +30,7 @@ cat >"$MURAL" <<'SCRIPT'
 #!/bin/sh
 case " $* " in
 *" --device "*) ;;
-" render "* | " draft "* | " upscale "* | " plan "*)
+" render "* | " draft "* | " upscale "* | " batch "* | " plan "*)
     command=$1
     shift
     set -- "$command" --device cpu "$@" ;;

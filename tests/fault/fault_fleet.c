@@ -82,12 +82,10 @@ static void each_end_has_its_sentence(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
         struct fleet *fleet = NULL;
-        uint32_t      count;
 
         request.timeout_seconds = strcmp(rows[i].kind, "hang") == 0 ? HANG_SECONDS : 60;
         plant(rows[i].kind, 3); /* when it encodes */
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painter = fleet_painters(fleet, &count);
+        const struct painter *painter = open_fleet(&fleet, &request);
         err = (struct err){.code = ERR_OK};
         int rc = paint_once(painter, rgb, &err);
         if (rc != rows[i].code || strstr(err.text, rows[i].words) == NULL)
@@ -100,29 +98,6 @@ static void each_end_has_its_sentence(void **state)
     }
 }
 
-/* A worker that dies between two questions costs nobody an attempt. */
-static struct {
-    int  pids[64], count;
-    char last[200];
-} seen;
-static void note_worker(enum log_level level, const char *line, void *user)
-{
-    int number, pid;
-
-    (void)user;
-    if (sscanf(line, "worker %d is process %d", &number, &pid) == 2 && seen.count < 64)
-        seen.pids[seen.count++] = pid;
-    if (level >= LOG_WARN) (void)snprintf(seen.last, sizeof seen.last, "%s", line);
-}
-
-/* Dead with all its threads, so that its end of the channel is closed; not yet reaped. */
-static void wait_for_death(int pid)
-{
-    siginfo_t info;
-
-    assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
-}
-
 /* As lists of processes show it. */
 static void assert_named_worker(int pid)
 {
@@ -132,6 +107,7 @@ static void assert_named_worker(int pid)
     assert_int_equal(count_lines(path, "mural-worker"), 1);
 }
 
+/* A worker that dies between two questions costs nobody an attempt. */
 static void a_death_between_questions_is_not_felt(void **state)
 {
     struct fleet_request request = usual_request();
@@ -162,15 +138,13 @@ static void a_stage_outlives_its_worker(void **state)
 {
     struct fleet_request request = usual_request();
     float                rgb[ALL_PIXELS];
-    uint32_t             count;
     struct err           err = {0};
 
     (void)state;
     for (int at = 2; at <= ANSWERS; at++) {
         struct fleet *fleet = NULL;
         plant("exit", at);
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painter = fleet_painters(fleet, &count);
+        const struct painter *painter = open_fleet(&fleet, &request);
         int                   rc = begin(painter, &err);
         assert_int_equal(rc, at == 2 ? ERR_PEER : ERR_OK);
         if (rc != ERR_OK) ASSERT_OK(begin(painter, &err));
@@ -225,7 +199,6 @@ static void a_wish_to_stop_is_heard(void **state)
     struct remains       before = look();
     double               due = os_seconds() + 1000;
     float                rgb[ALL_PIXELS];
-    uint32_t             count;
     struct err           err = {0};
 
     (void)state;
@@ -236,8 +209,7 @@ static void a_wish_to_stop_is_heard(void **state)
         due = os_seconds() + 1000;
         plant(story == 0 ? "hang" : "exit", 3);
         request.backoff_seconds = 1000;
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painter = fleet_painters(fleet, &count);
+        const struct painter *painter = open_fleet(&fleet, &request);
         if (story == 1) assert_int_equal(paint_once(painter, rgb, &err), ERR_PEER);
         due = os_seconds() + 0.2;
         ASSERT_REFUSED(ERR_CANCELLED, "stopped", paint_once(painter, rgb, &err));

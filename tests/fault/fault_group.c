@@ -64,8 +64,6 @@ static void a_poster_survives_its_workers(void **state)
         struct remains       before = look();
         struct fleet        *fleet = NULL;
         char                 name[32];
-        uint32_t             count;
-        struct err           err = {0};
 
         plan_poster(rows[i].tiles);
         (void)snprintf(name, sizeof name, "workers%zu.tif", i);
@@ -73,10 +71,9 @@ static void a_poster_survives_its_workers(void **state)
         request.size_count = 2;
         request.worker_count = rows[i].workers;
         plant(rows[i].kind, rows[i].at);
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painters = fleet_painters(fleet, &count);
+        const struct painter *painters = open_fleet(&fleet, &request);
         assert_int_equal(painters[0].tiles_max, rows[i].tiles);
-        if (render(name, painters, count, rows[i].tiles) != lonely)
+        if (render(name, painters, rows[i].workers, rows[i].tiles) != lonely)
             fail_msg("row %zu, %s: the poster differs", i, rows[i].kind);
         fleet_close(fleet);
         if (access(token, F_OK) == 0) fail_msg("row %zu, %s: not tried", i, rows[i].kind);
@@ -102,7 +99,6 @@ static void sound_tiles_of_a_bad_pass_count(void **state)
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
         struct fleet       *fleet = NULL;
         struct painter_tile tiles[GROUP];
-        uint32_t            count;
         int                 bad = 0, pid;
 
         for (int t = 0; t < GROUP; t++) {
@@ -111,8 +107,7 @@ static void sound_tiles_of_a_bad_pass_count(void **state)
             tiles[t] = (struct painter_tile){SIDE, SIDE, latents[t], velocities[t]};
         }
         plant(rows[i].kind, 4); /* open, begin, one step, and this one */
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painter = fleet_painters(fleet, &count);
+        const struct painter *painter = open_fleet(&fleet, &request);
         const struct seat    *seat = painter->self;
         pid = seat->child.pid;
         ASSERT_OK(begin(painter, &err));
@@ -154,12 +149,10 @@ static void a_worker_is_asked_to_do_with_less(void **state)
         struct fleet *fleet = NULL;
         struct err    err = {0};
         char          words[160] = "";
-        uint32_t      count;
         float         rgb[ALL_PIXELS];
 
         plant(rows[i].kind, 3); /* open, begin, and this */
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painter = fleet_painters(fleet, &count);
+        const struct painter *painter = open_fleet(&fleet, &request);
         ASSERT_OK(begin(painter, &err));
         bool yields = painter->yield_memory(painter->self, words, sizeof words);
         if (yields != (rows[i].words != NULL)) fail_msg("%s: %d", rows[i].kind, (int)yields);
@@ -186,13 +179,11 @@ static void a_worker_is_asked_about_its_memory(void **state)
     for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
         struct fleet *fleet = NULL;
         struct err    err = {0};
-        uint32_t      count;
         float         rgb[ALL_PIXELS];
         bool          used = strcmp(kinds[i], "used") == 0;
 
         plant(kinds[i], 4); /* open, begin, a question with a restart, and this */
-        ASSERT_OK(fleet_open(&fleet, &request, &err));
-        const struct painter *painter = fleet_painters(fleet, &count);
+        const struct painter *painter = open_fleet(&fleet, &request);
         ASSERT_OK(begin(painter, &err));
         assert_false(painter->memory(painter->self, true, &memory)); /* a CPU has none */
         if (painter->memory(painter->self, false, &memory) != used)

@@ -40,7 +40,7 @@ static void write_script(const char *words)
 
 static const char GOOD[] = "{\"name\": \"Card 9\", \"total\": 80000000000, \"free\": 79000000000, "
                            "\"major\": 9, \"minor\": 0, \"numeric\": \"Card 9 sm_90\", "
-                           "\"flops\": 1.5e14}";
+                           "\"flops\": 1.5e14, \"link\": 2.5e10}";
 
 static struct engine_device found;
 static double               flops;
@@ -76,6 +76,7 @@ static void an_answer_is_believed(void **state)
     assert_true(found.bytes_free == UINT64_C(79000000000));
     assert_int_equal(found.major, 9);
     assert_true(flops == 1.5e14);
+    assert_true(found.link_bytes_per_second == 2.5e10);
 }
 
 static void the_question_travels_as_words(void **state)
@@ -121,19 +122,23 @@ static void a_lie_is_one_sentence(void **state)
         "null",
         "{\"name\": \"Card\"}",
         "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": 8, \"free\": 9, \"major\": 9, "
-        "\"minor\": 0, \"flops\": 0.0}",
+        "\"minor\": 0, \"flops\": 0.0, \"link\": 0.0}",
         "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": -8, \"free\": -9, \"major\": 9, "
-        "\"minor\": 0, \"flops\": 0.0}",
+        "\"minor\": 0, \"flops\": 0.0, \"link\": 0.0}",
         "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": 8.5, \"free\": 1, \"major\": 9, "
-        "\"minor\": 0, \"flops\": 0.0}",
+        "\"minor\": 0, \"flops\": 0.0, \"link\": 0.0}",
         "{\"name\": \"Card\\u001b[2J\", \"numeric\": \"x\", \"total\": 8, \"free\": 1, "
-        "\"major\": 9, \"minor\": 0, \"flops\": 0.0}",
+        "\"major\": 9, \"minor\": 0, \"flops\": 0.0, \"link\": 0.0}",
         "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": 8, \"free\": 1, \"major\": 9, "
-        "\"minor\": 0, \"flops\": -1.0}",
+        "\"minor\": 0, \"flops\": -1.0, \"link\": 0.0}",
         "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": 8, \"free\": 1, \"major\": 9, "
-        "\"minor\": 0, \"flops\": \"many\"}",
+        "\"minor\": 0, \"flops\": \"many\", \"link\": 0.0}",
+        "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": 8, \"free\": 1, \"major\": 9, "
+        "\"minor\": 0, \"flops\": 1.0}",
+        "{\"name\": \"Card\", \"numeric\": \"x\", \"total\": 8, \"free\": 1, \"major\": 9, "
+        "\"minor\": 0, \"flops\": 1.0, \"link\": 1e30}",
         "{\"name\": \"Card\", \"numeric\": \"\", \"total\": 8, \"free\": 1, \"major\": 9, "
-        "\"minor\": 0, \"flops\": 0.0}",
+        "\"minor\": 0, \"flops\": 0.0, \"link\": 0.0}",
         "{\"code\": 0, \"sys\": 0, \"sentence\": \"all is well\"}",
         "{\"code\": 10, \"sys\": 0, \"sentence\": \"stopped on request\"}",
         "{\"code\": 7, \"sys\": 0, \"sentence\": \"two\\nlines\"}",
@@ -148,6 +153,7 @@ static void a_lie_is_one_sentence(void **state)
             fail_msg("%s: code %d, '%s'", lies[i], rc, err.text);
         assert_string_equal(found.absent, "");
         assert_string_equal(found.name, "");
+        assert_true(flops == 0 && found.link_bytes_per_second == 0);
     }
 }
 

@@ -133,6 +133,43 @@ out:
     return rc;
 }
 
+/* A fleet and its painters. */
+static inline const struct painter *open_fleet(struct fleet              **out,
+                                               const struct fleet_request *request)
+{
+    uint32_t   count;
+    struct err err = {0};
+
+    ASSERT_OK(fleet_open(out, request, &err));
+    return fleet_painters(*out, &count);
+}
+
+/* ------------------------------------------------------------------------- what workers did */
+
+/* Told by log lines, while note_worker is the log. */
+static struct {
+    int  pids[64], count;
+    char last[600];
+} seen;
+
+static inline void note_worker(enum log_level level, const char *line, void *user)
+{
+    int number, pid;
+
+    (void)user;
+    if (sscanf(line, "worker %d is process %d", &number, &pid) == 2 && seen.count < 64)
+        seen.pids[seen.count++] = pid;
+    if (level >= LOG_WARN) (void)snprintf(seen.last, sizeof seen.last, "%s", line);
+}
+
+/* Dead with all its threads, so that its end of the channel is closed; not yet reaped. */
+static inline void wait_for_death(int pid)
+{
+    siginfo_t info;
+
+    assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+}
+
 /* ---------------------------------------------------------------------------- what remains */
 
 struct remains {

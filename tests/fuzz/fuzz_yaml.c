@@ -1,6 +1,6 @@
 /*
- * fuzz_yaml.c - settings files from anywhere.  Whatever is taken must lie inside the table's
- * ranges.
+ * fuzz_yaml.c - settings files and batches from anywhere.  Whatever is taken must lie inside the
+ * table's ranges, and words of a batch must be settings again.
  */
 #include "config/config_int.h"
 
@@ -31,6 +31,40 @@ static void check_ranges(const struct config *config)
     }
 }
 
+static void check_words(struct config *scratch, const struct config_words *words)
+{
+    struct config_words laid = {.count = 0};
+    struct err          err = {.code = ERR_OK};
+
+    must(config_words_lay(&laid, words, &err) == ERR_OK);
+    for (size_t i = 0; i < laid.count; i++) {
+        char  key[32];
+        char *equals = strchr(laid.word[i], '=');
+        must(equals != NULL && (size_t)(equals - laid.word[i]) < sizeof key);
+        memcpy(key, laid.word[i], (size_t)(equals - laid.word[i]));
+        key[equals - laid.word[i]] = '\0';
+        must(config_set(scratch, key, equals + 1, &err) == ERR_OK);
+    }
+    config_words_close(&laid);
+}
+
+static void read_as_batch(const struct yaml_source *source)
+{
+    static struct config scratch;
+    struct config_batch  batch = {.count = 0};
+    struct err           err = {.code = ERR_OK};
+
+    if (yaml_read_batch(&batch, source, &err) != ERR_OK)
+        must(err.code == ERR_CONFIG && strncmp(err.text, "config: fuzz.yaml", 17) == 0);
+    config_defaults(&scratch);
+    must(batch.count <= CONFIG_JOBS_MAX && batch.mistakes.count <= CONFIG_MISTAKES_MAX);
+    check_words(&scratch, &batch.common);
+    for (size_t i = 0; i < batch.count; i++)
+        check_words(&scratch, &batch.jobs[i].words);
+    check_ranges(&scratch);
+    config_batch_close(&batch);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct config config;
@@ -41,5 +75,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (yaml_read(&config, &source, &err) != ERR_OK)
         must(err.code == ERR_CONFIG && strncmp(err.text, "config: fuzz.yaml", 17) == 0);
     check_ranges(&config);
+    read_as_batch(&source);
     return 0;
 }

@@ -87,6 +87,27 @@ check "one without workers has the same bytes" alone.log cmp -s first.tif alone.
 paint two --device "$device" $steps --workers 2
 check "one by two workers on the same GPU has the same bytes" two.log cmp -s first.tif two.tif
 
+stage "a batch of posters with one loaded model"
+{
+    # shellcheck disable=SC2086
+    printf '%s\n' $shape $steps | paste -d' ' - - |
+        sed 's/^--size/size:/; s/^--tile/tile_px:/; s/^--overlap/overlap_px:/; s/^--draft-size/draft_px:/
+             s/^--draft-steps/draft_steps:/; s/^--steps/steps:/'
+    echo "jobs:"
+    echo "  - {prompt: $prompt, output: batch1.tif}"
+    echo "  - {prompt: a pine forest, output: batch2.tif, width: 1024}"
+    echo "  - {prompt: $prompt, output: batch3.tif}"
+} >batch.yaml
+batch() { mural batch batch.yaml --model "$model" --device "$device" --no-metadata --seed 7 "$@" >batch.log 2>&1; }
+rm -rf batch?.tif batch?.tif.mural
+time_of batch -v
+check "is painted" batch.log [ $? = 0 ]
+check "by one worker" batch.log [ "$(grep -c 'is process' batch.log)" = 1 ]
+check "to the bytes of single posters" batch.log cmp -s first.tif batch1.tif
+check "and so is the last one" batch.log cmp -s first.tif batch3.tif
+time_of batch
+check "another run finds them finished" batch.log [ "$(grep -c 'finished already' batch.log)" = 3 ]
+
 stage "near to the CPU's"
 near() { # name, precision, least dB; a small canvas, for the CPU's sake
     local db small="--size 512x384 --tile 256 --overlap 64 --draft-size 256 --draft-steps 8 --steps 4"

@@ -5,20 +5,20 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 
-declare -A rank=([base]=0 [tiling]=1 [image]=1 [config]=1 [memory]=1 [kernels]=1 [backend]=2
+declare -A rank=([base]=0 [bundle]=0 [tiling]=1 [image]=1 [config]=1 [memory]=1 [kernels]=1 [backend]=2
                  [weights]=3 [engine]=4 [render]=5 [fleet]=6 [mural]=7 [main]=8)
 passed=0 failed=0
 
 folder_of() { # the folder a file belongs to; the library's and the program's own stand for themselves
     case "$1" in
-    src/main.c | src/report.[ch]) echo main ;;
-    src/mural.[ch] | src/job.h | src/job_plan.c) echo mural ;;
+    src/main.c | src/batch.[ch] | src/console.[ch] | src/report.[ch]) echo main ;;
+    src/mural.[ch] | src/job.h | src/job_plan.c | src/workshop.c) echo mural ;;
     src/*/*) echo "$1" | cut -d/ -f2 ;;
     *) echo "$1" | cut -d/ -f1 ;;
     esac
 }
 
-# main.c and report.c speak to the library through mural.h, and to settings and files for help and info only.
+# main.c and its files speak to the library through mural.h, and to settings and files for help and info only.
 declare -A main_may=([main]=1 [mural]=1 [config]=1 [image]=1 [base]=1)
 
 for file in src/*.[ch] src/*/*.[ch] tiling/*.[ch] kernels/*.[ch] kernels/*.cu; do
@@ -30,7 +30,7 @@ for file in src/*.[ch] src/*/*.[ch] tiling/*.[ch] kernels/*.[ch] kernels/*.cu; d
         case "$header" in
         mural.h) target=mural ;;
         job.h) [ "$own" = mural ] || { echo "$file: \"$header\" is the library's own"; bad=1; }; continue ;;
-        report.h) target=main ;;
+        batch.h | console.h | report.h) target=main ;;
         */*) target=${header%%/*} ;;
         *) echo "$file: \"$header\" must name its folder"; bad=1; continue ;;
         esac

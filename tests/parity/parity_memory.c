@@ -10,36 +10,45 @@
 
 #include "../scratch_model.h"
 
+#include <errno.h>
+
 enum { TILES = 3, STEPS = 2, SIDE_TOKENS = 8 };
 
 static const uint64_t GRANULE = (uint64_t)2 << 20, PLENTY = (uint64_t)1 << 30;
 
-/* dev_small with wider and more blocks. */
-static int make_model(void **state)
+/* dev_small with wider and more blocks, and a T5 whose MLP is `text_mlp` wide, in `target`. */
+static int make_wide(const char *target, int text_mlp)
 {
     struct err           err = {0};
     char                 spec[192], golden[512];
-    struct synth_request request = {.folder = model, .spec = spec, .dtype = DTYPE_F32, .seed = 5};
-    json_t              *root, *transformer;
+    struct synth_request request = {.folder = target, .spec = spec, .dtype = DTYPE_F32, .seed = 5};
+    json_t              *root;
 
-    (void)state;
-    scratch_make(folder, sizeof folder);
-    (void)snprintf(model, sizeof model, "%s/model", folder);
     (void)snprintf(spec, sizeof spec, "%s/spec.json", folder);
     (void)snprintf(golden, sizeof golden, "%s/golden/models/dev_small.json", test_data());
     root = json_load_file(golden, 0, NULL);
     assert_non_null(root);
-    transformer = json_object_get(root, "transformer");
     assert_int_equal(
-        json_object_update_new(transformer,
+        json_object_update_new(json_object_get(root, "transformer"),
                                json_pack("{s:i, s:[i,i,i], s:i, s:i, s:i}", "attention_head_dim",
                                          64, "axes_dims_rope", 16, 24, 24, "num_attention_heads", 4,
                                          "num_layers", 2, "num_single_layers", 8)),
         0);
+    assert_int_equal(json_object_set_new(json_object_get(root, "text_encoder_2"), "d_ff",
+                                         json_integer(text_mlp)),
+                     0);
     assert_int_equal(json_dump_file(root, spec, 0), 0);
     json_decref(root);
     ASSERT_OK(synth_write(&request, &err));
     return 0;
+}
+
+static int make_model(void **state)
+{
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(model, sizeof model, "%s/model", folder);
+    return make_wide(model, 96);
 }
 
 static enum engine_machine machine(void)
@@ -48,11 +57,12 @@ static enum engine_machine machine(void)
 }
 
 /* NULL: refused, for there is too little memory. */
-static struct engine *engine_within(struct engine_memory memory)
+static struct engine *engine_of(const char *model_folder, int32_t side_tokens,
+                                struct engine_memory memory)
 {
     struct err            err = {0};
     struct engine        *engine = NULL;
-    struct engine_options options = {.model_folder = model,
+    struct engine_options options = {.model_folder = model_folder,
                                      .precision = PRECISION_F32,
                                      .machine = machine(),
                                      .threads = 2,
@@ -60,7 +70,7 @@ static struct engine *engine_within(struct engine_memory memory)
                                      .memory = memory};
 
     ASSERT_OK(engine_open(&engine, &options, &err));
-    int32_t            px = SIDE_TOKENS * engine->facts.px_per_token;
+    int32_t            px = side_tokens * engine->facts.px_per_token;
     struct engine_size size = {.w_px = px, .h_px = px, .tiles = TILES, .steps = STEPS};
     if (engine_reserve(engine, &size, 1, &err) == ERR_OK) return engine;
     if (err.code != ERR_DEVICE_MEM) fail_msg("%s", err.text);
@@ -68,34 +78,58 @@ static struct engine *engine_within(struct engine_memory memory)
     return NULL;
 }
 
+static struct engine *engine_within(struct engine_memory memory)
+{
+    return engine_of(model, SIDE_TOKENS, memory);
+}
+
+static const struct schedule schedule = {.steps = STEPS, .sigma = {1, 0.4f, 0}};
+
+static struct prompt *open_prompt(struct engine *engine)
+{
+    struct err            err = {0};
+    struct prompt        *prompt = NULL;
+    struct prompt_request request = {.text = "north", .guidance = 2, .schedule = &schedule};
+
+    ASSERT_OK(prompt_open(&prompt, engine, &request, &err));
+    return prompt;
+}
+
+/* velocities_out [count tiles of the engine's size] of one step. */
+static void predict(struct engine *engine, const struct prompt *prompt, const float *latents,
+                    uint32_t count, uint32_t step, float *velocities_out)
+{
+    struct err         err = {0};
+    struct engine_tile tiles[TILES];
+    int32_t            px = engine->sizes[0].w_px;
+    size_t             values = (size_t)(px / 8) * (size_t)(px / 8) * 16;
+
+    for (size_t t = 0; t < count; t++)
+        tiles[t] = (struct engine_tile){.prompt = prompt,
+                                        .w_px = px,
+                                        .h_px = px,
+                                        .latent = latents + t * values,
+                                        .velocity = velocities_out + t * values};
+    ASSERT_OK(engine_predict(engine, tiles, count, step, &err));
+}
+
 /* A hash of velocities of TILES tiles in every step, of a decoded and of an encoded picture. */
 static uint64_t story(struct engine *engine)
 {
-    static const struct schedule schedule = {.steps = STEPS, .sigma = {1, 0.4f, 0}};
-    struct err                   err = {0};
-    struct prompt               *prompt = NULL;
-    struct prompt_request        request = {.text = "north", .guidance = 2, .schedule = &schedule};
-    int32_t                      px = SIDE_TOKENS * engine->facts.px_per_token;
-    size_t                       count = (size_t)(px / 8) * (size_t)(px / 8) * 16;
-    size_t                       pixels = (size_t)px * (size_t)px * 3;
-    float                       *latents = calloc(TILES * count, sizeof(float));
-    float                       *velocities = calloc(STEPS * TILES * count, sizeof(float));
-    float                       *rgb = calloc(pixels, sizeof(float));
-    uint64_t                     hash;
+    struct err     err = {0};
+    struct prompt *prompt = open_prompt(engine);
+    int32_t        px = engine->sizes[0].w_px;
+    size_t         count = (size_t)(px / 8) * (size_t)(px / 8) * 16;
+    size_t         pixels = (size_t)px * (size_t)px * 3;
+    float         *latents = calloc(TILES * count, sizeof(float));
+    float         *velocities = calloc(STEPS * TILES * count, sizeof(float));
+    float         *rgb = calloc(pixels, sizeof(float));
+    uint64_t       hash;
 
     for (size_t i = 0; i < TILES * count; i++)
         latents[i] = (float)((i * 2654435761u >> 8) % 2001) / 1000.0f - 1.0f;
-    ASSERT_OK(prompt_open(&prompt, engine, &request, &err));
-    for (uint32_t step = 0; step < STEPS; step++) {
-        struct engine_tile tiles[TILES];
-        for (size_t t = 0; t < TILES; t++)
-            tiles[t] = (struct engine_tile){.prompt = prompt,
-                                            .w_px = px,
-                                            .h_px = px,
-                                            .latent = latents + t * count,
-                                            .velocity = velocities + (step * TILES + t) * count};
-        ASSERT_OK(engine_predict(engine, tiles, TILES, step, &err));
-    }
+    for (uint32_t step = 0; step < STEPS; step++)
+        predict(engine, prompt, latents, TILES, step, velocities + step * TILES * count);
     ASSERT_OK(engine_decode(engine, latents, px, px, rgb, &err));
     ASSERT_OK(engine_encode(engine, rgb, px, px, latents, &err));
     hash = hash64(velocities, STEPS * TILES * count * sizeof(float), 0);
@@ -105,6 +139,24 @@ static uint64_t story(struct engine *engine)
     free(latents);
     free(velocities);
     free(rgb);
+    return hash;
+}
+
+/* A hash of one tile's velocity in the first step: of a prompt, above all. */
+static uint64_t glimpse(struct engine *engine)
+{
+    struct prompt *prompt = open_prompt(engine);
+    int32_t        px = engine->sizes[0].w_px;
+    size_t         count = (size_t)(px / 8) * (size_t)(px / 8) * 16;
+    float         *latent = calloc(count, sizeof(float));
+    float         *velocity = calloc(count, sizeof(float));
+    uint64_t       hash;
+
+    predict(engine, prompt, latent, 1, 0, velocity);
+    hash = hash64(velocity, count * sizeof(float), 0);
+    prompt_close(prompt);
+    free(latent);
+    free(velocity);
     return hash;
 }
 
@@ -218,6 +270,101 @@ static void memory_given_up_changes_no_bit(void **state)
     engine_close(engine);
 }
 
+/* The walled machine's memory, in short supply: what its file grows by, less what is given back. */
+static struct {
+    struct os_calls real;
+    int64_t         most, used, length;
+} supply;
+
+static int short_ftruncate(int fd, int64_t bytes)
+{
+    int64_t more = bytes - supply.length;
+
+    if (supply.used + more > supply.most) {
+        errno = ENOSPC;
+        return -1;
+    }
+    supply.used += more;
+    supply.length = bytes;
+    return supply.real.ftruncate(fd, bytes);
+}
+
+static int counted_fallocate(int fd, int mode, int64_t offset, int64_t bytes)
+{
+    supply.used -= bytes;
+    return supply.real.fallocate(fd, mode, offset, bytes);
+}
+
+static struct engine *engine_supplied(uint64_t bytes)
+{
+    struct engine *engine;
+
+    supply.real = os;
+    supply.most = (int64_t)bytes;
+    supply.used = supply.length = 0;
+    os.ftruncate = short_ftruncate;
+    os.fallocate = counted_fallocate;
+    engine = engine_within(capped(PLENTY));
+    os = supply.real;
+    return engine;
+}
+
+/* More was planned with than there is: down the ladder before the first tile. */
+static void less_than_was_planned_paints_the_same(void **state)
+{
+    uint64_t       wanted = reference(), planned;
+    struct engine *engine;
+
+    (void)state;
+    if (machine() != ENGINE_WALLED) skip(); /* a card's memory is another program's to take */
+    engine = engine_within(capped(PLENTY));
+    planned = budget_device_bytes(&engine->budget, &engine->needs) - engine->budget.fixed_bytes;
+    assert_int_equal(engine->budget.streamed_count, 0);
+    engine_close(engine);
+
+    engine = engine_supplied(planned * 2 / 3);
+    assert_non_null(engine);
+    assert_true(engine->budget.streamed_count > 0);
+    assert_true(story(engine) == wanted);
+    engine_close(engine);
+    assert_null(engine_supplied(GRANULE));
+}
+
+/* Of a model whose prompt takes as much as its tiles, under a cap that has room for one of them:
+ * what is left beside the tiles' memory is not enough for a prompt, which borrows theirs. */
+static void a_prompt_borrows_the_memory_of_tiles(void **state)
+{
+    enum { TEXT_MLP = 65536, LARGE_SIDE_TOKENS = 24 };
+    struct engine_memory memory = capped(PLENTY);
+    struct pool_counts   counts;
+    struct engine       *engine;
+    char                 wordy[192];
+    uint64_t             wanted;
+
+    (void)state;
+    (void)snprintf(wordy, sizeof wordy, "%s/wordy", folder);
+    make_wide(wordy, TEXT_MLP);
+    engine = engine_of(wordy, LARGE_SIDE_TOKENS, (struct engine_memory){.vram_bytes = 0});
+    assert_non_null(engine);
+    wanted = glimpse(engine);
+    engine_close(engine);
+    engine = engine_of(wordy, LARGE_SIDE_TOKENS, memory);
+    assert_non_null(engine);
+    memory.vram_bytes = budget_device_bytes(&engine->budget, &engine->needs);
+    engine_close(engine);
+
+    engine = engine_of(wordy, LARGE_SIDE_TOKENS, memory);
+    assert_non_null(engine);
+    assert_int_equal(engine->budget.streamed_count, 0);
+    pool_counts(engine->pool, &counts);
+    assert_true(engine->needs.text_bytes >
+                memory.vram_bytes - engine->budget.fixed_bytes - counts.mapped);
+    for (int twice = 0; twice < 2; twice++)
+        assert_true(glimpse(engine) == wanted);
+    assert_within(engine);
+    engine_close(engine);
+}
+
 /* Once everything is reserved, tiles ask the machine for nothing. */
 static void tiles_make_no_driver_call(void **state)
 {
@@ -243,6 +390,8 @@ int main(void)
                                        cmocka_unit_test(memory_in_one_piece_paints_the_same),
                                        cmocka_unit_test(a_pool_is_there_from_the_start),
                                        cmocka_unit_test(memory_given_up_changes_no_bit),
+                                       cmocka_unit_test(less_than_was_planned_paints_the_same),
+                                       cmocka_unit_test(a_prompt_borrows_the_memory_of_tiles),
                                        cmocka_unit_test(tiles_make_no_driver_call)};
 
     return cmocka_run_group_tests_name("memory", tests, make_model, scratch_model_remove);

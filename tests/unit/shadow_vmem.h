@@ -25,6 +25,7 @@ static struct {
     uint64_t handles[SHADOW_MAX];
     size_t   map_count, handle_count, open_count, range_count;
     uint64_t bytes, peak_bytes; /* created */
+    uint64_t most_bytes;        /* that can be created at one time; 0: any */
     int64_t  calls, fail_at;    /* the call that fails; 0: none */
     int64_t  fail_more;         /* and as many after it         */
     bool     failed;
@@ -84,6 +85,8 @@ static inline int shadow_create(struct vmem *vmem, uint64_t *handle_out, uint64_
                                 struct err *err)
 {
     SHADOW_FAIL(err, ERR_DEVICE_MEM);
+    if (shadow.most_bytes > 0 && shadow.bytes + bytes > shadow.most_bytes)
+        return err_set(err, ERR_DEVICE_MEM, 0, ERR_WHERE, "the driver is short of memory");
     int rc = vmem_host.create(vmem, handle_out, bytes, err);
     assert_true(shadow.handle_count < SHADOW_MAX);
     shadow.handles[shadow.handle_count++] = *handle_out;

@@ -64,7 +64,8 @@ static const char *other_value(const struct setting *row)
                   {"memory_pool_size", "2GB"},
                   {"on_short", "change"},
                   {"card_tflops", "82.5"},
-                  {"link_speed", "25GB"}};
+                  {"link_speed", "25GB"},
+                  {"disk_speed", "2GB"}};
 
     for (size_t i = 0; i < ARRAY_COUNT(values); i++)
         if (strcmp(values[i].key, row->key) == 0) return values[i].value;
@@ -427,7 +428,7 @@ static void bad_flags_get_their_sentence(void **state)
         {COMMAND_DRAFT,
          {"--tile", "512"},
          "--tile does not belong to 'mural draft' but to 'mural render' or 'mural upscale' or "
-         "'mural plan'"},
+         "'mural batch' or 'mural plan'"},
         {COMMAND_RENDER, {"--tile"}, "--tile needs a value"},
         {COMMAND_RENDER,
          {"--model", "--tile", "512"},
@@ -592,7 +593,7 @@ static void relations_are_checked(void **state)
     }
 }
 
-static void existing_output_needs_overwrite(void **state)
+static void an_existing_draft_needs_overwrite(void **state)
 {
     struct err     err;
     struct config *config = new_config();
@@ -602,14 +603,19 @@ static void existing_output_needs_overwrite(void **state)
     scratch_make(folder, sizeof folder);
     (void)snprintf(config->model, sizeof config->model, "/");
     (void)snprintf(config->prompt, sizeof config->prompt, "x");
-    (void)snprintf(config->output, sizeof config->output, "%s/a.tif", folder);
-    ASSERT_OK(config_check(config, COMMAND_RENDER, &err));
+    (void)snprintf(config->output, sizeof config->output, "%s/a.png", folder);
+    ASSERT_OK(config_check(config, COMMAND_DRAFT, &err));
     write_text(config->output, "");
-    ASSERT_REFUSED(ERR_USAGE, "a.tif' exists; add --overwrite",
-                   config_check(config, COMMAND_RENDER, &err));
-    ASSERT_OK(config_check(config, COMMAND_PLAN, &err));
+    ASSERT_REFUSED(ERR_USAGE, "a.png' exists; add --overwrite",
+                   config_check(config, COMMAND_DRAFT, &err));
     config->overwrite = true;
+    ASSERT_OK(config_check(config, COMMAND_DRAFT, &err));
+    /* A poster may be the very one that is asked for: render looks. */
+    config->overwrite = false;
+    (void)snprintf(config->output, sizeof config->output, "%s/a.tif", folder);
+    write_text(config->output, "");
     ASSERT_OK(config_check(config, COMMAND_RENDER, &err));
+    ASSERT_OK(config_check(config, COMMAND_PLAN, &err));
     (void)snprintf(config->input, sizeof config->input, "%s/a.tif", folder);
     ASSERT_REFUSED(ERR_USAGE, "is both the draft and the output",
                    config_check(config, COMMAND_UPSCALE, &err));
@@ -860,7 +866,7 @@ int main(void)
         cmocka_unit_test(words_beat_file_beats_model_beats_defaults),
         cmocka_unit_test(words_need_an_equals_sign),
         cmocka_unit_test(relations_are_checked),
-        cmocka_unit_test(existing_output_needs_overwrite),
+        cmocka_unit_test(an_existing_draft_needs_overwrite),
         cmocka_unit_test(what_is_read_is_not_written_over),
         cmocka_unit_test(size_is_said_in_one_way_per_layer),
         cmocka_unit_test(help_fits_the_page_and_names_every_flag),

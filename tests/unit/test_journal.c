@@ -238,7 +238,7 @@ static void other_files_are_refused_and_newer_ones_named(void **state)
                       (unsigned long long)hash64(cases[i].json, strlen(cases[i].json), 0),
                       cases[i].json);
         (void)fclose(file);
-        ASSERT_REFUSED(ERR_FORMAT, cases[i].words, journal_peek(&plan, path, &err));
+        ASSERT_REFUSED(ERR_FORMAT, cases[i].words, journal_peek(&plan, NULL, path, &err));
         assert_null(plan);
     }
 }

@@ -44,6 +44,61 @@ static void the_step_s_weights_stay_and_no_others(void **state)
     assert_in_range(cost.kept_bytes, 17200000000u, 17650000000u);
 }
 
+/* Of two backends in one process the context and the libraries are there once, as the budget counts
+ * them. */
+static void libraries_are_counted_once(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    struct engine_size  size = {.w_px = 512, .h_px = 512, .tiles = 1, .steps = 20};
+    struct engine      *engine;
+    struct budget_facts facts;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, &size, 1, &err));
+    assert_int_equal(cost_of(PRECISION_BF16, 512).fixed_bytes, facts.fixed_bytes);
+    engine_close(engine);
+}
+
+/* Both ways through the VAE, pixels and weights of a band of attention included. */
+static void the_vae_passes_2048_px_in_1_5_gb(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    struct engine_size  size = {.w_px = 2048, .h_px = 2048, .tiles = 1, .steps = 20};
+    struct engine      *engine;
+    struct budget_facts facts;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(measure_budget(&facts, engine, &size, 1, &err));
+    assert_true(facts.coder_bytes[facts.strip_levels - 1] < 1400000000);
+    engine_close(engine);
+}
+
+/* At any size, of drafts and of tiles: what a budget begins with is the least there is. */
+static void the_lowest_strips_take_the_least(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
+    struct engine *engine;
+
+    (void)state;
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    for (int32_t px = 256; px <= 2048; px += px / 2) {
+        struct engine_size  size = {.w_px = px / 16 * 16, .h_px = px / 16 * 16, 1, 20};
+        struct budget_facts facts;
+        ASSERT_OK(measure_budget(&facts, engine, &size, 1, &err));
+        for (uint32_t level = 1; level < facts.strip_levels; level++)
+            assert_true(facts.coder_bytes[facts.strip_levels - 1] <= facts.coder_bytes[level - 1]);
+    }
+    engine_close(engine);
+}
+
 /* bf16 fits a card of 24 GB with room for what the display takes. */
 static void the_largest_tile_fits_24_gb(void **state)
 {
@@ -68,16 +123,17 @@ static void fp32_keeps_no_more(void **state)
 static int outlook_of(struct engine_outlook *out, double gigabytes, int32_t side_px, uint32_t tiles,
                       struct err *err)
 {
-    struct engine_options options = {.model_folder = model,
-                                     .machine = ENGINE_CUDA,
-                                     .precision = PRECISION_BF16,
-                                     .memory = {.offload = true, .keep_share = 0.2}};
-    struct engine_card    card = {.vram_bytes = (uint64_t)(gigabytes * 1e9),
-                                  .host_bytes = (uint64_t)64e9,
-                                  .host_free_bytes = (uint64_t)60e9,
-                                  .link_bytes_per_second = 12e9,
-                                  .flop_per_second = 120e12};
-    struct engine_size    size = {.w_px = side_px, .h_px = side_px, .tiles = tiles, .steps = 12};
+    struct engine_options options = {
+        .model_folder = model,
+        .machine = ENGINE_CUDA,
+        .precision = PRECISION_BF16,
+        .memory = {.offload = true, .keep_share = 0.2, .expandable = true}};
+    struct engine_card card = {.vram_bytes = (uint64_t)(gigabytes * 1e9),
+                               .host_bytes = (uint64_t)64e9,
+                               .host_free_bytes = (uint64_t)60e9,
+                               .link_bytes_per_second = 12e9,
+                               .flop_per_second = 120e12};
+    struct engine_size size = {.w_px = side_px, .h_px = side_px, .tiles = tiles, .steps = 12};
 
     return engine_plan_memory(out, &options, &card, false, &size, 1, err);
 }
@@ -91,10 +147,10 @@ static void flux_fits_cards_of_five_sizes(void **state)
         uint32_t blocks_resident, tiles, strip_level;
         uint64_t resident_mb, scratch_mb; /* of 10^6 */
     } cards[] = {{24, 57, 1, 0, 17213, 3049},
-                 {16, 41, 1, 2, 12457, 1781},
-                 {12, 29, 1, 3, 8606, 1564},
-                 {8, 15, 1, 3, 4529, 1564},
-                 {6, 9, 1, 3, 2717, 1564}};
+                 {16, 43, 1, 4, 12910, 1370},
+                 {12, 29, 1, 4, 8833, 1370},
+                 {8, 15, 1, 3, 4529, 1546},
+                 {6, 9, 1, 3, 2717, 1546}};
 
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(cards); i++) {
@@ -188,6 +244,7 @@ static void an_engine_decides_as_the_plan_did(void **state)
         .model_folder = model, .machine = ENGINE_WALLED, .precision = PRECISION_BF16};
     struct engine_memory memory = {.vram_bytes = 8000000000,
                                    .offload = true,
+                                   .expandable = true,
                                    .keep_share = 0.2,
                                    .link_bytes_per_second = 12e9,
                                    .flop_per_second = 120e12};
@@ -238,9 +295,29 @@ static void a_missing_gpu_is_one_sentence(void **state)
         assert_non_null(strstr(err.text, "cuda:999"));
 }
 
+/* Between PCIe 2.0 x4 and any link of today; where there is no GPU, no rate. */
+static void a_link_is_timed_where_there_is_one(void **state)
+{
+    struct err            err = {0};
+    struct engine_device  device;
+    struct engine_options options = {.machine = ENGINE_CUDA};
+    double                rate = engine_link_speed(&options);
+
+    (void)state;
+    if (engine_find_device(&device, &options, &err) != ERR_OK) {
+        assert_true(rate == 0);
+        return;
+    }
+    print_message("# link: %.1f GB/s\n", rate / 1e9);
+    assert_true(rate > 1e9 && rate < 1e12);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_step_s_weights_stay_and_no_others),
+                                       cmocka_unit_test(libraries_are_counted_once),
+                                       cmocka_unit_test(the_lowest_strips_take_the_least),
+                                       cmocka_unit_test(the_vae_passes_2048_px_in_1_5_gb),
                                        cmocka_unit_test(the_largest_tile_fits_24_gb),
                                        cmocka_unit_test(fp32_keeps_no_more),
                                        cmocka_unit_test(flux_fits_cards_of_five_sizes),
@@ -248,6 +325,7 @@ int main(void)
                                        cmocka_unit_test(small_tiles_share_a_visit),
                                        cmocka_unit_test(an_engine_decides_as_the_plan_did),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
-                                       cmocka_unit_test(a_missing_gpu_is_one_sentence)};
+                                       cmocka_unit_test(a_missing_gpu_is_one_sentence),
+                                       cmocka_unit_test(a_link_is_timed_where_there_is_one)};
     return cmocka_run_group_tests_name("plan_cuda", tests, make_model, scratch_model_remove);
 }

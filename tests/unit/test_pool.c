@@ -145,6 +145,63 @@ static void an_idle_tail_is_shown_elsewhere(void **state)
     shadow_is_clean();
 }
 
+/* With room under the cap: what nobody used lately is shown elsewhere when it is more than the
+ * share that may lie idle, and else the driver is asked. */
+static void what_lies_idle_comes_before_new_memory(void **state)
+{
+    (void)state;
+    for (int strict = 0; strict < 2; strict++) {
+        struct err          err = {0};
+        struct pool        *pool = NULL;
+        struct pool_options options = {.ops = &shadow_ops,
+                                       .cap_bytes = 64 * MIB,
+                                       .segment_bytes = 4 * MIB,
+                                       .idle_share_max = strict ? 0.15 : 0.8,
+                                       .expandable = true};
+        shadow_begin(NULL);
+        ASSERT_OK(pool_open(&pool, &options, &err));
+        struct arena *a = open_arena(pool, 64 * MIB), *b = open_arena(pool, 64 * MIB);
+        ASSERT_OK(arena_seal(a, 16 * MIB, &err)); /* mapped, and then not used */
+        char *kept = arena_take(a, 4 * MIB, "stays");
+        memset(kept, 7, 4 * MIB);
+        arena_trim(a, 16 * MIB);
+        uint64_t created = counts_of(pool).created;
+        memset(arena_take(b, 12 * MIB, "wants"), 8, 12 * MIB);
+        assert_int_equal(counts_of(pool).created == created, strict);
+        assert_int_equal(counts_of(pool).robbed, strict ? 12 * MIB : 0);
+        assert_int_equal(arena_bytes_mapped(a), strict ? 4 * MIB : 16 * MIB);
+        for (uint64_t at = 0; at < 4 * MIB; at += STRIDE)
+            assert_int_equal(kept[at], 7);
+        arena_close(a);
+        arena_close(b);
+        pool_close(pool);
+        shadow_is_clean();
+    }
+}
+
+/* Another program took what the cap would still allow. */
+static void what_lies_idle_stands_in_for_a_driver_that_is_short(void **state)
+{
+    struct err    err = {0};
+    struct pool  *pool = open_pool(64 * MIB, 4 * MIB); /* any share may lie idle */
+    struct arena *a = open_arena(pool, 64 * MIB), *b = open_arena(pool, 64 * MIB);
+
+    (void)state;
+    ASSERT_OK(arena_seal(a, 16 * MIB, &err));
+    arena_trim(a, 16 * MIB);
+    shadow.most_bytes = 16 * MIB;
+    ASSERT_REFUSED(ERR_DEVICE_MEM, "short of", arena_seal(b, 18 * MIB, &err));
+    assert_int_equal(arena_bytes_mapped(a), 16 * MIB); /* in vain nobody loses anything */
+    err = (struct err){0};
+    ASSERT_OK(arena_seal(b, 14 * MIB, &err));
+    assert_int_equal(arena_bytes_mapped(a), 0); /* whole pieces of 4 MiB */
+    assert_int_equal(counts_of(pool).robbed, 16 * MIB);
+    arena_close(a);
+    arena_close(b);
+    pool_close(pool);
+    shadow_is_clean();
+}
+
 static void a_sealed_arena_is_never_robbed(void **state)
 {
     struct err    err = {0};
@@ -614,6 +671,8 @@ int main(void)
         FRESH(what_was_taken_at_the_start_stays),
         FRESH(the_cap_is_one_sentence_with_numbers),
         FRESH(an_idle_tail_is_shown_elsewhere),
+        FRESH(what_lies_idle_comes_before_new_memory),
+        FRESH(what_lies_idle_stands_in_for_a_driver_that_is_short),
         FRESH(a_sealed_arena_is_never_robbed),
         FRESH(not_expandable_is_one_piece),
         FRESH(what_recent_cycles_left_unused_is_given_back),

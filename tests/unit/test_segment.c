@@ -4,7 +4,7 @@
  */
 #include "shadow_vmem.h"
 
-#include "memory/segment.h"
+#include "tests/bench/segment.h"
 
 #define MIB ((uint64_t)1 << 20)
 

@@ -5,6 +5,7 @@
 #include "../test.h"
 
 #include "memory/trace.h"
+#include "tests/bench/solve.h"
 
 enum { ITEMS_MAX = 400 };
 
@@ -157,42 +158,12 @@ static void a_trace_knows_births_uses_and_deaths(void **state)
     arena_close(arena);
 }
 
-static void what_was_solved_is_remembered(void **state)
-{
-    struct err          err = {0};
-    struct solve_cache *cache = NULL;
-    struct solve_item   items[ITEMS_MAX];
-    struct solve_result result;
-    const uint64_t     *offsets, *first;
-
-    (void)state;
-    ASSERT_OK(solve_cache_open(&cache, &err));
-    uint32_t count = random_items(items, 1);
-    ASSERT_OK(solve_cached(cache, &first, &result, items, count, 50, &err));
-    check(items, count, first, &result);
-    ASSERT_OK(solve_cached(cache, &offsets, &result, items, count, 50, &err));
-    assert_ptr_equal(offsets, first);
-    uint64_t key = solve_key(items, count);
-    items[0].bytes += 64;
-    assert_int_not_equal(solve_key(items, count), key);
-    ASSERT_OK(solve_cached(cache, &offsets, &result, items, count, 50, &err));
-    assert_ptr_not_equal(offsets, first);
-    check(items, count, offsets, &result);
-    for (uint64_t seed = 2; seed < 30; seed++) {
-        count = random_items(items, seed);
-        ASSERT_OK(solve_cached(cache, &offsets, &result, items, count, 20, &err));
-        check(items, count, offsets, &result);
-    }
-    solve_cache_close(cache);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_that_lives_overlaps),
         cmocka_unit_test(stacks_are_placed_without_a_gap),
         cmocka_unit_test(a_trace_knows_births_uses_and_deaths),
-        cmocka_unit_test(what_was_solved_is_remembered),
     };
     return cmocka_run_group_tests_name("solve", tests, NULL, NULL);
 }

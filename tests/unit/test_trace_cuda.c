@@ -67,9 +67,13 @@ static void expect(struct traced *t, int32_t side_px)
         assert_int_equal(cost.by_rewind.placed_bytes, cost.stack_bytes);
         assert_true(cost.by_use.live_bytes <= cost.by_use.placed_bytes);
         assert_true(cost.by_use.live_bytes <= cost.stack_bytes);
-        /* And by last uses so little that fixed offsets would not pay: 0.2 % at FLUX.1's sizes,
-         * less than 2 % in any stage. */
+        /* By last uses it keeps nothing for longer than it must in a step; and where it does, in
+         * the VAE, so little that offsets of a solver's would not pay: the stage that takes most
+         * takes 0.3 % more than anything could, another one less than 2 %. */
+        if (stages[i] == STAGE_PREDICT) assert_int_equal(cost.stack_bytes, cost.by_use.live_bytes);
         assert_true((double)cost.stack_bytes < 1.02 * (double)cost.by_use.live_bytes);
+        if (i + 1 == ARRAY_COUNT(stages))
+            assert_true((double)cost.stack_bytes < 1.003 * (double)cost.by_use.live_bytes);
     }
 }
 

@@ -259,6 +259,138 @@ static void files_are_read_from_disk(void **state)
     free(config);
 }
 
+/* ----------------------------------------------------------------------------------- batches */
+
+static int read_batch(struct config_batch *batch, const char *text, struct err *err)
+{
+    struct yaml_source source = {.name = "b.yaml", .text = text, .bytes = strlen(text)};
+
+    *batch = (struct config_batch){.count = 0};
+    return yaml_read_batch(batch, &source, err);
+}
+
+/* "common|common; line: word|word; ..." */
+static void assert_batch(const struct config_batch *batch, const char *expected)
+{
+    char   text[1024] = "";
+    size_t used = 0;
+
+    for (size_t i = 0; i <= batch->count; i++) {
+        const struct config_words *words = i == 0 ? &batch->common : &batch->jobs[i - 1].words;
+        if (i > 0) {
+            (void)snprintf(text + used, sizeof text - used, "; %zu: ", batch->jobs[i - 1].line);
+            used = strlen(text);
+        }
+        for (size_t w = 0; w < words->count; w++) {
+            (void)snprintf(text + used, sizeof text - used, "%s%s", w > 0 ? "|" : "",
+                           words->word[w]);
+            used = strlen(text);
+        }
+    }
+    assert_string_equal(text, expected);
+}
+
+static void a_batch_is_a_list_of_jobs(void **state)
+{
+    struct config_batch batch;
+    struct config_words laid = {.count = 0};
+    struct err          err = {0};
+    char                joined[256] = "";
+
+    (void)state;
+    ASSERT_OK(read_batch(&batch,
+                         "steps: 4\nsize: A4@100dpi\njobs:\n  - prompt: a fox\n    seed: 3\n"
+                         "    offload: {batch_size: 2}\n  - {input: d.png, width: 640}\n"
+                         "quiet: true\n",
+                         &err));
+    assert_int_equal(batch.mistakes.count, 0);
+    assert_batch(&batch, "steps=4|size=A4@100dpi|quiet=true; 4: prompt=a fox|seed=3|batch_size=2; "
+                         "7: input=d.png|width=640");
+    ASSERT_OK(config_words_lay(&laid, &batch.common, &err));
+    ASSERT_OK(config_words_lay(&laid, &batch.jobs[1].words, &err));
+    for (size_t i = 0; i < laid.count; i++)
+        (void)snprintf(joined + strlen(joined), sizeof joined - strlen(joined), "%s|",
+                       laid.word[i]);
+    assert_string_equal(joined,
+                        "steps=4|width=827|height=1169|dpi=100|quiet=true|input=d.png|width=640|");
+    config_words_close(&laid);
+    config_batch_close(&batch);
+}
+
+/* What is wrong is left out, and reading goes on behind it, wherever it stands. */
+static void every_mistake_of_a_batch_is_named(void **state)
+{
+    static const struct {
+        const char *text, *batch, *mistakes;
+    } rows[] = {
+        {"jobs:\n  - {steps: x, seed: 1}\n", "; 2: seed=1", "b.yaml:2:13: steps is 'x' "},
+        {"jobs:\n  - {steps: [1, {a: b}], seed: 1}\n", "; 2: seed=1",
+         "b.yaml:2:13: steps must be a single value, not a list"},
+        {"jobs:\n  - {nonsense: {a: [b, c]}, seed: 1}\n", "; 2: seed=1",
+         "b.yaml:2:6: unknown key 'nonsense'"},
+        {"jobs:\n  - {seed: 1, seed: 2, steps: 3}\n", "; 2: seed=1|steps=3",
+         "b.yaml:2:15: 'seed' was already set in line 2"},
+        {"jobs:\n  - {offload: {batch_size: x, enabled: no}, seed: 1}\n", "; 2: seed=1",
+         "b.yaml:2:28: batch_size is 'x' "},
+        {"jobs:\n  - {offload: {sise: 3}, seed: 1}\n", "; 2: seed=1",
+         "b.yaml:2:16: unknown key 'sise' in 'offload'"},
+        {"jobs:\n  - a fox\n  - [a, b]\n  - {seed: 1}\n", "; 4: seed=1",
+         "b.yaml:2:5: a job is a group of keys"},
+        {"jobs:\n  - &a {seed: 1}\n  - {seed: 2}\n", "; 3: seed=2",
+         "b.yaml:2:5: a job has an anchor or a tag"},
+        {"jobs:\n  - {jobs: [{seed: 1}], seed: 2}\n", "; 2: seed=2",
+         "b.yaml:2:6: 'jobs' is for 'mural batch', once, and not inside of another job"},
+        {"jobs: [{seed: 1}]\njobs: [{seed: 2}]\nsteps: 3\n", "steps=3; 1: seed=1",
+         "b.yaml:2:1: 'jobs' was already set in line 1"},
+        {"jobs: {seed: 1}\nsteps: 3\n", "steps=3", "b.yaml:1:7: jobs must be a list"},
+        {"jobs: [{json: true, seed: 1}]\n", "; 1: seed=1", "b.yaml:1:9: 'json' is not for a job"},
+        {"jobs: [{config: a, seed: 1}]\n", "; 1: seed=1",
+         "b.yaml:1:9: 'config' can only be given on the command line"},
+        {"input: a\njobs: [{seed: 1}]\n", "; 2: seed=1",
+         "b.yaml:1:1: 'input' can only be given on the command line"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
+        struct config_batch batch;
+        struct err          err = {0};
+        ASSERT_OK(read_batch(&batch, rows[i].text, &err));
+        if (batch.mistakes.count == 0 || strstr(batch.mistakes.word[0], rows[i].mistakes) == NULL)
+            fail_msg("row %zu: '%s'", i, batch.mistakes.count > 0 ? batch.mistakes.word[0] : "");
+        assert_batch(&batch, rows[i].batch);
+        config_batch_close(&batch);
+    }
+}
+
+static void batches_are_bounded(void **state)
+{
+    enum { BYTES = 64 * 1024 };
+    struct config_batch batch;
+    struct err          err = {0};
+    char               *text = malloc(BYTES);
+
+    (void)state;
+    assert_non_null(text);
+    (void)snprintf(text, BYTES, "jobs:\n");
+    for (int i = 0; i <= CONFIG_JOBS_MAX; i++)
+        (void)snprintf(text + 6 + 14 * i, BYTES - 6 - 14 * (size_t)i, "  - {seed: 1}\n");
+    ASSERT_OK(read_batch(&batch, text, &err));
+    assert_int_equal(batch.count, CONFIG_JOBS_MAX);
+    assert_int_equal(batch.mistakes.count, 1);
+    assert_non_null(strstr(batch.mistakes.word[0], "b.yaml:1002:5: a batch has at most 1000 jobs"));
+    config_batch_close(&batch);
+    for (int i = 0; i <= CONFIG_MISTAKES_MAX; i++)
+        (void)snprintf(text + 6 + 14 * i, BYTES - 6 - 14 * (size_t)i, "  - {sead: 1}\n");
+    ASSERT_REFUSED(ERR_CONFIG, "b.yaml:52:6: unknown key 'sead'", read_batch(&batch, text, &err));
+    assert_int_equal(batch.mistakes.count, CONFIG_MISTAKES_MAX);
+    config_batch_close(&batch);
+    ASSERT_REFUSED(ERR_CONFIG, "it has no jobs", read_batch(&batch, "steps: 3\n", &err));
+    config_batch_close(&batch);
+    ASSERT_REFUSED(ERR_CONFIG, "it has no jobs", read_batch(&batch, "jobs: []\n", &err));
+    config_batch_close(&batch);
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -271,6 +403,9 @@ int main(void)
         cmocka_unit_test(deep_and_huge_files_end_early),
         cmocka_unit_test(models_may_set_only_what_is_theirs),
         cmocka_unit_test(files_are_read_from_disk),
+        cmocka_unit_test(a_batch_is_a_list_of_jobs),
+        cmocka_unit_test(every_mistake_of_a_batch_is_named),
+        cmocka_unit_test(batches_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

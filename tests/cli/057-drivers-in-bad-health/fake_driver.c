@@ -1,9 +1,11 @@
 /*
  * fake_driver.c - a library that says it is NVIDIA's driver, in bad health as DRIVER says: old,
- * none (no GPU), broken, busy, or one that crashes.
+ * none (no GPU), broken, busy, or one that crashes.  Each time it is started it adds a line to the
+ * file ASKED, if that is set.
  *
  * The CUDA runtime finds it as libcuda.so.1 and asks it for every function by name.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,7 +25,14 @@ int cuDriverGetVersion(int *version)
 
 int cuInit(unsigned flags)
 {
+    const char *path = getenv("ASKED");
+    FILE       *asked = path != NULL ? fopen(path, "a") : NULL;
+
     (void)flags;
+    if (asked != NULL) {
+        (void)fputs("asked\n", asked);
+        (void)fclose(asked);
+    }
     if (is("crash")) abort();
     return is("none") ? NO_DEVICE : is("broken") ? UNKNOWN : 0;
 }

@@ -12,8 +12,9 @@
  *
  * Read next: pool.c.
  */
+#include "tests/bench/segment.h"
+
 #include "memory/memory_int.h"
-#include "memory/segment.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /*
- * segment.h - bytes over a pool that are given back in any order; private to memory/ and to
- * programs that measure.
+ * segment.h - bytes over a pool that are given back in any order, as other programs' allocators are
+ * asked for them: what traces are replayed in.  The engine's own memory is stacks.
  */
 #ifndef MURAL_SEGMENT_H
 #define MURAL_SEGMENT_H

@@ -1,16 +1,16 @@
 /*
  * solve.c - fixed offsets for items whose lives are known, as low as they will go.
  *
- * Owns nothing between calls but the cache.  First greedy: the largest first, each into the
+ * Owns nothing between calls.  First greedy: the largest first, each into the
  * smallest gap among the items that it meets; and in the order of births, each into the lowest gap,
  * which is what a stack does and best for what is one.  From the better of both a search: one of
  * the items that reach the top moves forward in the order, and what is not worse is kept, until the
  * top is what lives at one time or the rounds are used up.  Both are functions of the input alone:
  * no clock, no chance that is not seeded here.
  *
- * Read next: trace.c.
+ * Read next: engine_trace.h.
  */
-#include "memory/trace.h"
+#include "tests/bench/solve.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,17 +34,6 @@ double solve_gap(const struct solve_result *result)
 {
     return result->live_bytes == 0 ? 0
                                    : (double)result->placed_bytes / (double)result->live_bytes - 1;
-}
-
-uint64_t solve_key(const struct solve_item *items, uint32_t count)
-{
-    uint64_t key = count;
-
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t facts[3] = {items[i].bytes, items[i].birth, items[i].death};
-        key = hash64(facts, sizeof facts, key);
-    }
-    return key;
 }
 
 static uint64_t next_random(struct solver *solver)
@@ -331,58 +320,5 @@ int solve_offsets(uint64_t *offsets_out, struct solve_result *result_out,
 out:
     close_solver(&solver);
     *result_out = result;
-    return rc;
-}
-
-/* -------------------------------------------------------------------------------------- cache */
-
-enum { CACHE_ENTRIES = 8 };
-
-struct solve_cache {
-    struct entry {
-        uint64_t            key, *offsets; /* NULL: empty */
-        struct solve_result result;
-    } entries[CACHE_ENTRIES];
-    uint32_t oldest;
-};
-
-int solve_cache_open(struct solve_cache **out, struct err *err)
-{
-    return os_alloc((void **)out, 1, sizeof **out, "a cache of plans", err);
-}
-
-void solve_cache_close(struct solve_cache *cache)
-{
-    if (cache == NULL) return;
-    for (size_t i = 0; i < CACHE_ENTRIES; i++)
-        os_free(cache->entries[i].offsets);
-    os_free(cache);
-}
-
-int solve_cached(struct solve_cache *cache, const uint64_t **offsets_out,
-                 struct solve_result *result_out, const struct solve_item *items, uint32_t count,
-                 uint32_t rounds_max, struct err *err)
-{
-    int           rc = ERR_OK;
-    struct entry  made = {.key = solve_key(items, count)};
-    struct entry *entry = &cache->entries[cache->oldest];
-
-    for (size_t i = 0; i < CACHE_ENTRIES; i++)
-        if (cache->entries[i].offsets != NULL && cache->entries[i].key == made.key) {
-            *offsets_out = cache->entries[i].offsets;
-            *result_out = cache->entries[i].result;
-            goto out;
-        }
-    TRY(os_alloc((void **)&made.offsets, (uint64_t)count + 1, sizeof *made.offsets,
-                 "a plan of memory", err));
-    TRY(solve_offsets(made.offsets, &made.result, items, count, rounds_max, err));
-    os_free(entry->offsets);
-    *entry = made;
-    made.offsets = NULL;
-    cache->oldest = (cache->oldest + 1) % CACHE_ENTRIES;
-    *offsets_out = entry->offsets;
-    *result_out = entry->result;
-out:
-    os_free(made.offsets);
     return rc;
 }
