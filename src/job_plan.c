@@ -302,7 +302,8 @@ static const char *last_part(const char *path)
 
 static uint64_t host_bytes_peak(const struct mural_job *job)
 {
-    return job->scratch_bytes + job->host_bytes + job->gpu_shares * job->gpu.pinned_bytes;
+    /* Workers share what they pin. */
+    return job->scratch_bytes + job->host_bytes + (job->gpu_shares > 0 ? job->gpu.pinned_bytes : 0);
 }
 
 /* ----------------------------------------------------------------------------------- rates */
@@ -447,7 +448,8 @@ static int find_speed(struct mural_job *job, struct err *err)
     return ERR_OK;
 }
 
-/* Shares a GPU's memory out, in `shares` equal parts. */
+/* Shares a GPU's memory out, in `shares` equal parts; weights in the host's memory are there once.
+ */
 static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
 {
     int                rc = ERR_OK;
@@ -465,8 +467,6 @@ static int plan_gpu(struct mural_job *job, uint32_t shares, struct err *err)
     card.host_bytes = os_host_bytes_total();
     card.host_free_bytes = os_host_bytes_free();
     card.host_free_bytes -= own < card.host_free_bytes ? own : card.host_free_bytes;
-    card.host_free_bytes /= shares;
-    card.host_bytes /= shares;
     card.vram_bytes /= shares;
     card.link_bytes_per_second = link_rate(job, &ignored);
     card.disk_bytes_per_second = disk_rate(job, &ignored);

@@ -48,6 +48,8 @@ struct backend_options {
     struct parcel_sizes parcels; /* of a distant machine: as a dry run found them         */
     uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
                               where the weights are whenever they travel                    */
+    /* A file for parcels' bytes that other processes have too, as in shared_pins.h; 0: none. */
+    int       shared_fd;
     uint64_t *pulse; /* counted up, atomically, with every operation; another process may watch it
                         to see that this one lives; NULL: nobody does                          */
 };

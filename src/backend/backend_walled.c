@@ -267,9 +267,12 @@ static int walled_settle(struct backend *backend, uint32_t index)
     struct walled *walled = (struct walled *)backend;
     struct parcel *parcel = &backend->parcels->parcel[index];
     uint64_t       bytes = backend->parcels->sizes.bytes[index];
-    int            status;
+    bool           fits = bytes <= walled->pinned_left, made;
+    int            status = parcels_take_shared(backend->parcels, index, fits, &made);
 
-    if (bytes > walled->pinned_left) return 0;
+    if (made && fits) walled->pinned_left -= bytes;
+    if (status != 0) return STATUS_READ + status;
+    if (parcel->host != NULL || !fits) return 0;
     parcel->host = os.aligned_alloc(64, (size_t)bytes);
     if (parcel->host == NULL) return 0;
     walled->pinned_left -= bytes;
@@ -321,6 +324,7 @@ static int open_ring(struct walled *walled, const struct backend_options *option
     if (bytes == 0) goto out;
     parcels = walled->base.parcels;
     walled->pinned_left = options->pinned_bytes;
+    parcels_share(parcels, options->shared_fd);
     TRY(open_arena(&walled->ring, options, bytes, err));
     TRY(arena_seal(walled->ring, bytes, err));
     for (uint32_t slot = 0; slot < PARCEL_SLOTS; slot++) {
@@ -336,8 +340,10 @@ static void walled_close(struct backend *backend)
 {
     struct parcels *parcels = backend->parcels;
 
-    for (uint32_t i = 0; parcels != NULL && i < parcels->sizes.count; i++)
+    for (uint32_t i = 0; parcels != NULL && i < parcels->sizes.count; i++) {
+        parcels_give_shared(parcels, i);
         os_free(parcels->parcel[i].host);
+    }
     arena_close(((struct walled *)backend)->ring);
     backend_close(cpu_of(backend));
 }

@@ -14,7 +14,9 @@
  * arrive.
  *
  * Pinned memory is taken in the order of the parcels, as far as pinned_bytes go and the host gives
- * it; the rest passes through windows, and then every copy is the reader's to begin, so that copies
+ * it: memory that workers share where there is such (parcels.h), else memory of our own, with huge
+ * pages; shared memory seldom gets those, and the driver then has more pages to pin.  The rest
+ * passes through windows, and then every copy is the reader's to begin, so that copies
  * keep their order.  The events freed[] and ready[] may be used by it because an order is placed
  * after its slot's record and awaited before the next.
  *
@@ -44,6 +46,7 @@ struct ring {
     struct arena     *arena;
     struct windows   *windows; /* NULL: every parcel is pinned */
     uint64_t          pinned_left, parcel_count, copied_bytes;
+    uint64_t          found_bytes;  /* of the pinned ones: another process has read them */
     uint64_t          pinned_bytes; /* and what that took: reading, and the driver */
     double            read_seconds, pin_seconds;
     uint64_t          tickets[PARCEL_SLOTS]; /* of the last order, with windows */
@@ -54,47 +57,88 @@ struct ring {
 
 /* ------------------------------------------------------------------------------------- pinned */
 
-/* Pages that are there already are pinned much faster than those that the driver has to ask for one
- * by one: so all threads fill them first. */
-static void *pin(struct ring *ring, const struct parcel *parcel, uint64_t bytes, int *status)
+static bool is_pinned(struct ring *ring, void *memory, uint64_t bytes)
 {
     const double began = os_seconds();
-    double       filled;
-    bool         pinned;
-    void        *memory = os.mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    cudaError_t  status = cudaHostRegister(memory, (size_t)bytes, cudaHostRegisterDefault);
 
-    if (memory == MAP_FAILED) return NULL;
-    (void)madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
-    *status = parcels_read(parcel, 0, bytes, memory, 0);
-    if (*status != 0) *status += STATUS_READ;
-    filled = os_seconds();
-    pinned = *status == 0 &&
-             cudaHostRegister(memory, (size_t)bytes, cudaHostRegisterDefault) == cudaSuccess;
-    ring->read_seconds += filled - began;
-    ring->pin_seconds += os_seconds() - filled;
-    if (pinned) return memory;
-    (void)cudaGetLastError();
-    (void)os.munmap(memory, (size_t)bytes);
-    return NULL;
+    ring->pin_seconds += os_seconds() - began;
+    if (status != cudaSuccess) (void)cudaGetLastError();
+    return status == cudaSuccess;
 }
 
-static void unpin(void *memory, uint64_t bytes)
+/* What is there already is taken whatever is left: it costs the host nothing more. */
+static int pin_shared(struct ring *ring, uint32_t index)
 {
-    (void)cudaHostUnregister(memory);
+    struct parcels *parcels = ring->track.parcels;
+    struct parcel  *parcel = &parcels->parcel[index];
+    const uint64_t  bytes = parcels->sizes.bytes[index];
+    const double    began = os_seconds();
+    bool            fits = bytes <= ring->pinned_left, made;
+    int             status = parcels_take_shared(parcels, index, fits, &made);
+
+    ring->read_seconds += os_seconds() - began;
+    if (made && fits) ring->pinned_left -= bytes;
+    if (status != 0) return STATUS_READ + status;
+    if (parcel->host == NULL) return 0;
+    if (is_pinned(ring, parcel->host, bytes)) {
+        ring->found_bytes += made ? 0 : bytes;
+        return 0;
+    }
+    log_line(LOG_WARN, "the driver pins no memory that is shared with other workers");
+    parcels_give_shared(parcels, index);
+    parcels_share_no_more(parcels);
+    return 0;
+}
+
+/* Pages that are there already are pinned much faster than those that the driver has to ask for one
+ * by one: so all threads fill them first. */
+static int pin_own(struct ring *ring, uint32_t index)
+{
+    struct parcel *parcel = &ring->track.parcels->parcel[index];
+    const uint64_t bytes = ring->track.parcels->sizes.bytes[index];
+    const double   began = os_seconds();
+    int            status;
+    void          *memory = os.mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (memory == MAP_FAILED) return 0;
+    (void)madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
+    status = parcels_read(parcel, 0, bytes, memory, 0);
+    ring->read_seconds += os_seconds() - began;
+    if (status == 0 && is_pinned(ring, memory, bytes)) {
+        parcel->host = memory;
+        ring->pinned_left -= bytes;
+        return 0;
+    }
     (void)os.munmap(memory, (size_t)bytes);
+    return status == 0 ? 0 : STATUS_READ + status;
+}
+
+static void unpin(struct parcels *parcels, uint32_t index)
+{
+    struct parcel *parcel = &parcels->parcel[index];
+
+    if (parcel->host == NULL) return;
+    (void)cudaHostUnregister(parcel->host);
+    if (parcel->shared)
+        parcels_give_shared(parcels, index);
+    else
+        (void)os.munmap(parcel->host, (size_t)parcels->sizes.bytes[index]);
+    parcel->host = NULL;
 }
 
 int ring_settle(struct ring *ring, uint32_t index)
 {
     struct parcel *parcel = &ring->track.parcels->parcel[index];
     uint64_t       bytes = ring->track.parcels->sizes.bytes[index];
-    int            status = 0;
+    int            status;
     char           words[32];
 
     if (bytes == 0) return 0;
-    if (bytes <= ring->pinned_left) {
-        parcel->host = pin(ring, parcel, bytes, &status);
+    status = pin_shared(ring, index);
+    if (status == 0 && parcel->host == NULL && bytes <= ring->pinned_left) {
+        status = pin_own(ring, index);
         if (parcel->host == NULL && status == 0) {
             log_line(LOG_WARN,
                      "the host pins no more memory after block %u that visits the GPU; "
@@ -105,7 +149,6 @@ int ring_settle(struct ring *ring, uint32_t index)
     }
     if (status != 0) return status;
     if (parcel->host != NULL) {
-        ring->pinned_left -= bytes;
         ring->pinned_bytes += bytes;
         return 0;
     }
@@ -196,11 +239,14 @@ int ring_depart(struct ring *ring, uint32_t index, cudaStream_t stream)
 static int start(struct ring *ring)
 {
     int  status = 0;
-    char words[32];
+    char words[32], found[32];
 
     if (ring->pinned_bytes > 0)
-        log_line(LOG_INFO, "weights: %s that visit were pinned: read in %.2f s, pinned in %.2f s",
-                 text_bytes(words, sizeof words, ring->pinned_bytes), ring->read_seconds,
+        log_line(LOG_INFO,
+                 "weights: %s that visit were pinned, %s of them found in memory that workers "
+                 "share: read in %.2f s, pinned in %.2f s",
+                 text_bytes(words, sizeof words, ring->pinned_bytes),
+                 text_bytes(found, sizeof found, ring->found_bytes), ring->read_seconds,
                  ring->pin_seconds);
     ring->started = true;
     for (uint32_t i = 0; i < PARCEL_SLOTS && i < ring->parcel_count && !status; i++)
@@ -267,6 +313,7 @@ int ring_open(struct ring **out, struct parcels *parcels, const struct backend_o
     ring->track.window_bytes = WINDOW_BYTES;
     ring->pinned_left = options->pinned_bytes;
     ring->parcel_count = options->parcels.count;
+    parcels_share(parcels, options->shared_fd);
     status = open_events(ring);
     if (status != 0)
         RAISE(err, ERR_DEVICE, status, "device: no stream or events for weights on GPU %d: %s",
@@ -295,8 +342,7 @@ void ring_close(struct ring *ring)
     windows_close(ring->windows);
     if (track->copies != NULL) (void)cudaStreamSynchronize(track->copies);
     for (uint32_t i = 0; i < track->parcels->sizes.count; i++)
-        if (track->parcels->parcel[i].host != NULL)
-            unpin(track->parcels->parcel[i].host, track->parcels->sizes.bytes[i]);
+        unpin(track->parcels, i);
     for (int i = 0; i < PARCELS_MAX; i++) {
         if (ring->laps[i].begin != NULL) (void)cudaEventDestroy(ring->laps[i].begin);
         if (ring->laps[i].end != NULL) (void)cudaEventDestroy(ring->laps[i].end);

@@ -3,11 +3,12 @@
  *
  * Owns the list of pieces.  Knows no machine: where slots are and when bytes move is theirs.
  *
- * Read next: host_read.c.
+ * Read next: host_read.c; shared_pins.c.
  */
 #include "backend/parcels.h"
 
 #include "backend/host_read.h"
+#include "backend/shared_pins.h"
 
 #include <omp.h>
 
@@ -48,6 +49,8 @@ out:
 
 void parcels_close(struct parcels *parcels)
 {
+    if (parcels == NULL) return;
+    parcels_share_no_more(parcels);
     os_free(parcels);
 }
 
@@ -119,4 +122,80 @@ int parcels_read(const struct parcel *parcel, uint64_t first, uint64_t bytes, vo
         if (now > status) status = now;
     }
     return status;
+}
+
+/* ------------------------------------------------------------------------------------ sharing */
+
+void parcels_share(struct parcels *parcels, int fd)
+{
+    must(parcels->pins == NULL);
+    parcels->pins = shared_pins_open(fd);
+}
+
+void parcels_share_no_more(struct parcels *parcels)
+{
+    shared_pins_close(parcels->pins);
+    parcels->pins = NULL;
+}
+
+/* Which bytes a piece has, and where in the parcel. */
+struct piece_name {
+    uint64_t source, rows, cols, ld, dtypes, offset;
+};
+
+/* False: some bytes are in no file, so that no other process can know of them. */
+static bool name_of(uint64_t *name_out, const struct parcel *parcel)
+{
+    struct piece_name names[PARCEL_PIECES_MAX];
+
+    for (uint32_t i = 0; i < parcel->piece_count; i++) {
+        const struct parcel_piece *piece = &parcel->pieces[i];
+        const struct matrix       *source = &piece->source;
+
+        names[i] = (struct piece_name){.rows = (uint64_t)source->rows,
+                                       .cols = (uint64_t)source->cols,
+                                       .ld = (uint64_t)source->ld,
+                                       .dtypes = (uint64_t)source->dtype << 8 | piece->dtype,
+                                       .offset = piece->offset};
+        if (!os_map_name(&names[i].source, source->data)) return false;
+    }
+    *name_out = hash64(names, parcel->piece_count * sizeof names[0], 0);
+    return true;
+}
+
+/* All that a fill needs. */
+struct filling {
+    const struct parcel *parcel;
+    uint64_t             bytes;
+};
+
+static int fill(void *user, void *x_out)
+{
+    const struct filling *filling = user;
+    return parcels_read(filling->parcel, 0, filling->bytes, x_out, 0);
+}
+
+int parcels_take_shared(struct parcels *parcels, uint32_t index, bool may_make, bool *made_out)
+{
+    struct parcel             *parcel = &parcels->parcel[index];
+    struct filling             filling = {parcel, parcels->sizes.bytes[index]};
+    struct shared_pins_request request = {
+        .bytes = filling.bytes, .may_make = may_make, .fill = fill, .user = &filling};
+    int status;
+
+    *made_out = false;
+    if (parcels->pins == NULL || filling.bytes == 0 || !name_of(&request.name, parcel)) return 0;
+    status = shared_pins_take(parcels->pins, &request, &parcel->host, made_out);
+    parcel->shared = parcel->host != NULL;
+    return status;
+}
+
+void parcels_give_shared(struct parcels *parcels, uint32_t index)
+{
+    struct parcel *parcel = &parcels->parcel[index];
+
+    if (!parcel->shared) return;
+    shared_pins_give(parcel->host, parcels->sizes.bytes[index]);
+    parcel->host = NULL;
+    parcel->shared = false;
 }

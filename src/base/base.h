@@ -164,10 +164,15 @@ struct os_calls {
     int (*rmdir)(const char *path);
     int (*ftruncate)(int fd, int64_t bytes);
     int (*flock)(int fd, int operation);
+    /* Locks byte `at` of a file for this process, which need not be there, or lets it go; never
+     * waits: EAGAIN or EACCES while another process has it.  Ends with the process that has it. */
+    int (*lock_byte)(int fd, int64_t at, bool on);
     int (*thread_create)(pthread_t *out, void *(*run)(void *), void *argument); /* 0 or errno */
     void *(*mmap)(void *address, size_t bytes, int protection, int flags, int fd, int64_t offset);
     int (*munmap)(void *address, size_t bytes);
     int (*mprotect)(void *address, size_t bytes, int protection);
+    /* Brings pages of a mapping into memory: where there is none, an errno and no signal. */
+    int (*populate)(void *address, size_t bytes);
     /* Copies out of a file's map; 0 or errno, EFAULT where a plain read would be a signal. */
     int (*map_read)(void *target, const void *source, size_t bytes);
     void *(*calloc)(size_t count, size_t bytes);

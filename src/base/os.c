@@ -31,6 +31,18 @@ static int call_ftruncate(int fd, int64_t bytes)
 {
     return ftruncate(fd, (off_t)bytes);
 }
+static int call_lock_byte(int fd, int64_t at, bool on)
+{
+    struct flock one = {
+        .l_type = on ? F_WRLCK : F_UNLCK, .l_whence = SEEK_SET, .l_start = (off_t)at, .l_len = 1};
+    return fcntl(fd, F_SETLK, &one);
+}
+/* A kernel before 5.14 does not know the question: pages then come as they are touched. */
+static int call_populate(void *address, size_t bytes)
+{
+    int rc = madvise(address, bytes, MADV_POPULATE_WRITE);
+    return rc != 0 && errno == EINVAL ? 0 : rc;
+}
 static int call_thread_create(pthread_t *out, void *(*start)(void *), void *argument)
 {
     return pthread_create(out, NULL, start, argument);
@@ -80,10 +92,12 @@ struct os_calls os = {
     .rmdir = rmdir,
     .ftruncate = call_ftruncate,
     .flock = flock,
+    .lock_byte = call_lock_byte,
     .thread_create = call_thread_create,
     .mmap = call_mmap,
     .munmap = munmap,
     .mprotect = mprotect,
+    .populate = call_populate,
     .map_read = os_map_read,
     .calloc = calloc,
     .aligned_alloc = aligned_alloc,

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -22,7 +23,8 @@ enum { DESCRIPTORS_MAX = 64 };
 struct known_map {
     const uint8_t    *data;
     uint64_t          bytes;
-    int               fd; /* -1: the file was closed */
+    int               fd;       /* -1: the file was closed */
+    uint64_t          identity; /* of the file when it was mapped; 0: not known */
     struct known_map *next;
 };
 static struct known_map *known;
@@ -39,6 +41,16 @@ static struct known_map *find(const void *address)
     return map;
 }
 
+static uint64_t identify(int fd)
+{
+    struct stat now;
+
+    if (fstat(fd, &now) != 0) return 0;
+    uint64_t what[] = {(uint64_t)now.st_dev, (uint64_t)now.st_ino, (uint64_t)now.st_size,
+                       (uint64_t)now.st_mtim.tv_sec, (uint64_t)now.st_mtim.tv_nsec};
+    return hash64(what, sizeof what, 0);
+}
+
 /* Takes the descriptor, which may be closed here: the mapping stays. */
 static int add(const void *data, uint64_t bytes, int fd, struct err *err)
 {
@@ -46,7 +58,7 @@ static int add(const void *data, uint64_t bytes, int fd, struct err *err)
     struct known_map *map = NULL;
 
     TRY(os_alloc((void **)&map, 1, sizeof *map, "a list of mapped files", err));
-    *map = (struct known_map){.data = data, .bytes = bytes, .fd = -1};
+    *map = (struct known_map){.data = data, .bytes = bytes, .fd = -1, .identity = identify(fd)};
     (void)pthread_rwlock_wrlock(&lock);
     if (descriptors < DESCRIPTORS_MAX) {
         map->fd = fd;
@@ -120,6 +132,22 @@ bool os_map_holds(const void *address)
     holds = find(address) != NULL;
     (void)pthread_rwlock_unlock(&lock);
     return holds;
+}
+
+bool os_map_name(uint64_t *name_out, const void *address)
+{
+    const struct known_map *map;
+    bool                    known_file;
+
+    (void)pthread_rwlock_rdlock(&lock);
+    map = find(address);
+    known_file = map != NULL && map->identity != 0;
+    if (known_file) {
+        uint64_t what[] = {map->identity, (uint64_t)((const uint8_t *)address - map->data)};
+        *name_out = hash64(what, sizeof what, 0);
+    }
+    (void)pthread_rwlock_unlock(&lock);
+    return known_file;
 }
 
 static int read_file(int fd, uint64_t offset, char *target, size_t bytes)

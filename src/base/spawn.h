@@ -8,7 +8,7 @@
 
 /* A process whose descriptors are: 0 empty, 1 and 2 our standard error, 3 and up those given. Those
  * signals that a terminal sends to everybody, and SIGUSR1, are blocked in it. */
-enum { SPAWN_FDS_MAX = 2 };
+enum { SPAWN_FDS_MAX = 3 };
 struct spawn_request {
     const char        *program;
     const char *const *argv;  /* NULL at the end */

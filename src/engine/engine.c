@@ -106,6 +106,7 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
     engine->machine.compute = engine_compute(options->machine, options->precision);
     engine->machine.threads = options->threads;
     engine->machine.pulse = options->pulse;
+    engine->machine.shared_fd = options->shared_fd;
     engine->machine.conv_weight_elements_max =
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
     engine->text_machine = engine->machine;

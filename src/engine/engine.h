@@ -58,8 +58,8 @@ struct engine_options {
     uint32_t            threads;   /* 0: all */
     uint32_t  text_tokens;         /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
-    /* That GPU, where it was found already, maybe by another process; NULL: the driver is asked. */
-    const struct engine_device *device;
+    int       shared_fd;           /* that workers share weights in, as there; 0: none */
+    const struct engine_device *device; /* that GPU, if found before; NULL: the driver is asked */
     struct engine_memory        memory; /* of a GPU */
     bool text_on_cpu; /* beside a GPU: it rounds otherwise: engine_numeric_version tells it */
 };

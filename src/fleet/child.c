@@ -32,8 +32,8 @@ static const char *worker_environment(void)
     return chosen ? NULL : "GOMP_SPINCOUNT=1000";
 }
 
-int child_run(struct child *out, const char *program, const char *const *argv, int second_fd,
-              struct err *err)
+int child_run(struct child *out, const char *program, const char *const *argv,
+              const int fds[CHILD_FDS], struct err *err)
 {
     int                  rc = ERR_OK, pair[2] = {-1, -1}, failed;
     struct spawn_request request = {
@@ -42,8 +42,9 @@ int child_run(struct child *out, const char *program, const char *const *argv, i
     must(out->pid == 0 && out->channel == -1);
     if (os.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
         RAISE(err, ERR_PEER, errno, "cannot make a channel to a %s: %s", argv[1], strerror(errno));
-    request.fds[WORKER_CHANNEL_FD - WORKER_CHANNEL_FD] = pair[1];
-    request.fds[WORKER_SHARED_FD - WORKER_CHANNEL_FD] = second_fd >= 0 ? second_fd : pair[1];
+    request.fds[0] = pair[1];
+    for (int i = 0; i < CHILD_FDS; i++)
+        request.fds[1 + i] = fds != NULL && fds[i] >= 0 ? fds[i] : pair[1];
     failed = os.spawn(&out->pid, &request);
     if (failed != 0)
         RAISE(err, ERR_PEER, failed, "cannot start '%s' as a %s: %s", program, argv[1],
@@ -56,11 +57,15 @@ out:
     return rc;
 }
 
-int child_start(struct child *out, const char *program, int shared_fd, struct err *err)
+int child_start(struct child *out, const char *program, int shared_fd, int weights_fd,
+                struct err *err)
 {
     const char *const argv[] = {"mural", "worker", NULL};
+    int               fds[CHILD_FDS];
 
-    return child_run(out, program, argv, shared_fd, err);
+    fds[WORKER_SHARED_FD - WORKER_CHANNEL_FD - 1] = shared_fd;
+    fds[WORKER_WEIGHTS_FD - WORKER_CHANNEL_FD - 1] = weights_fd;
+    return child_run(out, program, argv, fds, err);
 }
 
 void child_hang_up(struct child *child)

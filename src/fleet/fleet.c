@@ -282,6 +282,9 @@ int fleet_open(struct fleet **out, const struct fleet_request *request, struct e
     TRY(os_alloc((void **)&fleet, 1, sizeof *fleet + request->worker_count * sizeof fleet->seats[0],
                  "workers", err));
     fleet->request = *request;
+    fleet->weights_fd = -1;
+    if (request->worker_count > 1 && request->options.machine != ENGINE_CPU)
+        fleet->weights_fd = shared_weights_open();
     fleet->model_identity = request->model_identity;
     fleet->has_identity = request->model_identity != 0;
     fleet->request.sizes = NULL; /* and the texts of its options: packed, and then not ours */
@@ -330,6 +333,7 @@ void fleet_close(struct fleet *fleet)
                      seat->number, seat->child.pid);
         shared_close(&seat->shared);
     }
+    if (fleet->weights_fd >= 0) (void)os.close(fleet->weights_fd);
     os_free(fleet);
 }
 

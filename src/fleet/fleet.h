@@ -40,9 +40,9 @@ int fleet_probe_run(const char *const *words, size_t word_count, struct err *err
 /* ----------------------------------------------------------------------- in worker processes */
 
 /* Each worker is a process with an engine of its own that stays loaded from tile to tile.  Weights
- * are mapped files, so however many workers there are, the machine holds them once; scratch each
- * has its own.  This process needs no engine and touches no device, so nothing that befalls one
- * ends the job. */
+ * are mapped files, and those that visit a GPU lie in memory that workers share, so however many
+ * workers there are, the host holds them once; scratch each has its own.  This process needs no
+ * engine and touches no device, so nothing that befalls one ends the job. */
 struct fleet;
 
 enum { FLEET_WORKERS_MAX = 64 };

@@ -7,7 +7,7 @@
 #include "fleet/fleet.h"
 
 /* Where a worker finds what it was started with, and a probe. */
-enum { WORKER_CHANNEL_FD = 3, WORKER_SHARED_FD = 4, PROBE_CHANNEL_FD = 3 };
+enum { WORKER_CHANNEL_FD = 3, WORKER_SHARED_FD = 4, WORKER_WEIGHTS_FD = 5, PROBE_CHANNEL_FD = 3 };
 
 /* The most tiles of any of `sizes`: what a painter made for them takes at once. */
 uint32_t studio_tiles_max(const struct engine_size *sizes, size_t size_count);
@@ -124,7 +124,10 @@ int shared_open(struct shared *out, const struct engine_size *sizes, size_t size
 int      shared_attach(struct shared *out, int fd, const struct wire_open *open, struct err *err);
 void     shared_close(struct shared *shared); /* a zeroed one is fine */
 uint64_t shared_pulse(const struct shared *shared);
-int64_t  shared_latent_values(struct wire_rect rect, int32_t channels);
+/* A file for weights that several workers want in memory: theirs alone, and empty; addresses, and
+ * no memory until they write to it.  -1, and a line of the log: there is none. */
+int     shared_weights_open(void);
+int64_t shared_latent_values(struct wire_rect rect, int32_t channels);
 
 /* ------------------------------------------------------------------------------- child.c */
 
@@ -132,12 +135,14 @@ struct child {
     int pid;     /* 0: none */
     int channel; /* -1: none */
 };
-/* `program` with one end of a channel as descriptor 3, and `second_fd`, -1 for none, as 4. argv[1]
- * says in sentences what it is. */
-int child_run(struct child *out, const char *program, const char *const *argv, int second_fd,
-              struct err *err);
-/* `program worker` with the shared memory. */
-int  child_start(struct child *out, const char *program, int shared_fd, struct err *err);
+/* `program` with one end of a channel as descriptor 3, and as 4 and 5 those of `fds`; -1, or fds
+ * NULL: it finds the channel there once more. argv[1] says in sentences what it is. */
+enum { CHILD_FDS = 2 };
+int child_run(struct child *out, const char *program, const char *const *argv,
+              const int fds[CHILD_FDS], struct err *err);
+/* `program worker` with the shared memory, and the file for weights, -1 for none. */
+int  child_start(struct child *out, const char *program, int shared_fd, int weights_fd,
+                 struct err *err);
 void child_hang_up(struct child *child); /* closes the channel */
 /* Hang up, give it `patience` seconds to end by itself, kill it, and reap it; how it ended goes
  * into `words_out`, as in "was killed by signal 9 (Killed)".  False: it is there yet, and may be
@@ -164,7 +169,8 @@ struct seat {
 };
 
 struct fleet {
-    struct fleet_request request; /* without sizes and options, which are in `open` */
+    struct fleet_request request;    /* without sizes and options, which are in `open` */
+    int                  weights_fd; /* that workers share in memory; -1: none */
     bool                 has_identity;
     uint64_t             model_identity;
     size_t               open_count;

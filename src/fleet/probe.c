@@ -168,7 +168,7 @@ int fleet_probe(struct engine_device *out, double *flops_out, const struct probe
         argv[4] = heads;
         if (trial->bf16) argv[5] = "bf16";
     }
-    TRY(child_run(&child, request->program, argv, -1, err));
+    TRY(child_run(&child, request->program, argv, NULL, err));
     TRY(wait_for(child.channel, request->timeout_seconds, bytes, &count, err));
     (void)child_end(&child, 1, ending, sizeof ending);
     if (count == 0)

@@ -8,9 +8,13 @@
  *     4096    latents [latent_values] f32, then velocities [latent_values], then pixels
  *             [pixel_values], each area at a multiple of 4096
  *
+ * and, for all workers of a machine with memory of its own together, a file for weights: made
+ * here, laid out by the workers (backend/shared_pins.c), and never mapped by the supervisor.
+ *
  * The supervisor fills inputs, asks, and reads results only after the answer; in between the
- * areas are the worker's.  The memory has no name in any folder, is committed when it is made, and
- * its length is sealed: neither side can be brought to fault by the other.
+ * areas are the worker's.  Memory of both kinds has no name in any folder, and its length is
+ * sealed; the areas are committed when they are made: neither side can be brought to fault by the
+ * other.
  */
 #include "fleet/fleet_int.h"
 
@@ -141,4 +145,21 @@ void shared_close(struct shared *shared)
 uint64_t shared_pulse(const struct shared *shared)
 {
     return __atomic_load_n(shared->pulse, __ATOMIC_RELAXED);
+}
+
+/* ------------------------------------------------------------------------------------ weights */
+
+/* More than the weights of any model, several times; a length costs nothing. */
+static const int64_t WEIGHTS_BYTES = (int64_t)1 << 40;
+
+int shared_weights_open(void)
+{
+    const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    int       fd = os.memfd_create("mural-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    if (fd >= 0 && os.ftruncate(fd, WEIGHTS_BYTES) == 0 && os.add_seals(fd, seals) == 0) return fd;
+    log_line(LOG_WARN, "workers share no memory for weights, each has its own: %s",
+             strerror(errno));
+    if (fd >= 0) (void)os.close(fd);
+    return -1;
 }

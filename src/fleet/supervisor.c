@@ -246,7 +246,7 @@ int supervisor_launch(struct seat *seat, struct err *err)
               "worker %u cannot be replaced: its process %d was killed and does not die; a disk or "
               "a driver holds it",
               seat->number, seat->child.pid);
-    rc = child_start(&seat->child, fleet->request.program, seat->shared.fd, err);
+    rc = child_start(&seat->child, fleet->request.program, seat->shared.fd, fleet->weights_fd, err);
     if (rc != ERR_OK) {
         supervisor_bury(seat);
         goto out;

@@ -47,6 +47,9 @@ FAULT(void *, mmap, ENOMEM, MAP_FAILED,
       (address, bytes, protection, flags, fd, offset))
 FAULT(int, mprotect, ENOMEM, -1, (void *address, size_t bytes, int protection),
       (address, bytes, protection))
+FAULT(int, ftruncate, EFBIG, -1, (int fd, int64_t bytes), (fd, bytes))
+FAULT(int, lock_byte, ENOLCK, -1, (int fd, int64_t at, bool on), (fd, at, on))
+FAULT(int, populate, ENOMEM, -1, (void *address, size_t bytes), (address, bytes))
 FAULT(void *, calloc, ENOMEM, NULL, (size_t count, size_t bytes), (count, bytes))
 FAULT(void *, aligned_alloc, ENOMEM, NULL, (size_t alignment, size_t bytes), (alignment, bytes))
 FAULT(int64_t, pread, EIO, -1, (int fd, void *buffer, size_t bytes, int64_t offset),
@@ -81,10 +84,11 @@ struct fault_row {
 #name, offsetof(struct os_calls, name), (void (*)(void))fault_##name                       \
     }
 static const struct fault_row fault_rows[] = {
-    ROW(socketpair),   ROW(send),      ROW(recv),          ROW(shutdown),     ROW(poll),
-    ROW(memfd_create), ROW(fallocate), ROW(add_seals),     ROW(seek_end),     ROW(spawn),
-    ROW(waitpid),      ROW(kill),      ROW(thread_create), ROW(close),        ROW(mmap),
-    ROW(mprotect),     ROW(pread),     ROW(calloc),        ROW(aligned_alloc)};
+    ROW(socketpair),   ROW(send),      ROW(recv),          ROW(shutdown),      ROW(poll),
+    ROW(memfd_create), ROW(fallocate), ROW(add_seals),     ROW(seek_end),      ROW(spawn),
+    ROW(waitpid),      ROW(kill),      ROW(thread_create), ROW(close),         ROW(mmap),
+    ROW(mprotect),     ROW(pread),     ROW(calloc),        ROW(aligned_alloc), ROW(ftruncate),
+    ROW(lock_byte),    ROW(populate)};
 #undef ROW
 
 static inline const struct fault_row *fault_find(const char *name)

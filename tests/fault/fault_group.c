@@ -352,7 +352,7 @@ static void a_worker_does_only_what_was_planned(void **state)
         struct wire_message good = question(WIRE_PREDICT, GROUP, 0, SIDE);
 
         ASSERT_OK(shared_open(&shared, &SIZE, 1, CHANNELS, &err));
-        ASSERT_OK(child_start(&child, WORKER, shared.fd, &err));
+        ASSERT_OK(child_start(&child, WORKER, shared.fd, -1, &err));
         assert_int_equal(ask(&child, &open), WIRE_READY);
         assert_int_equal(ask(&child, &stage), WIRE_BEGUN);
         assert_int_equal(ask(&child, &good), WIRE_DONE);

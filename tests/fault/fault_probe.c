@@ -175,7 +175,7 @@ static void one_that_dies_is_one_sentence(void **state)
     ASSERT_REFUSED(ERR_DEVICE, "was killed by signal 11", ask(20, NULL, &err));
     write_script("exit 3");
     ASSERT_REFUSED(ERR_DEVICE, "ended with status 3", ask(20, NULL, &err));
-    write_script("exec 3>&- 4>&-; sleep 60"); /* hangs up, and lives */
+    write_script("exec 3>&- 4>&- 5>&-; sleep 60"); /* hangs up, and lives */
     ASSERT_REFUSED(ERR_DEVICE, "was killed by signal 9", ask(20, NULL, &err));
 }
 

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sys/mman.h>
 
 #include "memory/memory.h"
 
@@ -32,9 +33,12 @@
 
 /* --------------------------------------------------------------------------------------- tests */
 
-enum { STEPS = 5, MOST = 7, EACH = 50000 };
+enum { STEPS = 5, MOST = 7, EACH = 50000, LONGEST = EACH + MOST * 4096 };
 
 static int visit_us;
+/* A file with every parcel's values, mapped, and one that processes share; 0: no sharing. */
+static const float *mapped_values;
+static int          shared_fd;
 
 struct story {
     struct ring        *ring;
@@ -46,10 +50,16 @@ struct story {
     int                 bad;
 };
 
+static float value_of(uint32_t p, int64_t i)
+{
+    return (float)(p * 10000 + i % 4096);
+}
+
 static void story_open(struct story *story, uint32_t count, uint64_t pinned_bytes, int pins)
 {
     struct err             err = {0};
-    struct backend_options options = {.pinned_bytes = pinned_bytes, .parcels = {.count = count}};
+    struct backend_options options = {
+        .pinned_bytes = pinned_bytes, .parcels = {.count = count}, .shared_fd = shared_fd};
 
     *story = (struct story){.bad = 0};
     pins_left = pins;
@@ -64,10 +74,13 @@ static void story_open(struct story *story, uint32_t count, uint64_t pinned_byte
         story->source[p] = calloc((size_t)n, sizeof(float));
         assert_non_null(story->source[p]);
         for (int64_t i = 0; i < n; i++)
-            story->source[p][i] = (float)(p * 10000 + i % 4096);
+            story->source[p][i] = value_of(p, i);
+        const float *source = story->source[p];
+        if (shared_fd > 0) source = mapped_values + p * LONGEST;
         story->parcels->open = true;
-        story->slot[p] = parcels_add(
-            story->parcels, (struct matrix){story->source[p], DTYPE_F32, 1, n, n}, DTYPE_F32);
+        story->slot[p] =
+            parcels_add(story->parcels,
+                        (struct matrix){(void *)(uintptr_t)source, DTYPE_F32, 1, n, n}, DTYPE_F32);
         story->parcels->open = false;
         story->parcels->sizes.count++;
         assert_int_equal(ring_settle(story->ring, p), 0);
@@ -199,10 +212,64 @@ static void a_read_that_fails_is_told_once(void **state)
     visit_us = 0;
 }
 
+/* What one ring has read, the next finds, whatever it may pin for itself; a driver that pins no
+ * shared memory, or a table that cannot be true, costs the sharing and nothing else. */
+static void rings_share_what_they_pin(void **state)
+{
+    static const struct {
+        uint64_t pinned_bytes;
+        int      pins;
+        bool     spoiled;
+        uint64_t found;                      /* parcels */
+    } rows[] = {{600000, INT_MAX, false, 0}, /* the first two */
+                {UINT64_MAX, INT_MAX, false, 2}, {UINT64_MAX, INT_MAX, false, MOST},
+                {0, INT_MAX, false, MOST},       {UINT64_MAX, 0, false, 0},
+                {UINT64_MAX, 3, false, 3},       {UINT64_MAX, INT_MAX, true, 0}};
+    char          path[200], scratch[160];
+    struct os_map map;
+    struct err    err = {0};
+    int           fd = -1;
+
+    (void)state;
+    scratch_make(scratch, sizeof scratch);
+    (void)snprintf(path, sizeof path, "%s/weights", scratch);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    for (uint32_t p = 0; p < MOST; p++)
+        for (int64_t i = 0; i < LONGEST; i++) {
+            float value = value_of(p, i);
+            assert_int_equal(fwrite(&value, sizeof value, 1, file), 1);
+        }
+    assert_int_equal(fclose(file), 0);
+    ASSERT_OK(os_map_open(&map, path, &err));
+    mapped_values = (const float *)(const void *)map.data;
+    shared_fd = memfd_create("mural-test", MFD_CLOEXEC);
+    fd = shared_fd;
+    assert_int_equal(ftruncate(fd, (off_t)1 << 40), 0);
+    set_speed(0);
+    for (size_t r = 0; r < ARRAY_COUNT(rows); r++) {
+        struct story story;
+        if (rows[r].spoiled) assert_int_equal(pwrite(fd, &(uint32_t){9999}, 4, 0), 4);
+        story_open(&story, MOST, rows[r].pinned_bytes, rows[r].pins);
+        for (int i = 0; i < STEPS; i++)
+            assert_int_equal(step(&story, i != 3), 0);
+        uint64_t found = 0;
+        for (uint32_t p = 0; p < rows[r].found; p++)
+            found += story.parcels->sizes.bytes[p];
+        if (story.ring->found_bytes != found) fail_msg("row %zu", r);
+        story_close(&story);
+    }
+    (void)close(fd);
+    shared_fd = 0;
+    os_map_close(&map);
+    scratch_remove(scratch);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_use_finds_its_parcel),
                                        cmocka_unit_test(few_parcels_stay),
+                                       cmocka_unit_test(rings_share_what_they_pin),
                                        cmocka_unit_test(a_read_that_fails_is_told_once)};
     return cmocka_run_group_tests_name("ring_cuda", tests, NULL, NULL);
 }
