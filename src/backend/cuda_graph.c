@@ -177,7 +177,8 @@ int graphs_attention(struct graphs *graphs, const struct attention_request *requ
     float              scale = request->scale;
     struct graph_data  data = {
          .count = 5,
-         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data, &scale}};
+         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data,
+                      &scale}};
 
     return run(graphs, &shape, &data, workspace, rehearsing, stream);
 }

@@ -64,8 +64,8 @@ int graph_plan_run(const struct graph_plan *plan, const struct graph_library *li
                    cudnnHandle_t handle, const struct graph_data *data, void *workspace);
 
 /* How many proposals the library has that hold for a shape on a card that need not be here, without
- * making a plan; negative: minus the status of what it refused.  `card`: a finalised descriptor of a
- * device's properties. */
+ * making a plan; negative: minus the status of what it refused.  `card`: a finalised descriptor of
+ * a device's properties. */
 int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
                     cudnnBackendDescriptor_t card);
 

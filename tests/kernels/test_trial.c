@@ -39,7 +39,8 @@ static void test_numbers_depend_on_seed_row_and_column_only(void **state)
 static void test_sums_of_products_show_their_order(void **state)
 {
     (void)state;
-    struct grid x = grid_empty(DTYPE_F32, 64, 512, 512, 0), w = grid_empty(DTYPE_F32, 64, 512, 512, 0);
+    struct grid x = grid_empty(DTYPE_F32, 64, 512, 512, 0);
+    struct grid w = grid_empty(DTYPE_F32, 64, 512, 512, 0);
     int apart = 0;
 
     k_fill_cpu(x.m, 1);

@@ -335,7 +335,7 @@ static void less_than_was_planned_paints_the_same(void **state)
 static void a_prompt_borrows_the_memory_of_tiles(void **state)
 {
     enum { TEXT_MLP = 65536, LARGE_SIDE_TOKENS = 24 };
-    struct engine_memory memory = capped(PLENTY);
+    struct engine_memory memory = capped(4 * PLENTY);
     struct pool_counts   counts;
     struct engine       *engine;
     char                 wordy[192];

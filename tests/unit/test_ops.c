@@ -267,68 +267,74 @@ static int64_t rows_that_differ(struct backend *machine, struct matrix a, struct
     return apart;
 }
 
+struct layer_case {
+    int32_t w, size, stride;
+    int64_t in, out;
+};
+
+/* Strips of the layer that do not have the bits of the rows of a higher one. */
+static int strips_apart(const struct layer_case *c)
+{
+    static const int32_t heights[] = {1, 2, 31, 61, 64, 65, 125, 128, 129, 255, 256, 257};
+    const bool           real = machine_under_test() == MACHINE_CUDA; /* others are too slow */
+    const enum dtype     dtype = real ? DTYPE_BF16 : DTYPE_F32;
+    const int32_t        w = real ? c->w : c->w / 64, h = real ? (w < 514 ? w : 514) : 16;
+    const int64_t        in = real ? c->in : c->in / 16, out = real ? c->out : c->out / 16;
+    struct pair          pair = pair_open(DTYPE_BF16);
+    struct backend      *machine = pair.machine;
+    struct arena        *arena = backend_arena(machine);
+    struct conv_request  whole = {.in_h = h,
+                                  .in_w = w,
+                                  .size = c->size,
+                                  .stride = c->stride,
+                                  .pad_top = c->size == 3 && c->stride == 1,
+                                  .pad_left = c->size == 3 && c->stride == 1,
+                                  .pad_bottom = c->size == 3,
+                                  .pad_right = c->size == 3};
+    int                  bad = 0;
+
+    whole.x = backend_take(machine, dtype, (int64_t)h * w, in, "x");
+    whole.w = backend_take(machine, dtype, out, c->size * c->size * in, "w");
+    whole.y = backend_take(machine, dtype, (int64_t)h * w / (c->stride * c->stride), out, "y");
+    backend_fill(machine, whole.x, 1);
+    backend_fill(machine, whole.w, 2);
+    backend_conv2d(machine, &whole);
+    for (size_t i = 0; i < ARRAY_COUNT(heights); i++) {
+        const int32_t     first = 2, rows = heights[i], out_w = w / c->stride;
+        struct arena_mark mark = arena_mark(arena);
+
+        if (c->stride * (first + rows) >= h) continue;
+        struct matrix part = convolved_rows(machine, &whole, first, rows);
+        struct matrix same = matrix_rows(whole.y, (int64_t)first * out_w, (int64_t)rows * out_w);
+        int64_t       apart = rows_that_differ(machine, part, same);
+        if (apart > 0)
+            print_message("# %lld -> %lld, size %d, stride %d, width %d, %d rows: %lld of %lld "
+                          "pixels differ\n",
+                          (long long)in, (long long)out, c->size, c->stride, w, rows,
+                          (long long)apart, (long long)part.rows);
+        bad += apart > 0;
+        arena_rewind(arena, mark);
+    }
+    pair_close(&pair);
+    return bad;
+}
+
 /* The VAE of FLUX.1 goes through its maps in strips, as high as memory allows. */
 static void a_row_does_not_depend_on_those_computed_with_it(void **state)
 {
-    static const struct {
-        int32_t w, size, stride;
-        int64_t in, out;
-    } layers[] = {
+    static const struct layer_case layers[] = {
         {2048, 3, 1, 128, 128}, {2048, 3, 1, 256, 128}, {2048, 3, 1, 256, 256},
-        {2048, 3, 2, 128, 128}, {2048, 1, 1, 256, 128}, {2048, 3, 1, 8, 128},
-        {1024, 3, 1, 128, 256}, {1024, 3, 1, 256, 256}, {1024, 3, 1, 512, 256},
-        {1024, 3, 1, 512, 512}, {1024, 3, 2, 256, 256}, {1024, 1, 1, 128, 256},
-        {1024, 1, 1, 512, 256}, {512, 3, 1, 256, 512},  {512, 3, 1, 512, 512},
-        {512, 3, 2, 512, 512},  {512, 1, 1, 256, 512},  {256, 3, 1, 512, 512},
+        {2048, 3, 2, 128, 128}, {2048, 1, 1, 256, 128}, {1024, 3, 1, 128, 256},
+        {1024, 3, 1, 256, 256}, {1024, 3, 1, 512, 256}, {1024, 3, 1, 512, 512},
+        {1024, 3, 2, 256, 256}, {1024, 1, 1, 128, 256}, {1024, 1, 1, 512, 256},
+        {512, 3, 1, 256, 512},  {512, 3, 1, 512, 512},  {512, 3, 2, 512, 512},
+        {512, 1, 1, 256, 512},  {256, 3, 1, 512, 512},  {256, 3, 1, 16, 512},
     };
-    static const int32_t heights[] = {1, 2, 31, 61, 64, 65, 125, 128, 129, 255, 256, 257};
-    const bool           real = machine_under_test() == MACHINE_CUDA;
-    int                  bad = 0;
+    int bad = 0;
 
     (void)state;
-    for (size_t i = 0; i < ARRAY_COUNT(layers); i++) {
-        struct pair   pair = pair_open(DTYPE_BF16);
-        const int32_t scale = real ? 1 : 64, w = layers[i].w / scale;
-        const int64_t in = layers[i].in / (real ? 1 : 16), out = layers[i].out / (real ? 1 : 16);
-        const int64_t taps = (int64_t)layers[i].size * layers[i].size;
-        const int32_t h = real ? (w < 514 ? w : 514) : 16, stride = layers[i].stride;
-        enum dtype    dtype = real ? DTYPE_BF16 : DTYPE_F32;
-        struct conv_request whole = {.in_h = h,
-                                     .in_w = w,
-                                     .size = layers[i].size,
-                                     .stride = stride,
-                                     .pad_top = layers[i].size == 3 && stride == 1,
-                                     .pad_left = layers[i].size == 3 && stride == 1,
-                                     .pad_bottom = layers[i].size == 3,
-                                     .pad_right = layers[i].size == 3};
-
-        whole.x = backend_take(pair.machine, dtype, (int64_t)h * w, in, "x");
-        whole.w = backend_take(pair.machine, dtype, out, taps * in, "w");
-        whole.y = backend_take(pair.machine, dtype, (int64_t)h * w / (stride * stride), out, "y");
-        backend_fill(pair.machine, whole.x, 1);
-        backend_fill(pair.machine, whole.w, 2);
-        backend_conv2d(pair.machine, &whole);
-        for (size_t j = 0; j < ARRAY_COUNT(heights); j++) {
-            struct arena_mark mark = arena_mark(backend_arena(pair.machine));
-            const int32_t     first = 2, rows = heights[j];
-            struct matrix     part;
-
-            if (stride * (first + rows) >= h) continue;
-            part = convolved_rows(pair.machine, &whole, first, rows);
-            int64_t apart = rows_that_differ(
-                pair.machine, part,
-                matrix_rows(whole.y, (int64_t)first * w / stride, (int64_t)rows * w / stride));
-            if (apart > 0) {
-                print_message("# %lld -> %lld, size %d, stride %d, width %d, %d rows: %lld of %lld "
-                              "pixels differ\n",
-                              (long long)in, (long long)out, layers[i].size, stride, w, rows,
-                              (long long)apart, (long long)part.rows);
-                bad++;
-            }
-            arena_rewind(backend_arena(pair.machine), mark);
-        }
-        pair_close(&pair);
-    }
+    for (size_t i = 0; i < ARRAY_COUNT(layers); i++)
+        bad += strips_apart(&layers[i]);
     assert_int_equal(bad, 0);
 }
 
