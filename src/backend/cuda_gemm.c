@@ -207,6 +207,18 @@ static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
     return status;
 }
 
+/* Describes the plan's shape and asks for proposals. */
+static int ask(const struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
+               cublasLtMatmulHeuristicResult_t *results, int *count_out)
+{
+    int status = describe(gemm, plan);
+
+    if (!status && request->bias != NULL)
+        status = set(gemm, plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &request->bias,
+                     sizeof request->bias);
+    return status ? status : propose(gemm, plan, results, count_out);
+}
+
 static int multiply(const struct gemm *gemm, const struct gemm_plan *plan,
                     const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
                     cudaStream_t stream)
@@ -318,11 +330,7 @@ static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
 
     if (plan->shape.m <= MANY_ROWS) return false;
     asked.shape.m = ASKED_ROWS;
-    status = describe(gemm, &asked);
-    if (!status && request->bias != NULL)
-        status = set(gemm, asked.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &request->bias,
-                     sizeof request->bias);
-    if (!status) status = propose(gemm, &asked, results, &count);
+    status = ask(gemm, &asked, request, results, &count);
     close_plan(&gemm->calls, &asked);
     if (status || count == 0) return false;
     *algo_out = results[0].algo;
@@ -358,12 +366,8 @@ static int make(struct gemm *gemm, const struct gemm_request *request,
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES_MAX];
     struct gemm_plan                made = {.shape = *shape};
-    int                             count = 0, status = describe(gemm, &made);
+    int                             count = 0, status = ask(gemm, &made, request, results, &count);
 
-    if (!status && request->bias != NULL)
-        status = set(gemm, made.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &request->bias,
-                     sizeof request->bias);
-    if (!status) status = propose(gemm, &made, results, &count);
     if (!status && count == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status) {
         close_plan(&gemm->calls, &made);

@@ -369,12 +369,6 @@ static void every_call_of_a_worker_may_fail(void **state)
     assert_true(tally.succeeded > 5);
 }
 
-#ifdef __SANITIZE_THREAD__
-#define ONLY_THREADS 1
-#else
-#define ONLY_THREADS 0
-#endif
-
 int main(void)
 {
     const struct CMUnitTest threads[] = {

@@ -365,12 +365,6 @@ static void a_worker_does_only_what_was_planned(void **state)
     }
 }
 
-#ifdef __SANITIZE_THREAD__
-#define ONLY_THREADS 1
-#else
-#define ONLY_THREADS 0
-#endif
-
 int main(void)
 {
     const struct CMUnitTest threads[] = {

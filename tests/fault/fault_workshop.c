@@ -386,12 +386,6 @@ static void every_call_may_fail_between_jobs(void **state)
     assert_true(succeeded > tried / 3);
 }
 
-#ifdef __SANITIZE_THREAD__
-#define ONLY_THREADS 1
-#else
-#define ONLY_THREADS 0
-#endif
-
 int main(void)
 {
     const struct CMUnitTest threads[] = {

@@ -369,4 +369,11 @@ static inline uint64_t render(const char *name, const struct painter *painters, 
     return hash;
 }
 
+/* Under ThreadSanitizer the tests of threads run alone. */
+#ifdef __SANITIZE_THREAD__
+#define ONLY_THREADS 1
+#else
+#define ONLY_THREADS 0
+#endif
+
 #endif
