@@ -4,7 +4,8 @@
  *
  * use: bench_jobs [--jobs N]        (200; the same jobs in every mode)
  *                 [--seed N]        (1)
- *                 [--part K/N]      (1/1: every N-th job, the K-th first; for several cards)
+ *                 [--part K/N]      (1/1: every N-th job from the K-th on; for several cards, and
+ * to go on where time ran out)
  *                 [--seconds S]     (480; no job is begun that would not end within)
  *                 [--csv FILE]      (jobs.csv: a line for each job and mode)
  *                 [--model FOLDER]  (unless given: blocks of FLUX.1-dev's shapes, one double and
@@ -240,7 +241,7 @@ static bool read_option(struct bench *bench, const char *name, const char *value
         bench->plan.seed = strtoull(value, NULL, 10);
     else if (strcmp(name, "--part") == 0)
         return sscanf(value, "%u/%u", &bench->part, &bench->parts) == 2 && bench->part >= 1 &&
-               bench->part <= bench->parts;
+               bench->parts >= 1;
     else if (strcmp(name, "--seconds") == 0)
         bench->seconds = strtod(value, NULL);
     else if (strcmp(name, "--csv") == 0)

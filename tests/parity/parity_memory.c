@@ -384,6 +384,15 @@ static void tiles_make_no_driver_call(void **state)
     engine_close(engine);
 }
 
+/* Why an engine has less than a test thinks: in the log, where a test that failed is looked into.
+ */
+static void show(enum log_level level, const char *line, void *user)
+{
+    (void)level;
+    (void)user;
+    print_message("# %s\n", line);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(a_smaller_cap_paints_the_same),
@@ -394,5 +403,6 @@ int main(void)
                                        cmocka_unit_test(a_prompt_borrows_the_memory_of_tiles),
                                        cmocka_unit_test(tiles_make_no_driver_call)};
 
+    log_install(show, NULL, LOG_WARN);
     return cmocka_run_group_tests_name("memory", tests, make_model, scratch_model_remove);
 }
