@@ -202,7 +202,18 @@ static uint64_t keep_bytes(const struct budget_facts *facts)
 
 /* ------------------------------------------------------------------------------------ making */
 
-/* A budget of `tiles` together, with the VAE's strips as low as they get. */
+/* The highest strips of those that take the least scratch: where a picture is small, lower ones may
+ * take more, for what products need beside them. */
+static uint32_t least_strips(const struct budget_facts *facts)
+{
+    uint32_t least = 0;
+
+    for (uint32_t level = 1; level < facts->strip_levels; level++)
+        if (facts->coder_bytes[level] < facts->coder_bytes[least]) least = level;
+    return least;
+}
+
+/* A budget of `tiles` together, with the VAE in the strips that take least. */
 static bool make_for(struct budget *out, const struct budget_facts *facts, uint32_t tiles,
                      uint32_t mlp_level, uint64_t resident_least)
 {
@@ -214,7 +225,7 @@ static bool make_for(struct budget *out, const struct budget_facts *facts, uint3
     *out = (struct budget){.block_count = facts->block_count,
                            .tiles_per_pass = tiles,
                            .mlp_level = mlp_level,
-                           .strip_level = facts->strip_levels - 1,
+                           .strip_level = least_strips(facts),
                            .fixed_bytes = facts->fixed_bytes,
                            .ends_bytes = facts->ends_bytes};
     out->scratch_bytes = scratch_of(out, facts);
@@ -289,7 +300,7 @@ static void make_least(struct budget *out, const struct budget_facts *facts)
     *out = (struct budget){.block_count = facts->block_count,
                            .tiles_per_pass = 1,
                            .mlp_level = facts->mlp_levels - 1,
-                           .strip_level = facts->strip_levels - 1,
+                           .strip_level = least_strips(facts),
                            .fixed_bytes = facts->fixed_bytes,
                            .ends_bytes = facts->ends_bytes,
                            .text_on_cpu = facts->text_may_move};

@@ -49,7 +49,7 @@ struct budget_facts {
     uint32_t             mlp_levels; /* 1..BUDGET_CHUNKS_MAX */
     uint64_t predict_bytes[BUDGET_CHUNKS_MAX][BUDGET_TILES_MAX + 1]; /* [level][tiles]: scratch */
     uint32_t strip_levels;                                           /* 1..BUDGET_STRIPS_MAX   */
-    uint64_t coder_bytes[BUDGET_STRIPS_MAX]; /* scratch to encode and decode; the last is least */
+    uint64_t coder_bytes[BUDGET_STRIPS_MAX]; /* scratch to encode and decode */
     uint64_t text_bytes;                     /* scratch of a prompt; beside a tile's only where
                                                 allowed.expandable is not set                  */
     bool     text_may_move;                  /* consent: see above                             */

@@ -196,6 +196,28 @@ static void more_memory_is_never_worse(void **state)
     }
 }
 
+/* What a budget takes is enough for one as good.  Lower strips of a small picture may take more. */
+static void a_budget_needs_no_more_than_it_takes(void **state)
+{
+    uint64_t random = 23, made = 0;
+
+    (void)state;
+    for (int i = 0; i < CASES; i++) {
+        struct budget_facts facts = random_facts(&random);
+        struct budget       first, again;
+        struct err          err = {.code = ERR_OK};
+        for (uint32_t level = 0; level < facts.strip_levels; level++)
+            facts.coder_bytes[level] = MB * (uint64_t)random_between(&random, 300, 2900);
+        if (budget_make(&first, &facts, &err) != ERR_OK) continue;
+        facts.allowed.vram_bytes = budget_device_bytes(&first, &facts);
+        ASSERT_OK(budget_make(&again, &facts, &err));
+        assert_int_equal(again.streamed_bytes, first.streamed_bytes);
+        assert_int_equal(again.tiles_per_pass, first.tiles_per_pass);
+        made++;
+    }
+    assert_true(made > CASES / 4);
+}
+
 /* Nothing streams when everything fits, and then spare bytes go to the VAE's strips. */
 static void spare_bytes_go_to_blocks_then_to_strips(void **state)
 {
@@ -342,18 +364,17 @@ static void the_ladder_gives_what_is_asked_or_ends(void **state)
 
 static struct budget_facts plain_facts(void)
 {
-    struct budget_facts facts = {.fixed_bytes = 500 * MB,
-                                 .ends_bytes = 100 * MB,
-                                 .block_count = 8,
-                                 .tiles_most = 4,
-                                 .mlp_levels = 1,
-                                 .strip_levels = 1,
-                                 .coder_bytes = {1000 * MB},
-                                 .host_bytes = (uint64_t)64 << 30,
-                                 .host_free_bytes = (uint64_t)60 << 30,
-                                 .allowed = {.vram_bytes = 1500 * MB,
-                                             .offload = true,
-                                             .expandable = true}};
+    struct budget_facts facts = {
+        .fixed_bytes = 500 * MB,
+        .ends_bytes = 100 * MB,
+        .block_count = 8,
+        .tiles_most = 4,
+        .mlp_levels = 1,
+        .strip_levels = 1,
+        .coder_bytes = {1000 * MB},
+        .host_bytes = (uint64_t)64 << 30,
+        .host_free_bytes = (uint64_t)60 << 30,
+        .allowed = {.vram_bytes = 1500 * MB, .offload = true, .expandable = true}};
 
     for (int i = 0; i < 8; i++) {
         facts.block_bytes[i] = 100 * MB;
@@ -463,6 +484,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_budget_keeps_to_the_facts),
                                        cmocka_unit_test(more_memory_is_never_worse),
+                                       cmocka_unit_test(a_budget_needs_no_more_than_it_takes),
                                        cmocka_unit_test(spare_bytes_go_to_blocks_then_to_strips),
                                        cmocka_unit_test(tiles_leave_keep_share_in_place),
                                        cmocka_unit_test(no_tile_more_than_the_link_asks_for),
