@@ -41,7 +41,7 @@ int arena_open_in(struct arena **out, struct pool *pool, uint64_t limit_bytes, s
     TRY(os_alloc((void **)&arena, 1, sizeof *arena, "an arena", err));
     arena->pool = pool;
     arena->pieces = NO_PIECE;
-    arena->limit = round_up(limit_bytes, pool_step(pool));
+    arena->limit = round_up(limit_bytes, pieces_step(pool));
     TRY(pool_reserve(pool, &arena->base, arena->limit, err));
     if (!pool->options.expandable) {
         TRY(pool_map_odd(pool, &arena->pieces, arena->base, arena->limit, err));
@@ -145,10 +145,10 @@ static int commit(struct arena *arena, uint64_t bytes, bool ample, struct err *e
         RAISE(err, arena->pool->vmem.ops->shortage, 0, "memory: %s are needed, but the limit is %s",
               text_bytes(words, sizeof words, bytes),
               text_bytes(limit, sizeof limit, arena->limit));
-    target = round_up(bytes, pool_step(arena->pool));
+    target = round_up(bytes, pieces_step(arena->pool));
     segment = round_up(bytes, arena->pool->size_bytes[0]);
     if (segment > arena->limit) segment = arena->limit;
-    if (ample && segment > target && segment - arena->mapped <= pool_at_hand(arena->pool)) {
+    if (ample && segment > target && segment - arena->mapped <= pieces_at_hand(arena->pool)) {
         if (grow(arena, segment, err) == ERR_OK) goto out;
         *err = (struct err){0};
     }
