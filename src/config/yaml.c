@@ -215,20 +215,6 @@ out:
     return rc;
 }
 
-static int note_word(struct reader *reader, const char *key, const char *text)
-{
-    int    rc = ERR_OK;
-    size_t bytes = strlen(key) + strlen(text) + 2;
-    void  *word = NULL;
-
-    TRY(os_alloc(&word, bytes, 1, "a setting", reader->err));
-    (void)snprintf(word, bytes, "%s=%s", key, text);
-    TRY(config_words_add(reader->words, word, reader->err));
-out:
-    os_free(word);
-    return rc;
-}
-
 static int read_value(struct reader *reader, const struct setting *row)
 {
     int         rc = ERR_OK;
@@ -243,7 +229,7 @@ static int read_value(struct reader *reader, const struct setting *row)
                         "%s has no value; give one or remove the line", row->key);
     if (values_set(reader->config, row, row->key, text, &why) != ERR_OK)
         return complain(reader, reader->event.start_mark, "%s", why.text);
-    if (reader->words != NULL) TRY(note_word(reader, row->key, text));
+    if (reader->words != NULL) TRY(words_put(reader->words, row->key, text, reader->err));
 out:
     return rc;
 }
