@@ -133,7 +133,7 @@ static void sentences_point_at_line_and_column(void **state)
         {"steps: &a 3\n", "config: p.yaml:1:8: steps has an anchor (&name); remove it"},
         {"&a steps: 3\n", "config: p.yaml:1:1: a key has an anchor (&name); remove it"},
         {"--- &a\nsteps: 3\n",
-         "config: p.yaml:1:5: the settings have an anchor or a tag; remove it"},
+         "config: p.yaml:1:5: a settings file has an anchor or a tag; remove it"},
         {"steps: *a\n", "config: p.yaml:1:8: steps must be a single value, not an alias (*name)"},
         {"steps: 3\n---\nsteps: 4\n",
          "config: p.yaml:2:1: a second document starts here; a settings file has one"},
