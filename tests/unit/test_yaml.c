@@ -1,16 +1,5 @@
 /* test_yaml.c - settings files: what is taken, what is refused, and where the sentence points. */
-#include "../test.h"
-
-#include "config/config_int.h"
-
-static struct config *new_config(void)
-{
-    struct config *config = calloc(1, sizeof *config);
-
-    assert_non_null(config);
-    config_defaults(config);
-    return config;
-}
+#include "made_config.h"
 
 static int read_bytes(struct config *config, const char *text, size_t bytes, struct err *err)
 {
@@ -242,17 +231,13 @@ static void files_are_read_from_disk(void **state)
     struct err     err;
     struct config *config = new_config();
     char           folder[64], path[96];
-    FILE          *file;
 
     (void)state;
     scratch_make(folder, sizeof folder);
     (void)snprintf(path, sizeof path, "%s/p.yaml", folder);
     ASSERT_REFUSED(ERR_CONFIG, path, config_read_file(config, path, &err));
     ASSERT_REFUSED(ERR_CONFIG, folder, config_read_file(config, folder, &err));
-    file = fopen(path, "w");
-    assert_non_null(file);
-    assert_true(fputs("steps: 9\n", file) >= 0);
-    assert_int_equal(fclose(file), 0);
+    write_text(path, "steps: 9\n");
     ASSERT_OK(config_read_file(config, path, &err));
     assert_int_equal(config->steps, 9);
     scratch_remove(folder);
