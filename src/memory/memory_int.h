@@ -8,6 +8,12 @@
 
 #include "memory/memory.h"
 
+/* Of bytes below 2^62. */
+static inline uint64_t memory_round_up(uint64_t bytes, uint64_t multiple)
+{
+    return (uint64_t)round_up_i64((int64_t)bytes, (int64_t)multiple);
+}
+
 /* A physical piece.  It is in exactly one list: an arena's stack, the spare ones of its size, or
  * those that could not be unmapped; or in that of a program that measures. */
 enum { SIZE_COUNT = 3, SIZE_ODD = SIZE_COUNT }; /* an odd piece is one arena's, and never spare */

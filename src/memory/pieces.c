@@ -208,21 +208,17 @@ out:
 
 /* ------------------------------------------------------------------------------ open and close */
 
-static uint64_t round_up(uint64_t bytes, uint64_t multiple)
-{
-    return (uint64_t)round_up_i64((int64_t)bytes, (int64_t)multiple);
-}
-
 static void choose_sizes(struct pool *pool)
 {
     uint64_t wanted = pool->options.segment_bytes == 0 ? LARGE : pool->options.segment_bytes;
-    uint64_t small = round_up(SMALL, pool->vmem.granularity), middle = round_up(MIDDLE, small);
+    uint64_t small = memory_round_up(SMALL, pool->vmem.granularity),
+             middle = memory_round_up(MIDDLE, small);
 
     pool->size_bytes[2] = small;
-    pool->size_bytes[0] = round_up(wanted, small);
+    pool->size_bytes[0] = memory_round_up(wanted, small);
     pool->size_bytes[1] = middle < pool->size_bytes[0] ? middle : pool->size_bytes[0];
     pool->options.cap_bytes -= pool->options.cap_bytes % small;
-    pool->options.start_bytes = round_up(pool->options.start_bytes, small);
+    pool->options.start_bytes = memory_round_up(pool->options.start_bytes, small);
 }
 
 int pieces_open(struct pool *pool, struct err *err)

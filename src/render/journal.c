@@ -40,7 +40,8 @@
  * Knows nothing of pixels or painters.  Belongs to one thread at a time.  Adding a line allocates
  * nothing, but for `again`.
  *
- * Read next: facts.c, which reads the lines; store.c, which decides what to do with the facts.
+ * Read next: journal_read.c, which reads the lines; store.c, which decides what to do with the
+ * facts.
  */
 #include "render/journal_int.h"
 
@@ -216,7 +217,7 @@ int journal_add_guide(struct journal *journal, const struct journal_guide *guide
     say(journal, "{\"is\":\"guide\",\"width\":%d,\"height\":%d,\"hash\":\"%016llx\"}", guide->w,
         guide->h, (unsigned long long)guide->hash);
     TRY(append(journal, err));
-    facts_set_guide(&journal->facts, guide);
+    journal_set_guide(&journal->facts, guide);
 out:
     return rc;
 }
@@ -261,7 +262,7 @@ int journal_add_tile(struct journal *journal, const struct journal_tile *tile, s
         tile->step_seconds, tile->decode_seconds, tile->store_seconds,
         memory_words(memory, sizeof memory, tile->memory));
     TRY(append(journal, err));
-    facts_set_tile(&journal->facts, tile->number, TILE_DONE, tile->hash);
+    journal_set_tile(&journal->facts, tile->number, TILE_DONE, tile->hash);
 out:
     return rc;
 }
@@ -273,7 +274,7 @@ int journal_add_filled(struct journal *journal, uint32_t number, uint64_t hash, 
     say(journal, "{\"is\":\"filled\",\"tile\":%u,\"hash\":\"%016llx\"}", number,
         (unsigned long long)hash);
     TRY(append(journal, err));
-    facts_set_tile(&journal->facts, number, TILE_FILLED, hash);
+    journal_set_tile(&journal->facts, number, TILE_FILLED, hash);
 out:
     return rc;
 }
@@ -287,7 +288,7 @@ int journal_add_failed(struct journal *journal, uint32_t number, uint32_t attemp
     say(journal, "{\"is\":\"failed\",\"tile\":%u,\"attempts\":%u,\"why\":\"%s\"}", number, attempts,
         plain(text, sizeof text, why));
     TRY(append(journal, err));
-    facts_set_tile(&journal->facts, number, TILE_FAILED, 0);
+    journal_set_tile(&journal->facts, number, TILE_FAILED, 0);
 out:
     return rc;
 }
@@ -306,7 +307,7 @@ int journal_add_again(struct journal *journal, uint32_t number, const struct jou
         RAISE(err, ERR_HOST_MEM, 0, "no memory for a record of the journal");
     TRY(say_json(journal, record, err));
     TRY(append(journal, err));
-    TRY(facts_set_again(&journal->facts, number, again, err));
+    TRY(journal_set_again(&journal->facts, number, again, err));
 out:
     json_decref(record);
     return rc;

@@ -15,10 +15,10 @@ enum {
 static const uint64_t JOURNAL_FILE_MAX_BYTES = UINT64_C(1) << 32;
 
 /* What a good record makes of the facts. */
-void facts_set_guide(struct journal_facts *facts, const struct journal_guide *guide);
-void facts_set_tile(struct journal_facts *facts, uint32_t number, enum tile_status status,
-                    uint64_t hash);
-int facts_set_again(struct journal_facts *facts, uint32_t number, const struct journal_again *again,
-                    struct err *err);
+void journal_set_guide(struct journal_facts *facts, const struct journal_guide *guide);
+void journal_set_tile(struct journal_facts *facts, uint32_t number, enum tile_status status,
+                      uint64_t hash);
+int  journal_set_again(struct journal_facts *facts, uint32_t number,
+                       const struct journal_again *again, struct err *err);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * facts.c - what the lines of a journal say, all of them together.
+ * journal_read.c - what the lines of a journal say, all of them together.
  *
  * Owns the reading of lines, up to the first that is no line of ours, and the facts: which tiles
  * are done, and what is told of the others.  The format is told in journal.c.  Writes nothing.
@@ -27,7 +27,7 @@ void journal_facts_fini(struct journal_facts *facts)
     *facts = (struct journal_facts){.tile_count = 0};
 }
 
-void facts_set_guide(struct journal_facts *facts, const struct journal_guide *guide)
+void journal_set_guide(struct journal_facts *facts, const struct journal_guide *guide)
 {
     bool same = facts->has_guide && facts->guide.hash == guide->hash;
 
@@ -38,16 +38,16 @@ void facts_set_guide(struct journal_facts *facts, const struct journal_guide *gu
     facts->finished = false;
 }
 
-void facts_set_tile(struct journal_facts *facts, uint32_t number, enum tile_status status,
-                    uint64_t hash)
+void journal_set_tile(struct journal_facts *facts, uint32_t number, enum tile_status status,
+                      uint64_t hash)
 {
     facts->tiles[number - 1].status = status;
     facts->tiles[number - 1].hash = hash;
     facts->finished = false;
 }
 
-int facts_set_again(struct journal_facts *facts, uint32_t number, const struct journal_again *again,
-                    struct err *err)
+int journal_set_again(struct journal_facts *facts, uint32_t number,
+                      const struct journal_again *again, struct err *err)
 {
     int               rc = ERR_OK;
     struct tile_fact *tile = &facts->tiles[number - 1];
@@ -58,7 +58,7 @@ int facts_set_again(struct journal_facts *facts, uint32_t number, const struct j
     tile->prompt = copy;
     tile->has_seed = again->has_seed;
     tile->seed = again->seed;
-    facts_set_tile(facts, number, TILE_MISSING, 0);
+    journal_set_tile(facts, number, TILE_MISSING, 0);
 out:
     return rc;
 }
@@ -109,7 +109,7 @@ static bool take_guide(struct journal_facts *facts, const json_t *record)
         return false;
     guide.w = (int32_t)w;
     guide.h = (int32_t)h;
-    facts_set_guide(facts, &guide);
+    journal_set_guide(facts, &guide);
     return true;
 }
 
@@ -124,7 +124,7 @@ static bool take_again(struct journal_facts *facts, const json_t *record, uint32
     if (prompt != NULL && !json_is_string(prompt)) return false;
     again.seed = (uint64_t)seed;
     again.prompt = json_string_value(prompt);
-    return facts_set_again(facts, number, &again, err) == ERR_OK;
+    return journal_set_again(facts, number, &again, err) == ERR_OK;
 }
 
 static bool take_finished(struct journal_facts *facts, const json_t *record)
@@ -155,11 +155,11 @@ static bool take_record(struct journal_facts *facts, const json_t *record, struc
     if (!get_whole(&number, record, "tile", 1, facts->tile_count)) return false;
     if (strcmp(is, "again") == 0) return take_again(facts, record, (uint32_t)number, err);
     if (strcmp(is, "failed") != 0 && !journal_get_hash(&hash, record, "hash")) return false;
-    facts_set_tile(facts, (uint32_t)number,
-                   strcmp(is, "tile") == 0     ? TILE_DONE
-                   : strcmp(is, "filled") == 0 ? TILE_FILLED
-                                               : TILE_FAILED,
-                   hash);
+    journal_set_tile(facts, (uint32_t)number,
+                     strcmp(is, "tile") == 0     ? TILE_DONE
+                     : strcmp(is, "filled") == 0 ? TILE_FILLED
+                                                 : TILE_FAILED,
+                     hash);
     return true;
 }
 
