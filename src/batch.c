@@ -172,6 +172,27 @@ out:
     return rc;
 }
 
+int batch_judge(const struct batch *batch, const struct report_row *rows, struct err *err)
+{
+    int    rc = (int)err->code;
+    size_t count = batch->file.count, missing = 0;
+
+    for (size_t i = 0; i < count; i++)
+        missing += rows[i].state == REPORT_FAILED || rows[i].state == REPORT_NOT_BEGUN;
+    if (rc == ERR_CANCELLED)
+        return err_set(err, ERR_CANCELLED, 0, ERR_WHERE,
+                       "stopped on request; %zu of %zu posters are finished; go on with: mural "
+                       "batch %s",
+                       count - missing, count, batch->path);
+    if (rc == ERR_OK && missing > 0)
+        RAISE(
+            err, ERR_PARTIAL, 0,
+            "%zu of %zu posters failed; the others are finished, and the same command tries again",
+            missing, count);
+out:
+    return rc;
+}
+
 void batch_close(struct batch *batch)
 {
     for (size_t i = 0; i < batch->file.count; i++) {

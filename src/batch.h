@@ -1,5 +1,6 @@
 /*
- * batch.h - a list of jobs from a file: read, and checked before the first is painted.
+ * batch.h - a list of jobs from a file: read, checked before the first is painted, judged at the
+ * end.
  *
  * Part of the program, not of the library.
  */
@@ -9,6 +10,7 @@
 #include "mural.h"
 
 #include "config/config.h"
+#include "report.h"
 
 struct batch {
     const char          *path;
@@ -25,8 +27,11 @@ int batch_read(struct batch *out, const char *path, struct err *err);
 /* All of its jobs, in one workshop, with `flags` over their settings.  ERR_CONFIG when anything is
  * wrong in the file or with any of the jobs: each mistake is a line of the log.  `program` as for
  * mural_job_open. */
-int  batch_open(struct batch *batch, const struct config_words *flags, const char *program,
-                struct err *err);
+int batch_open(struct batch *batch, const struct config_words *flags, const char *program,
+               struct err *err);
+/* How it ended: `rows` [file.count] say what became of each, and `err` what ended all of it, if
+ * anything did.  ERR_CANCELLED, ERR_PARTIAL, or what it was. */
+int  batch_judge(const struct batch *batch, const struct report_row *rows, struct err *err);
 void batch_close(struct batch *batch);
 
 #endif

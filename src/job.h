@@ -71,10 +71,10 @@ struct mural_job {
     struct engine_facts    facts;
     struct render_costs    costs;
     struct mural_plan_info info;
-    struct engine_outlook  gpu;                       /* of one worker's share           */
-    uint32_t               gpu_shares;                /* 0: the CPU paints               */
-    bool                   elsewhere;                 /* a plan for a GPU that is not here */
-    double                 speed;                     /* FLOP/s; 0: not known            */
+    struct engine_outlook  gpu;        /* of one worker's share           */
+    uint32_t               gpu_shares; /* 0: the CPU paints               */
+    bool                   elsewhere;  /* a plan for a GPU that is not here */
+    double                 speed;      /* FLOP/s; 0: not known            */
     double                 disk_speed; /* bytes/s of the model's files, measured; 0: not   */
     uint64_t               scratch_bytes, host_bytes; /* of the host's memory */
     const char            *worker_program;            /* NULL: this process paints */
@@ -105,7 +105,29 @@ void workshop_leave(struct mural_workshop *workshop, const struct mural_job *job
 /* Is the note new? */
 bool workshop_tells(struct mural_workshop *workshop, enum workshop_note note);
 
+/* --------------------------------------------------------------------------- job_device.c */
+
+/* As the settings have it; its texts are theirs. */
+struct engine_options job_device_options(const struct config *config);
+/* "auto" becomes a GPU, or the CPU where there is no GPU at all.  One that is there and fails is an
+ * error, and so is one that was named and is not there: nobody gets the CPU unawares.  A plan with
+ * vram is for a GPU of that size, and it need not be here. */
+int  job_device_choose(struct mural_job *job, struct err *err);
+bool job_device_is_gpu(const struct mural_job *job);
+bool job_device_is_free(const struct mural_job *job); /* nobody named one */
+
+/* ----------------------------------------------------------------------------- job_info.c */
+
+/* From all that the plan has found. */
+void job_info_fill(struct mural_job *job, uint64_t disk_free);
+/* Bytes a second: given, measured, or else assumed. */
+double job_info_link_rate(const struct mural_job *job, enum mural_source *source_out);
+double job_info_disk_rate(const struct mural_job *job, enum mural_source *source_out);
+
 /* ----------------------------------------------------------------------------- job_plan.c */
+
+bool job_plan_paints_draft(const struct mural_job *job);
+bool job_plan_paints_tiles(const struct mural_job *job);
 
 /* Fills options, plan, facts, costs, gpu and info from task and config. */
 int job_plan_make(struct mural_job *job, struct err *err);

@@ -206,28 +206,6 @@ static int paint_of_batch(struct session *session, struct batch *batch, size_t i
     return ERR_OK;
 }
 
-/* How it ended, if not well. */
-static int judge_batch(const struct batch *batch, const struct report_row *rows, struct err *err)
-{
-    int    rc = (int)err->code;
-    size_t count = batch->file.count, missing = 0;
-
-    for (size_t i = 0; i < count; i++)
-        missing += rows[i].state == REPORT_FAILED || rows[i].state == REPORT_NOT_BEGUN;
-    if (rc == ERR_CANCELLED)
-        return err_set(err, ERR_CANCELLED, 0, ERR_WHERE,
-                       "stopped on request; %zu of %zu posters are finished; go on with: mural "
-                       "batch %s",
-                       count - missing, count, batch->path);
-    if (rc == ERR_OK && missing > 0)
-        RAISE(
-            err, ERR_PARTIAL, 0,
-            "%zu of %zu posters failed; the others are finished, and the same command tries again",
-            missing, count);
-out:
-    return rc;
-}
-
 static int paint_all(struct session *session, struct batch *batch, struct err *err)
 {
     int                rc = ERR_OK;
@@ -241,7 +219,7 @@ static int paint_all(struct session *session, struct batch *batch, struct err *e
         rows[i].path = mural_job_output(batch->jobs[i]);
     for (size_t i = 0; i < count && rc == ERR_OK; i++)
         rc = paint_of_batch(session, batch, i, &rows[i], err);
-    rc = judge_batch(batch, rows, err);
+    rc = batch_judge(batch, rows, err);
     if (session->config.json &&
         report_batch_json(stdout, batch->path, rows, count, &printing) != ERR_OK && rc == ERR_OK) {
         *err = printing;

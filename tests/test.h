@@ -56,6 +56,15 @@ static inline void scratch_make(char *out, size_t capacity)
     if (mkdtemp(out) == NULL) fail_msg("cannot make a scratch folder like %s", out);
 }
 
+/* The whole of a file, new or not. */
+static inline void scratch_write(const char *path, const void *bytes, size_t count)
+{
+    FILE *file = fopen(path, "wb");
+
+    if (file == NULL || fwrite(bytes, 1, count, file) != count || fclose(file) != 0)
+        fail_msg("cannot write %s", path);
+}
+
 /* Entries of a folder, "." and ".." apart. */
 static inline int scratch_count(const char *folder)
 {

@@ -46,12 +46,25 @@ enum setting_mark {
     MARK_JOB = 1 << 6        /* a job of a batch may set it, though no other part of a file may */
 };
 
+/* Sets of commands. */
+enum {
+    ONE = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_UPSCALE, /* picture with settings of its own */
+    PAINT = ONE | COMMAND_BATCH,
+    POSTER = COMMAND_RENDER | COMMAND_UPSCALE | COMMAND_BATCH,
+    /* commands that paint a draft themselves */
+    DRAFTED = COMMAND_RENDER | COMMAND_DRAFT | COMMAND_BATCH,
+    AGAIN = COMMAND_RESUME | COMMAND_RETRY, /* commands that go on with a poster of ours */
+    PLANNED = COMMAND_PLAN,
+    RANDOM = COMMAND_SYNTH,
+    ALL = PAINT | AGAIN | COMMAND_PLAN | COMMAND_INFO | COMMAND_SYNTH
+};
+
 struct setting {
     const char        *key;     /* in YAML files and words                             */
     const char        *section; /* in YAML files it may also stand in a group of keys, */
     const char        *inner;   /* under this name; both or neither                    */
-    const char        *flag;   /* after the two dashes */
-    char               letter; /* short flag, or 0 */
+    const char        *flag;    /* after the two dashes */
+    char               letter;  /* short flag, or 0 */
     enum setting_type  type;
     enum setting_group group;
     size_t             offset, capacity; /* of the field in struct config */
@@ -76,6 +89,9 @@ const struct setting *config_find_inner(const char *section, const char *inner);
 const struct setting *config_nearest(const char *name, unsigned commands, bool by_flag);
 /* Would a person have meant `word` when writing `name`?  Smaller *edits is nearer. */
 bool config_is_near(const char *name, const char *word, uint32_t *edits);
+
+/* words.c: adds "key=value" at the end. */
+int words_put(struct config_words *words, const char *key, const char *value, struct err *err);
 
 /* values.c: text into the field of a row.  `spoken` is how the user named the setting. */
 int values_set(struct config *config, const struct setting *row, const char *spoken,

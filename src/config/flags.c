@@ -23,82 +23,6 @@ struct flags {
     struct err          *err;
 };
 
-void config_words_close(struct config_words *words)
-{
-    for (size_t i = 0; i < words->count; i++)
-        os_free(words->word[i]);
-    os_free(words->word);
-    *words = (struct config_words){.count = 0};
-}
-
-int config_words_add(struct config_words *words, const char *word, struct err *err)
-{
-    int   rc = ERR_OK;
-    void *list = NULL, *old = words->word;
-    char *copy = NULL;
-
-    TRY(os_alloc(&list, words->count + 1, sizeof *words->word, "a list of settings", err));
-    TRY(text_copy(&copy, word, "a setting", err));
-    if (words->count > 0) memcpy(list, words->word, words->count * sizeof *words->word);
-    ((char **)list)[words->count] = copy;
-    words->word = list;
-    words->count++;
-    list = old;
-out:
-    os_free(list);
-    return rc;
-}
-
-/* A size as the sides, and perhaps the resolution, that it stands for. */
-static int lay_size(struct config_words *out, const char *text, struct err *err)
-{
-    int            rc = ERR_OK;
-    char           word[64];
-    struct config *scratch = NULL;
-
-    TRY(os_alloc((void **)&scratch, 1, sizeof *scratch, "settings", err));
-    TRY(values_set(scratch, config_find_key("size"), "size", text, err));
-    (void)snprintf(word, sizeof word, "width=%d", scratch->width_px);
-    TRY(config_words_add(out, word, err));
-    (void)snprintf(word, sizeof word, "height=%d", scratch->height_px);
-    TRY(config_words_add(out, word, err));
-    (void)snprintf(word, sizeof word, "dpi=%.17g", scratch->dpi);
-    if (scratch->dpi > 0) TRY(config_words_add(out, word, err));
-out:
-    os_free(scratch);
-    return rc;
-}
-
-int config_words_lay(struct config_words *out, const struct config_words *words, struct err *err)
-{
-    static const char size[] = "size=";
-    int               rc = ERR_OK;
-
-    for (size_t i = 0; i < words->count; i++) {
-        const char *word = words->word[i];
-        if (strncmp(word, size, sizeof size - 1) == 0)
-            TRY(lay_size(out, word + sizeof size - 1, err));
-        else
-            TRY(config_words_add(out, word, err));
-    }
-out:
-    return rc;
-}
-
-/* Room for every argument was made at the start: each gives at most one word. */
-static int add_word(struct flags *flags, const char *key, const char *value)
-{
-    int    rc = ERR_OK;
-    size_t bytes = strlen(key) + strlen(value) + 2;
-    void  *word;
-
-    TRY(os_alloc(&word, bytes, 1, "the command line", flags->err));
-    (void)snprintf(word, bytes, "%s=%s", key, value);
-    flags->words->word[flags->words->count++] = word;
-out:
-    return rc;
-}
-
 static const struct setting *find_flag(const char *name, char letter)
 {
     size_t                count;
@@ -180,7 +104,7 @@ static int set_flag(struct flags *flags, const struct setting *row, const char *
     if (row->type == SETTING_PATH && value[0] == '\0')
         RAISE(flags->err, ERR_USAGE, 0, "%s is empty; give a name or leave the flag out", spoken);
     TRY(values_set(flags->scratch, row, spoken, value, flags->err));
-    TRY(add_word(flags, row->key, value));
+    TRY(words_put(flags->words, row->key, value, flags->err));
     if (strcmp(row->key, "prompt") == 0) flags->prompt_flag = true;
 out:
     return rc;
@@ -248,7 +172,7 @@ static int read_positional(struct flags *flags, const char *word)
     flags->positional = true;
     TRY(values_set(flags->scratch, config_find_key(key), prompt ? "the prompt" : "the file name",
                    word, flags->err));
-    TRY(add_word(flags, key, word));
+    TRY(words_put(flags->words, key, word, flags->err));
 out:
     return rc;
 }
@@ -280,12 +204,10 @@ int config_read_flags(struct config_words *out, enum config_command command, int
                       struct err *err)
 {
     int          rc = ERR_OK;
-    void        *room = NULL, *scratch = NULL;
+    void        *scratch = NULL;
     struct flags flags = {.words = out, .command = command, .argc = argc, .argv = argv, .err = err};
 
     *out = (struct config_words){.count = 0};
-    TRY(os_alloc(&room, (uint64_t)argc + 1, sizeof *out->word, "the command line", err));
-    out->word = room;
     TRY(os_alloc(&scratch, 1, sizeof *flags.scratch, "the settings", err));
     flags.scratch = scratch;
     TRY(read_all(&flags));

@@ -1,8 +1,10 @@
 /*
- * kept.c - the settings that a poster keeps from its first tile to its last.
+ * kept.c - the settings that a poster keeps from its first tile to its last, and a plan from poster
+ * to poster.
  *
  * Owns which rows of the table those are, and how they are written down, read back and compared.
- * Knows nothing of journals.  Rows with MARK_FREE stay out: they may change from run to run.
+ * Knows nothing of journals.  Rows with MARK_FREE stay out of what a poster keeps: they may change
+ * from run to run.
  *
  * Read next: config.c, for the rows.
  */
@@ -66,7 +68,6 @@ int config_kept_words(struct config_words *out, const json_t *kept, const char *
     int            rc = ERR_OK;
     struct config *scratch = NULL;
     char          *text = NULL;
-    void          *word = NULL;
     const char    *key;
     json_t        *value;
 
@@ -74,7 +75,6 @@ int config_kept_words(struct config_words *out, const json_t *kept, const char *
     json_object_foreach((json_t *)(uintptr_t)kept, key, value)
     {
         const struct setting *row = config_find_key(key);
-        size_t                bytes;
 
         text = text_of(value);
         if (text == NULL) RAISE(err, ERR_HOST_MEM, 0, "no memory for the settings of the poster");
@@ -84,17 +84,11 @@ int config_kept_words(struct config_words *out, const json_t *kept, const char *
                   "'%s': it sets '%.32s' to something that this mural does not "
                   "know; go on with the version that began",
                   file, key);
-        bytes = strlen(key) + strlen(text) + 2;
-        TRY(os_alloc(&word, bytes, 1, "a setting", err));
-        (void)snprintf(word, bytes, "%s=%s", key, text);
-        TRY(config_words_add(out, word, err));
-        os_free(word);
-        word = NULL;
+        TRY(words_put(out, key, text, err));
         free(text);
         text = NULL;
     }
 out:
-    os_free(word);
     free(text);
     os_free(scratch);
     return rc;
@@ -140,4 +134,39 @@ uint32_t config_kept_differences(char *out, size_t capacity, const json_t *kept,
     if (differences > TOLD)
         (void)snprintf(out + used, capacity - used, " and %u more", differences - TOLD);
     return differences;
+}
+
+/* -------------------------------------------------------------------------------------- plans */
+
+/* Is the row's field of `one` and `other` the same, as far as a plan goes? */
+static bool plans_alike(const struct setting *row, const struct config *one,
+                        const struct config *other)
+{
+    static const char *const names[] = {"prompt", "seed", "output", "keep_draft", "noise_file"};
+    const char *a = (const char *)one + row->offset, *b = (const char *)other + row->offset;
+    json_t     *x, *y;
+    bool        same;
+
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+        if (strcmp(row->key, names[i]) == 0) return true;
+    if (strcmp(row->key, "input") == 0) return (*a == '\0') == (*b == '\0');
+    if (row->type == SETTING_SIZE) return true; /* stands for other rows */
+    if (row->type == SETTING_PATH) return strcmp(a, b) == 0;
+    x = values_json(one, row);
+    y = values_json(other, row);
+    same = x != NULL && y != NULL && json_equal(x, y);
+    json_decref(x);
+    json_decref(y);
+    return same;
+}
+
+bool config_plans_alike(const struct config *one, const struct config *other)
+{
+    bool                  alike = true;
+    size_t                count;
+    const struct setting *rows = config_rows(&count);
+
+    for (size_t i = 0; i < count && alike; i++)
+        alike = plans_alike(&rows[i], one, other);
+    return alike;
 }

@@ -7,7 +7,7 @@
  *
  * Character kinds are utf8proc's; characters younger than its Unicode version are kind "other".
  *
- * Read next: clip_tokenizer.c, its only user.
+ * Read next: clip_tokenizer.c, its main user.
  */
 #include "engine/tokenizer_int.h"
 

@@ -1,7 +1,7 @@
 /*
  * tokenizer_int.h - what the files of the two tokenizers share; nothing else in engine/ needs it.
  *
- * token_rules.c serves both; clip_words.c belongs to clip_tokenizer.c; t5_charsmap.c and
+ * token_rules.c serves both; clip_words.c belongs to clip_tokenizer*.c; t5_charsmap.c and
  * t5_spiece.c belong to t5_tokenizer.c.
  */
 #ifndef MURAL_TOKENIZER_INT_H

@@ -100,24 +100,30 @@ static int32_t ready_rows(int32_t end, int32_t h)
     return end == h ? h : end > 0 ? end - 1 : 0;
 }
 
+/* A 3x3 convolution of rows of width w; without padding yet. */
+static struct conv_request conv_of(struct matrix y, struct matrix x, int32_t w,
+                                   const struct linear *conv)
+{
+    return (struct conv_request){.y = y,
+                                 .x = x,
+                                 .w = conv->w,
+                                 .bias = conv->bias,
+                                 .in_h = (int32_t)(x.rows / w),
+                                 .in_w = w,
+                                 .size = 3,
+                                 .stride = 1};
+}
+
 /* Rows [first, end) of the 3x3 convolution of a map of h rows, of which x has those around. */
 static void convolve(const struct vae_pass *pass, struct matrix y, const struct strip *x,
                      int32_t first, int32_t end, int32_t h, const struct linear *conv)
 {
     int32_t             top = first > 0 ? first - 1 : 0, bottom = end < h ? end + 1 : h;
-    struct conv_request request = {.y = y,
-                                   .x = strip_view(x, top, bottom),
-                                   .w = conv->w,
-                                   .bias = conv->bias,
-                                   .in_h = bottom - top,
-                                   .in_w = x->w,
-                                   .size = 3,
-                                   .stride = 1,
-                                   .pad_top = first == 0,
-                                   .pad_left = 1,
-                                   .pad_bottom = end == h,
-                                   .pad_right = 1};
+    struct conv_request request = conv_of(y, strip_view(x, top, bottom), x->w, conv);
 
+    request.pad_top = first == 0;
+    request.pad_bottom = end == h;
+    request.pad_left = request.pad_right = 1;
     backend_conv2d(pass->backend, &request);
 }
 
@@ -127,22 +133,15 @@ static void convolve(const struct vae_pass *pass, struct matrix y, const struct 
 static void enlarge_rows(const struct vae_pass *pass, struct matrix y, int32_t first, int32_t end,
                          const struct linear *conv)
 {
-    int32_t             top = first > 0 ? first - 1 : 0, bottom = end < pass->h ? end + 1 : end;
-    struct conv_request request = {
-        .y = y,
-        .x = matrix_rows(pass->x, (int64_t)top * pass->w, (int64_t)(bottom - top) * pass->w),
-        .w = conv->w,
-        .bias = conv->bias,
-        .in_h = bottom - top,
-        .in_w = pass->w,
-        .size = 3,
-        .stride = 1,
-        .pad_top = top == first ? 1 : -1,
-        .pad_left = 1,
-        .pad_bottom = bottom == end ? 1 : -1,
-        .pad_right = 1,
-        .enlarge = true};
+    int32_t       top = first > 0 ? first - 1 : 0, bottom = end < pass->h ? end + 1 : end;
+    struct matrix x =
+        matrix_rows(pass->x, (int64_t)top * pass->w, (int64_t)(bottom - top) * pass->w);
+    struct conv_request request = conv_of(y, x, pass->w, conv);
 
+    request.pad_top = top == first ? 1 : -1;
+    request.pad_bottom = bottom == end ? 1 : -1;
+    request.pad_left = request.pad_right = 1;
+    request.enlarge = true;
     backend_conv2d(pass->backend, &request);
 }
 
@@ -245,17 +244,10 @@ static struct resnet_run resnet_begin(struct vae_pass *pass, const struct vae_re
 
 static void take_skip(struct resnet_run *run, struct matrix rows, int32_t count)
 {
-    const struct linear *conv = &run->resnet->shortcut;
-    struct matrix        y = strip_append(&run->skip, count);
-    struct conv_request  request = {.y = y,
-                                    .x = rows,
-                                    .w = conv->w,
-                                    .bias = conv->bias,
-                                    .in_h = count,
-                                    .in_w = run->w,
-                                    .size = 1,
-                                    .stride = 1};
+    struct matrix       y = strip_append(&run->skip, count);
+    struct conv_request request = conv_of(y, rows, run->w, &run->resnet->shortcut);
 
+    request.size = 1;
     if (run->resnet->from == run->resnet->to)
         backend_copy(run->pass->backend, y, rows);
     else
@@ -412,18 +404,13 @@ void vae_strips_halve(struct vae_pass *pass, const struct linear *conv)
         int64_t             count = (int64_t)(end - first) * w;
         struct matrix       part = matrix_rows(half, 0, count);
         struct matrix       target = matrix_rows(y, (int64_t)first * w, count);
-        struct conv_request request = {.y = part,
-                                       .x = matrix_rows(pass->x, (int64_t)2 * first * pass->w,
-                                                        (int64_t)(bottom - 2 * first) * pass->w),
-                                       .w = conv->w,
-                                       .bias = conv->bias,
-                                       .in_h = bottom - 2 * first,
-                                       .in_w = pass->w,
-                                       .size = 3,
-                                       .stride = 2,
-                                       .pad_bottom = end == h,
-                                       .pad_right = 1};
+        struct matrix       x = matrix_rows(pass->x, (int64_t)2 * first * pass->w,
+                                            (int64_t)(bottom - 2 * first) * pass->w);
+        struct conv_request request = conv_of(part, x, pass->w, conv);
 
+        request.stride = 2;
+        request.pad_bottom = end == h;
+        request.pad_right = 1;
         backend_conv2d(pass->backend, &request);
         vae_maps_check_order(pass, target, 2 * end);
         backend_copy(pass->backend, target, part);

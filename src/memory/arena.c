@@ -25,11 +25,6 @@ static const uintptr_t DRY_BASE = (uintptr_t)1 << 60;
 /* What a pool of one arena may have beyond the arena's limit, because of rounding. */
 static const uint64_t OWN_POOL_STEP = 64u << 20;
 
-static uint64_t round_up(uint64_t bytes, uint64_t multiple)
-{
-    return (uint64_t)round_up_i64((int64_t)bytes, (int64_t)multiple);
-}
-
 /* ------------------------------------------------------------------------------ open and close */
 
 int arena_open_in(struct arena **out, struct pool *pool, uint64_t limit_bytes, struct err *err)
@@ -41,7 +36,7 @@ int arena_open_in(struct arena **out, struct pool *pool, uint64_t limit_bytes, s
     TRY(os_alloc((void **)&arena, 1, sizeof *arena, "an arena", err));
     arena->pool = pool;
     arena->pieces = NO_PIECE;
-    arena->limit = round_up(limit_bytes, pool_step(pool));
+    arena->limit = memory_round_up(limit_bytes, pieces_step(pool));
     TRY(pool_reserve(pool, &arena->base, arena->limit, err));
     if (!pool->options.expandable) {
         TRY(pool_map_odd(pool, &arena->pieces, arena->base, arena->limit, err));
@@ -66,7 +61,7 @@ int arena_open_on(struct arena **out, const struct vmem_ops *ops, int32_t device
         .ops = ops, .device = device, .idle_share_max = 1, .expandable = true};
 
     must(limit_bytes > 0 && limit_bytes < INT64_MAX / 8);
-    options.cap_bytes = round_up(limit_bytes, OWN_POOL_STEP);
+    options.cap_bytes = memory_round_up(limit_bytes, OWN_POOL_STEP);
     TRY(pool_open(&pool, &options, err));
     TRY(arena_open_in(out, pool, limit_bytes, err));
     (*out)->owns_pool = true;
@@ -145,10 +140,10 @@ static int commit(struct arena *arena, uint64_t bytes, bool ample, struct err *e
         RAISE(err, arena->pool->vmem.ops->shortage, 0, "memory: %s are needed, but the limit is %s",
               text_bytes(words, sizeof words, bytes),
               text_bytes(limit, sizeof limit, arena->limit));
-    target = round_up(bytes, pool_step(arena->pool));
-    segment = round_up(bytes, arena->pool->size_bytes[0]);
+    target = memory_round_up(bytes, pieces_step(arena->pool));
+    segment = memory_round_up(bytes, arena->pool->size_bytes[0]);
     if (segment > arena->limit) segment = arena->limit;
-    if (ample && segment > target && segment - arena->mapped <= pool_at_hand(arena->pool)) {
+    if (ample && segment > target && segment - arena->mapped <= pieces_at_hand(arena->pool)) {
         if (grow(arena, segment, err) == ERR_OK) goto out;
         *err = (struct err){0};
     }
@@ -229,7 +224,7 @@ void *arena_take(struct arena *arena, uint64_t bytes, const char *label)
     struct err err = {0};
 
     must(bytes <= UINT64_MAX / 8);
-    must(add_u64(start, round_up(bytes, ALIGNMENT), &end));
+    must(add_u64(start, memory_round_up(bytes, ALIGNMENT), &end));
     if (arena->pool != NULL && end > arena->mapped) {
         if (arena->sealed) must_fail("the arena is sealed and holds what was planned", label);
         if (commit(arena, end, true, &err) != ERR_OK) must_fail(err.text, label);

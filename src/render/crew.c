@@ -1,194 +1,29 @@
 /*
- * crew.c - who paints which tile: one hand for each painter, one queue for all.
+ * crew.c - all tiles of a poster: one hand for each painter, one queue for all.
  *
- * Owns the queue and the threads.  Whoever is free takes a group: tiles that follow each other in
- * the queue and have the same prompt, as many as a painter paints in lockstep, but not so many that
- * another hand would stand idle at the end.  What a tile becomes depends neither on who paints it
- * nor on its group.
+ * Owns the threads, and what becomes of a tile that was painted or failed.  What a tile becomes
+ * depends neither on who paints it nor on its group.
  *
  * A painter that fails a tile for a reason of its own (its device, its memory, its process) hands
- * it over to another, once, or tries it again itself when there is no other any more; one that
- * finishes no tile of three groups in a row so is not used any more.  Numbers that come out wrong
- * are the tile's reason, not the painter's.
+ * it over to another; one that finishes no tile of three groups in a row so is not used any more.
+ * Numbers that come out wrong are the tile's reason, not the painter's.
  *
  * Threads: with one painter, the render thread paints.  With several, each has a thread with a desk
  * of its own, and the render thread only speaks with the caller.  `turn` guards the queue, `shelf`
  * the store: tiles are stored and noted one at a time.  Threads never hold both.
  *
- * Read next: tile.c, for the life of one tile.
+ * Read next: crew_queue.c, for who takes what; tile.c, for the life of one tile.
  */
-#include "render/render_int.h"
+#include "render/crew_int.h"
 
-#include <errno.h>
-#include <math.h>
-#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
-enum { FAULTS_MAX = 3, HANDS_MAX = 256 };
-
-struct task {
-    uint32_t number, attempts;
-    int32_t  failed_by; /* the hand that handed it over; -1: none did */
-    bool     taken;
-};
-
-struct hand {
-    struct crew      *crew;
-    struct tile_desk *desk;
-    pthread_t         thread;
-    int32_t           index;
-    uint32_t          faults; /* groups failed in a row, for the painter's own reasons */
-    bool              usable;
-    struct tile_job   jobs[PAINTER_TILES_MAX];
-    struct gauge      gauge;
-    /* under turn */
-    struct task *group[PAINTER_TILES_MAX]; /* in work */
-    uint32_t     size;                     /* of it; 0: none */
-    double       begun;                    /* os_seconds */
-};
-
-struct crew {
-    const struct crew_work *work;
-    struct hand            *hands; /* [hand_count] */
-    uint32_t                hand_count;
-    pthread_mutex_t         turn, shelf;
-    pthread_cond_t          changed;
-    bool                    plotless; /* under shelf: it was said that there is nothing to plot */
-    /* under turn */
-    struct task *tasks;            /* [2 * tiles]: each may be handed over once */
-    uint32_t     task_count, next; /* all before `next` are taken */
-    uint32_t     busy, leaving;    /* hands that paint; hands that are through */
-    double       tile_seconds;     /* a tile's part of the last group that ended; 0: none did */
-    bool         ended;            /* nobody takes a task any more */
-    struct err   fault;            /* what ends the run */
-    struct err   why;              /* why the last tile failed */
-};
-
-/* ------------------------------------------------------------------------------------ queue */
-
-static uint32_t usable_others(const struct crew *crew, int32_t index)
-{
-    uint32_t count = 0;
-
-    for (uint32_t i = 0; i < crew->hand_count; i++)
-        if ((int32_t)i != index && crew->hands[i].usable) count++;
-    return count;
-}
-
-static bool is_any_left(struct crew *crew)
-{
-    while (crew->next < crew->task_count && crew->tasks[crew->next].taken)
-        crew->next++;
-    return crew->next < crew->task_count;
-}
-
-/* The first task that is left for this hand, or NULL.  What it handed over comes back to it when
- * nobody else is of use any more. */
-static struct task *find_task(struct crew *crew, int32_t index)
-{
-    bool alone = usable_others(crew, index) == 0;
-
-    if (!is_any_left(crew)) return NULL;
-    for (uint32_t i = crew->next; i < crew->task_count; i++)
-        if (!crew->tasks[i].taken && (alone || crew->tasks[i].failed_by != index))
-            return &crew->tasks[i];
-    return NULL;
-}
+enum { FAULTS_MAX = 3 };
 
 static const struct painter *painter_of(const struct hand *hand)
 {
     return &hand->crew->work->store->request->painters[hand->index];
-}
-
-static struct tile_job job_of(const struct crew *crew, uint32_t number)
-{
-    const struct crew_work *work = crew->work;
-    const struct config    *config = work->store->request->config;
-    const struct tile_fact *fact = &journal_facts(work->store->journal)->tiles[number - 1];
-
-    return (struct tile_job){.guide = work->guide,
-                             .noise_map = work->noise_map,
-                             .number = number,
-                             .seed = fact->has_seed ? fact->seed : config->seed,
-                             .prompt = fact->prompt != NULL ? fact->prompt : config->prompt};
-}
-
-uint32_t crew_share(uint32_t left, uint32_t most, const double *rests, uint32_t others)
-{
-    double   level = left + 1.0; /* that all hands end at, in tiles from now */
-    uint32_t share;
-
-    /* Whoever has more than that to do takes none of these, and does not count. */
-    for (double before = level + 1; level < before;) {
-        double   sum = left;
-        uint32_t hands = 1;
-        for (uint32_t i = 0; i < others; i++) {
-            if (rests[i] >= level) continue;
-            sum += rests[i];
-            hands++;
-        }
-        before = level;
-        level = sum / hands;
-    }
-    share = (uint32_t)ceil(level);
-    return share < 1 ? 1 : (uint32_t)min_i64(share, min_i64(left, most));
-}
-
-/* How many tiles this hand may take together now. */
-static uint32_t group_size(const struct hand *hand)
-{
-    const struct crew *crew = hand->crew;
-    double             rests[HANDS_MAX], now = os_seconds();
-    uint32_t           others = 0, left = 0;
-
-    for (uint32_t i = crew->next; i < crew->task_count; i++)
-        left += !crew->tasks[i].taken;
-    for (uint32_t i = 0; i < crew->hand_count; i++) {
-        const struct hand *other = &crew->hands[i];
-        double done = crew->tile_seconds > 0 ? (now - other->begun) / crew->tile_seconds : 0;
-        if (other == hand || !other->usable) continue;
-        rests[others++] = other->size > done ? other->size - done : 0;
-    }
-    return crew_share(left, tile_desk_tiles(hand->desk), rests, others);
-}
-
-/* The first task that is left for this hand, and those behind it that go with it. */
-static void fill_group(struct hand *hand, struct task *first)
-{
-    struct crew *crew = hand->crew;
-    uint32_t     most = group_size(hand);
-    bool         alone = usable_others(crew, hand->index) == 0;
-
-    for (struct task *task = first; task < crew->tasks + crew->task_count; task++) {
-        struct tile_job job = job_of(crew, task->number);
-        if (hand->size == most) break;
-        if (task->taken || (!alone && task->failed_by == hand->index)) continue;
-        if (hand->size > 0 && strcmp(job.prompt, hand->jobs[0].prompt) != 0) continue;
-        task->taken = true;
-        hand->jobs[hand->size] = job;
-        hand->group[hand->size++] = task;
-    }
-    hand->begun = os_seconds();
-    crew->busy++;
-}
-
-/* A group, or false when there is nothing more to do for this hand.  Waits while another may still
- * hand something over.  Under turn. */
-static bool take_group(struct hand *hand)
-{
-    struct crew *crew = hand->crew;
-
-    while (!crew->ended && hand->usable) {
-        struct task *task = find_task(crew, hand->index);
-        if (task != NULL) {
-            fill_group(hand, task);
-            return true;
-        }
-        if (usable_others(crew, hand->index) == 0 || (!is_any_left(crew) && crew->busy == 0)) break;
-        (void)pthread_cond_wait(&crew->changed, &crew->turn);
-    }
-    return false;
 }
 
 static void end_with(struct crew *crew, const struct err *err)
@@ -209,9 +44,8 @@ static void plot_memory(struct hand *hand, uint32_t number, bool known)
     if (known)
         gauge_plot(&hand->gauge, number, path);
     else if (!crew->plotless)
-        log_line(LOG_WARN,
-                 "nothing to plot in '%s': who painted tile %u tells of no GPU's memory", path,
-                 number);
+        log_line(LOG_WARN, "nothing to plot in '%s': who painted tile %u tells of no GPU's memory",
+                 path, number);
     crew->plotless |= !known;
 }
 
@@ -243,18 +77,6 @@ static int store_tile(struct hand *hand, const struct task *task, const struct t
     return rc;
 }
 
-/* For the painter's own reasons, while another may do better. */
-static bool hand_over(struct crew *crew, const struct hand *hand, const struct task *task,
-                      const struct err *err)
-{
-    if (err->code == ERR_NUMERIC || task->failed_by >= 0 || usable_others(crew, hand->index) == 0)
-        return false;
-    must(crew->task_count < 2 * journal_facts(crew->work->store->journal)->tile_count);
-    crew->tasks[crew->task_count++] =
-        (struct task){.number = task->number, .attempts = task->attempts, .failed_by = hand->index};
-    return true;
-}
-
 static int note_failure(struct crew *crew, const struct task *task, const struct err *why,
                         struct err *err)
 {
@@ -278,7 +100,7 @@ static int lose_tile(struct hand *hand, const struct task *task, const struct er
     bool         handed;
 
     (void)pthread_mutex_lock(&crew->turn);
-    handed = hand_over(crew, hand, task, why);
+    handed = crew_queue_hand_over(crew, hand, task, why);
     crew->why = *why;
     if (handed) (void)pthread_cond_broadcast(&crew->changed);
     (void)pthread_mutex_unlock(&crew->turn);
@@ -352,7 +174,7 @@ static void *hand_main(void *argument)
         bool works, ends = meter_ends(crew->work->meter);
         (void)pthread_mutex_lock(&crew->turn);
         crew->ended |= ends;
-        works = take_group(hand);
+        works = crew_queue_take(hand);
         if (!works) crew->leaving++;
         (void)pthread_cond_broadcast(&crew->changed);
         (void)pthread_mutex_unlock(&crew->turn);
@@ -416,22 +238,6 @@ static void run_hands(struct crew *crew)
     crew->work->meter->crowd = false;
 }
 
-/* What is to be painted: tiles with the poster's own prompt first, so that prompts change seldom.
- */
-static void list_tasks(struct crew *crew)
-{
-    const struct journal_facts *facts = journal_facts(crew->work->store->journal);
-    bool                        retry = crew->work->store->request->mode == RENDER_RETRY;
-
-    for (int own = 0; own < 2; own++)
-        for (uint32_t i = 0; i < facts->tile_count; i++) {
-            const struct tile_fact *fact = &facts->tiles[i];
-            if (fact->status == TILE_DONE || (fact->status == TILE_FILLED && retry)) continue;
-            if ((fact->prompt != NULL) != (own == 1)) continue;
-            crew->tasks[crew->task_count++] = (struct task){.number = i + 1, .failed_by = -1};
-        }
-}
-
 /* Places on the desk of this painter. */
 static uint32_t tiles_of(const struct crew *crew, const struct painter *painter)
 {
@@ -468,7 +274,7 @@ static int fill_failed(struct crew *crew, struct err *err)
     uint64_t                    bytes = spool_tile_bytes(&store->request->plan->grid);
 
     for (uint32_t i = 0; i < facts->tile_count; i++) {
-        struct tile_job job = job_of(crew, i + 1);
+        struct tile_job job = crew_queue_job(crew, i + 1);
         const uint16_t *samples;
         if (facts->tiles[i].status != TILE_FAILED) continue;
         samples = tile_copy_guide(crew->hands[0].desk, &job);
@@ -510,7 +316,7 @@ int crew_paint(const struct crew_work *work, struct err *why_out, struct err *er
 
     crew_init(&crew);
     TRY(os_alloc((void **)&crew.tasks, 2 * tiles, sizeof *crew.tasks, "the list of tiles", err));
-    list_tasks(&crew);
+    crew_queue_fill(&crew);
     if (crew.task_count == 0) goto out;
     TRY(open_hands(&crew, err));
     run_hands(&crew);
@@ -520,7 +326,7 @@ int crew_paint(const struct crew_work *work, struct err *why_out, struct err *er
         rc = (int)err->code;
         goto out;
     }
-    if (is_any_left(&crew) && crew.ended) RAISE(err, ERR_CANCELLED, 0, "stopped on request");
+    if (crew_queue_is_left(&crew) && crew.ended) RAISE(err, ERR_CANCELLED, 0, "stopped on request");
     if (strcmp(config->on_fail, "draft") == 0) TRY(fill_failed(&crew, err));
 out:
     crew_fini(&crew);

@@ -89,7 +89,7 @@ int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err)
     uint32_t                     attempts = 0;
 
     while (painter->begin(painter->self, &stage, steps_out, err) != ERR_OK)
-        if (!tile_may_retry(meter, painter, ++attempts, "the draft's prompt", err))
+        if (!attempt_may_retry(meter, painter, ++attempts, "the draft's prompt", err))
             return (int)err->code;
     return meter_advance(meter, request->costs.prompt, err);
 }
@@ -113,7 +113,7 @@ int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t 
         rc = paint_once(&easel, meter, steps, err);
         if (rc == ERR_OK) break;
         (void)meter_advance(meter, -easel.spent, &ignored);
-        rc = tile_may_retry(meter, &request->painters[0], ++attempts, "the draft", err)
+        rc = attempt_may_retry(meter, &request->painters[0], ++attempts, "the draft", err)
                  ? ERR_OK
                  : (int)err->code;
         TRY(rc);

@@ -64,7 +64,7 @@ int draft_name(char *out, size_t capacity, const char *path, uint64_t number, st
 /* All drafts have one size. */
 int sheet_make(struct image *out, const struct image *drafts, uint32_t count, struct err *err);
 
-/* -------------------------------------------------------------------------------- tile.c */
+/* -------------------------------------------------------------------- tile.c, tile_desk.c */
 
 /* Tiles are numbered from 1 in reading order. */
 enum { TILE_NAME_BYTES = 64 };
@@ -113,12 +113,24 @@ const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *j
 
 /* ERR_NUMERIC when a value is NaN or infinite; `what` names the values. */
 int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err);
+
+/* ----------------------------------------------------------------------------- attempt.c */
+
+bool attempt_lacks_memory(const struct err *err);
+/* How often something is tried at most. */
+uint32_t attempt_most(const struct render_request *request);
+/* May it pass if this painter tries again?  Where memory ran short, the painter is asked to do with
+ * less (*yielded_out: it does); without memory of the host's it may pass only then. */
+bool attempt_may_pass(const struct painter *painter, const struct err *err, bool *yielded_out);
+/* Tells of another attempt after `attempts`; the seconds to wait before it. */
+double attempt_plan(const struct render_request *request, uint32_t attempts, const char *what,
+                    const struct err *err);
 /* May the caller try again after failure number `attempts` (1, 2, ..) of this painter?  Where
  * memory ran short, the painter is asked to do with less.  Waits before it says yes, each time
  * twice as long.  `what` is named in a log line.  Yes clears err; no leaves it, or makes it
  * ERR_CANCELLED when somebody asked to stop meanwhile. */
-bool tile_may_retry(struct meter *meter, const struct painter *painter, uint32_t attempts,
-                    const char *what, struct err *err);
+bool attempt_may_retry(struct meter *meter, const struct painter *painter, uint32_t attempts,
+                       const char *what, struct err *err);
 
 /* ------------------------------------------------------------------------------- gauge.c */
 

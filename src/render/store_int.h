@@ -9,7 +9,7 @@
 
 struct meter;
 
-/* ---------------------------------------------------------------------------- journal.c */
+/* -------------------------------------------------------------- journal.c, journal_read.c */
 
 enum tile_status { TILE_MISSING = 0, TILE_DONE, TILE_FILLED, TILE_FAILED };
 

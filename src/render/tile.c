@@ -6,216 +6,23 @@
  * paints them reads each weight once for all of them; all else is done tile by tile.  No tile sees
  * another, so what it becomes does not depend on its group.
  *
- * Owns the places of the tiles in work, taken once, and the painter's stage: the prompt that it has
- * begun.  Knows the order of the primitives and nothing of how they work.  Decides nothing from
- * pixels: what depends on the picture is settled before.
+ * Owns the order of the primitives, and the painter's stage: the prompt that it has begun.  Knows
+ * nothing of how they work.  Decides nothing from pixels: what depends on the picture is settled
+ * before.
  *
- * The only file here that asks whether a failure may pass.  What fails for one tile costs that tile
- * an attempt, and the others go on; what fails for a whole pass costs each of its tiles one, and
- * when it was a step, their next passes are half as large.  Values are looked at between the
- * primitives, whoever painted them: NaN must not reach the store, where it would be black.
+ * What fails for one tile costs that tile an attempt, and the others go on; what fails for a whole
+ * pass costs each of its tiles one, and when it was a step, their next passes are half as large.
+ * Values are looked at between the primitives, whoever painted them: NaN must not reach the store,
+ * where it would be black.
  *
- * Read next: crew.c, which asks for tiles.
+ * Read next: tile_desk.c, attempt.c, then crew.c, which asks for tiles.
  */
-#include "render/render_int.h"
+#include "render/tile_int.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum place_state {
-    PLACE_WAITS = 0, /* for its first attempt, or for another */
-    PLACE_MOVES,     /* through the steps of the pass in work */
-    PLACE_STEPPED,   /* has only to be decoded */
-    PLACE_LOST,      /* all attempts failed */
-    PLACE_EMPTY      /* its tile was handed out */
-};
-
-/* One tile of the group on the desk. */
-struct place {
-    enum place_state   state;
-    struct tile_job    job;
-    struct tile_result result;
-    double             spent;  /* work counted for the attempt in progress */
-    float             *latent; /* [tile_h / 8, tile_w / 8, channels] */
-    float             *velocity;
-};
-
-struct tile_desk {
-    const struct render_request *request;
-    const struct painter        *painter;
-    const char                  *prompt; /* of the stage that has begun; NULL: none has */
-    uint32_t                     steps;  /* of that stage */
-    uint32_t                     tiles;  /* of a group, at most */
-    uint32_t                     count;  /* of the group on the desk */
-    uint32_t                     width;  /* of its next pass, at most */
-    double                       pause;  /* seconds to wait before that */
-    float                       *rgb;    /* [tile_h, tile_w, 3], of one tile after the other */
-    float                       *noise;  /* as a latent, of one tile after the other */
-    float                       *latents, *velocities; /* [tiles] */
-    uint16_t                    *samples;              /* [tile_h, tile_w, 3] */
-    int64_t                      cells, pixels;
-    struct place                 places[PAINTER_TILES_MAX];
-    struct painter_tile          moving[PAINTER_TILES_MAX];
-};
-
-const char *tile_name(char out[TILE_NAME_BYTES], const struct grid *grid, uint32_t number)
-{
-    (void)snprintf(out, TILE_NAME_BYTES, "tile %u (column %u, row %u)", number,
-                   (number - 1) % grid->cols + 1, (number - 1) / grid->cols + 1);
-    return out;
-}
-
-static int64_t latent_count(const struct grid *grid, int32_t channels)
-{
-    return (int64_t)(grid->tile_w_px / TILING_PX_PER_LAT) * (grid->tile_h_px / TILING_PX_PER_LAT) *
-           channels;
-}
-
-uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels, uint32_t tiles)
-{
-    uint64_t pixels = (uint64_t)grid->tile_w_px * (uint64_t)grid->tile_h_px * 3;
-    return sizeof(struct tile_desk) + pixels * (sizeof(float) + sizeof(uint16_t)) +
-           (2 * (uint64_t)tiles + 1) * (uint64_t)latent_count(grid, channels) * sizeof(float);
-}
-
-uint32_t tile_desk_tiles(const struct tile_desk *desk)
-{
-    return desk->tiles;
-}
-
-int tile_desk_open(struct tile_desk **out, const struct render_request *request,
-                   const struct painter *painter, uint32_t tiles, struct err *err)
-{
-    int                rc = ERR_OK;
-    const struct grid *grid = &request->plan->grid;
-    struct tile_desk  *desk = NULL;
-    uint64_t           cells;
-
-    must(tiles >= 1 && tiles <= PAINTER_TILES_MAX);
-    TRY(os_alloc((void **)&desk, 1, sizeof *desk, "the tiles in work", err));
-    desk->request = request;
-    desk->painter = painter;
-    desk->tiles = tiles;
-    desk->pixels = (int64_t)grid->tile_w_px * grid->tile_h_px * 3;
-    desk->cells = latent_count(grid, painter->channels);
-    cells = tiles * (uint64_t)desk->cells;
-    TRY(os_alloc((void **)&desk->rgb, (uint64_t)desk->pixels, sizeof(float), "a tile's pixels",
-                 err));
-    TRY(os_alloc((void **)&desk->samples, (uint64_t)desk->pixels, sizeof(uint16_t), "a tile", err));
-    TRY(os_alloc((void **)&desk->noise, (uint64_t)desk->cells, sizeof(float), "a latent", err));
-    TRY(os_alloc((void **)&desk->latents, cells, sizeof(float), "the latents", err));
-    TRY(os_alloc((void **)&desk->velocities, cells, sizeof(float), "the latents", err));
-    for (uint32_t i = 0; i < tiles; i++) {
-        desk->places[i].latent = desk->latents + i * desk->cells;
-        desk->places[i].velocity = desk->velocities + i * desk->cells;
-    }
-    *out = desk;
-    desk = NULL;
-out:
-    tile_desk_close(desk);
-    return rc;
-}
-
-void tile_desk_close(struct tile_desk *desk)
-{
-    if (desk == NULL) return;
-    if (desk->prompt != NULL) desk->painter->end(desk->painter->self);
-    os_free(desk->rgb);
-    os_free(desk->samples);
-    os_free(desk->noise);
-    os_free(desk->latents);
-    os_free(desk->velocities);
-    os_free(desk);
-}
-
-/* Cells of `rect` out of a map of the whole canvas. */
-static void cut_noise(float *out, const float *map, int32_t map_w, struct lat_rect rect,
-                      int32_t channels)
-{
-    size_t row = (size_t)rect.w * (size_t)channels;
-
-    for (int32_t y = 0; y < rect.h; y++)
-        memcpy(out + (size_t)y * row,
-               map + ((size_t)(rect.y + y) * (size_t)map_w + (size_t)rect.x) * (size_t)channels,
-               row * sizeof *out);
-}
-
-static void fill_noise(struct tile_desk *desk, const struct tile_job *job, struct lat_rect rect)
-{
-    const struct painter *painter = desk->painter;
-    const struct grid    *grid = &desk->request->plan->grid;
-
-    if (job->noise_map != NULL) {
-        cut_noise(desk->noise, job->noise_map, grid->worked_w_px / TILING_PX_PER_LAT, rect,
-                  painter->channels);
-    } else {
-        struct painter_noise request = {.seed = job->seed, .purpose = 1, .rect = rect};
-        painter->noise(painter->self, &request, desk->noise);
-    }
-}
-
-void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count)
-{
-#pragma omp parallel for simd
-    for (int64_t i = 0; i < count; i++) {
-        float value = !(rgb[i] > 0) ? 0 : rgb[i] > 1 ? 1 : rgb[i]; /* NaN is 0 */
-        samples_out[i] = (uint16_t)(value * 65535.0f + 0.5f);
-    }
-}
-
-/* ------------------------------------------------------------------------------- attempts */
-
-static bool lacks_memory(const struct err *err)
-{
-    return err->code == ERR_DEVICE_MEM || err->code == ERR_HOST_MEM;
-}
-
-/* May it pass if this painter tries again?  Without memory of the host's it does only when the
- * painter does with less. */
-static bool may_pass(const struct painter *painter, const struct err *err, bool *yielded_out)
-{
-    char words[160];
-
-    *yielded_out = lacks_memory(err) && painter->yield_memory != NULL &&
-                   painter->yield_memory(painter->self, words, sizeof words);
-    if (*yielded_out) log_line(LOG_WARN, "memory ran short; %s", words);
-    return err_is_retryable(err) || *yielded_out;
-}
-
-static uint32_t attempts_max(const struct render_request *request)
-{
-    return (uint32_t)request->config->tile_retries + 1;
-}
-
-/* Tells of another attempt after `attempts`; the seconds to wait before it. */
-static double plan_attempt(const struct render_request *request, uint32_t attempts,
-                           const char *what, const struct err *err)
-{
-    enum { DOUBLINGS = 4, LONGEST = 30 };
-    double wait = request->retry_wait_seconds;
-
-    wait *= attempts > DOUBLINGS + 1 ? LONGEST : 1 << (attempts - 1);
-    log_line(LOG_WARN, "%s: %s; attempt %u of %u %s", what, err->text, attempts + 1,
-             attempts_max(request), wait >= 1 ? "follows after a pause" : "follows");
-    return wait;
-}
-
-bool tile_may_retry(struct meter *meter, const struct painter *painter, uint32_t attempts,
-                    const char *what, struct err *err)
-{
-    const struct render_request *request = meter->request;
-    bool                         yielded;
-    struct err                   stopped = {0};
-
-    if (attempts >= attempts_max(request) || !may_pass(painter, err, &yielded)) return false;
-    if (meter_wait(meter, plan_attempt(request, attempts, what, err), &stopped) != ERR_OK) {
-        *err = stopped;
-        return false;
-    }
-    *err = (struct err){.code = ERR_OK};
-    return true;
-}
+/* ------------------------------------------------------------------------------- failures */
 
 /* Its attempt is over.  True: another follows. */
 static bool fail_place(struct tile_desk *desk, struct meter *meter, struct place *place,
@@ -225,14 +32,14 @@ static bool fail_place(struct tile_desk *desk, struct meter *meter, struct place
 
     (void)meter_advance(meter, -place->spent, &ignored);
     place->result.why = *err;
-    place->state = place->result.attempts < attempts_max(desk->request) ? PLACE_WAITS : PLACE_LOST;
+    place->state = place->result.attempts < attempt_most(desk->request) ? PLACE_WAITS : PLACE_LOST;
     return place->state == PLACE_WAITS;
 }
 
 static void wait_for(struct tile_desk *desk, uint32_t attempts, const char *what,
                      const struct err *err)
 {
-    double wait = plan_attempt(desk->request, attempts, what, err);
+    double wait = attempt_plan(desk->request, attempts, what, err);
     if (wait > desk->pause) desk->pause = wait;
 }
 
@@ -243,7 +50,7 @@ static int fail_alone(struct tile_desk *desk, struct meter *meter, struct place 
     char name[TILE_NAME_BYTES];
     bool yielded;
 
-    if (!may_pass(desk->painter, err, &yielded)) return (int)err->code;
+    if (!attempt_may_pass(desk->painter, err, &yielded)) return (int)err->code;
     if (fail_place(desk, meter, place, err))
         wait_for(desk, place->result.attempts,
                  tile_name(name, &desk->request->plan->grid, place->job.number), err);
@@ -258,7 +65,7 @@ static int fail_pass(struct tile_desk *desk, struct meter *meter, bool *yielded_
     char     name[TILE_NAME_BYTES] = "", what[TILE_NAME_BYTES + 32];
     uint32_t count = 0, attempts = 0;
 
-    if (!may_pass(desk->painter, err, yielded_out)) return (int)err->code;
+    if (!attempt_may_pass(desk->painter, err, yielded_out)) return (int)err->code;
     for (uint32_t i = 0; i < desk->count; i++) {
         struct place *place = &desk->places[i];
         if (place->state != PLACE_MOVES) continue;
@@ -283,36 +90,13 @@ static int fail_together(struct tile_desk *desk, struct meter *meter, uint32_t c
 
     TRY(fail_pass(desk, meter, &yielded, err));
     desk->width = (count + 1) / 2;
-    if (count > 1 && lacks_memory(&why) && !yielded) {
+    if (count > 1 && attempt_lacks_memory(&why) && !yielded) {
         desk->tiles = desk->width;
         log_line(LOG_WARN, "memory is short: from now on %u instead of %u tiles at a time",
                  desk->tiles, count);
     }
 out:
     return rc;
-}
-
-/* ------------------------------------------------------------------------------ primitives */
-
-int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err)
-{
-    int     rc = ERR_OK;
-    int64_t bad = 0;
-
-#pragma omp parallel for simd reduction(+ : bad)
-    for (int64_t i = 0; i < count; i++)
-        bad += !(fabsf(values[i]) <= 3.4e38f);
-    if (bad > 0)
-        RAISE(err, ERR_NUMERIC, 0, "numeric: %lld of %lld %s values are NaN or infinite",
-              (long long)bad, (long long)count, what);
-out:
-    return rc;
-}
-
-static int count_work(struct place *place, struct meter *meter, double work, struct err *err)
-{
-    place->spent += work;
-    return meter_advance(meter, work, err);
 }
 
 static int begin(struct tile_desk *desk, struct meter *meter, const char *prompt, struct err *err)
@@ -332,48 +116,6 @@ out:
     return rc;
 }
 
-static struct px_rect rect_of(const struct tile_desk *desk, const struct tile_job *job)
-{
-    const struct grid *grid = &desk->request->plan->grid;
-    return grid_tile(grid, (job->number - 1) % grid->cols, (job->number - 1) / grid->cols);
-}
-
-/* From the guide to the latent that the first step begins with. */
-static int encode(struct tile_desk *desk, struct meter *meter, struct place *place, struct err *err)
-{
-    int                   rc = ERR_OK;
-    const struct painter *painter = desk->painter;
-    struct px_rect        px = rect_of(desk, &place->job);
-    double                begun = os_seconds();
-
-    upscale_rect(place->job.guide, px.x, px.y, px.w, px.h, desk->rgb);
-    TRY(painter->encode(painter->self, desk->rgb, px.w, px.h, place->latent, err));
-    TRY(tile_check_finite(place->latent, desk->cells, "latent", err));
-    TRY(count_work(place, meter, desk->request->costs.encode, err));
-    fill_noise(desk, &place->job, lat_rect_from_px(px));
-    painter->start(painter->self, place->latent, desk->noise, desk->cells);
-    place->result.encode_seconds = os_seconds() - begun;
-out:
-    return rc;
-}
-
-static int decode(struct tile_desk *desk, struct meter *meter, struct place *place, struct err *err)
-{
-    int                   rc = ERR_OK;
-    const struct painter *painter = desk->painter;
-    struct px_rect        px = rect_of(desk, &place->job);
-    double                begun = os_seconds();
-
-    TRY(painter->decode(painter->self, place->latent, px.w, px.h, desk->rgb, err));
-    TRY(tile_check_finite(desk->rgb, desk->pixels, "pixel", err));
-    render_quantise(desk->samples, desk->rgb, desk->pixels);
-    TRY(count_work(place, meter, desk->request->costs.decode, err));
-    place->result.samples = desk->samples;
-    place->result.decode_seconds = os_seconds() - begun;
-out:
-    return rc;
-}
-
 /* ------------------------------------------------------------------------------------ steps */
 
 /* The tiles that move, as the painter sees them; how many. */
@@ -383,7 +125,7 @@ static uint32_t list_moving(struct tile_desk *desk)
 
     for (uint32_t i = 0; i < desk->count; i++) {
         const struct place *place = &desk->places[i];
-        struct px_rect      px = rect_of(desk, &place->job);
+        struct px_rect      px = tile_desk_rect(desk, &place->job);
         if (place->state != PLACE_MOVES) continue;
         desk->moving[count++] = (struct painter_tile){
             .w_px = px.w, .h_px = px.h, .latent = place->latent, .velocity = place->velocity};
@@ -470,7 +212,7 @@ static int run_pass(struct tile_desk *desk, struct meter *meter, struct err *err
         return fail_pass(desk, meter, &yielded, err);
     for (uint32_t i = 0; i < desk->count; i++) {
         struct place *place = &desk->places[i];
-        if (place->state == PLACE_MOVES && encode(desk, meter, place, err) != ERR_OK)
+        if (place->state == PLACE_MOVES && tile_desk_encode(desk, meter, place, err) != ERR_OK)
             TRY(fail_alone(desk, meter, place, err));
     }
     for (uint32_t step = 0; step < desk->steps && count_in(desk, PLACE_MOVES) > 0; step++)
@@ -482,6 +224,13 @@ out:
 }
 
 /* ------------------------------------------------------------------------------------ group */
+
+const char *tile_name(char out[TILE_NAME_BYTES], const struct grid *grid, uint32_t number)
+{
+    (void)snprintf(out, TILE_NAME_BYTES, "tile %u (column %u, row %u)", number,
+                   (number - 1) % grid->cols + 1, (number - 1) / grid->cols + 1);
+    return out;
+}
 
 void tile_take(struct tile_desk *desk, const struct tile_job *jobs, uint32_t count)
 {
@@ -514,7 +263,7 @@ int tile_next(struct tile_desk *desk, struct meter *meter, struct tile_result *r
     *result = (struct tile_result){.number = 0};
     while ((through = first_in(desk, PLACE_LOST)) == NULL) {
         if ((place = first_in(desk, PLACE_STEPPED)) != NULL) {
-            if (decode(desk, meter, place, err) == ERR_OK) {
+            if (tile_desk_decode(desk, meter, place, err) == ERR_OK) {
                 through = place;
                 break;
             }
@@ -531,13 +280,4 @@ int tile_next(struct tile_desk *desk, struct meter *meter, struct tile_result *r
     *result = through->result;
 out:
     return rc;
-}
-
-const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job)
-{
-    struct px_rect px = rect_of(desk, job);
-
-    upscale_rect(job->guide, px.x, px.y, px.w, px.h, desk->rgb);
-    render_quantise(desk->samples, desk->rgb, desk->pixels);
-    return desk->samples;
 }

@@ -215,7 +215,7 @@ static int make_place(struct segment *segment, uint64_t bytes, uint64_t *offset_
               text_bytes(words[0], sizeof words[0], segment->bytes),
               text_bytes(words[1], sizeof words[1], bytes));
     segment_counts(segment, &counts);
-    at_hand = pool_at_hand(segment->pool) / segment->options.chunk_bytes;
+    at_hand = pieces_at_hand(segment->pool) / segment->options.chunk_bytes;
     if (counts.free_bytes >= bytes &&
         segment_fragmentation(segment) > segment->options.fragmentation_max)
         wanted = least;
@@ -304,7 +304,7 @@ int segment_open(struct segment **out, struct pool *pool, const struct segment_o
     struct segment *segment = NULL;
     uint64_t        chunk = options->chunk_bytes, blocks;
 
-    must(chunk > 0 && chunk % pool_step(pool) == 0 && options->takes_max < INT32_MAX / 2);
+    must(chunk > 0 && chunk % pieces_step(pool) == 0 && options->takes_max < INT32_MAX / 2);
     must(options->limit_bytes > 0 && options->limit_bytes / chunk < INT32_MAX / 4);
     TRY(os_alloc((void **)&segment, 1, sizeof *segment, "a segment", err));
     segment->pool = pool;

@@ -10,7 +10,7 @@ bundle=$(realpath "$1") || exit 2
 program=$(realpath "$2") || exit 2
 limit=60000000 # bytes; what a person downloads and carries without a thought
 export LC_ALL=C
-passed=0 failed=0
+. "$(dirname "$0")/../check.sh" bundle
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -19,15 +19,6 @@ mkdir -p "$work/another place" && cp -r "$bundle" "$there" && cd "$work" || exit
 
 # The C library and the loader are the machine's own; a driver's would be too.
 of_the_machine='/(ld-linux-x86-64|libc|libm|libpthread|libdl|librt)\.so\.[0-9]+$'
-
-check() { # name, findings on stdin: none is a pass
-    local found
-    found=$(cat)
-    if [ -z "$found" ]; then passed=$((passed + 1)); return; fi
-    failed=$((failed + 1))
-    echo "bundle: $1"
-    echo "$found" | head -20 | sed 's/^/    /'
-}
 
 paint() { # program, result, variables...
     local of=$1 result=$2
@@ -75,5 +66,4 @@ check "damage is not told" < <(paint "$there/mural" damaged.tif 2>/dev/null |
     grep -q 'mural: oneDNN, packed in this bundle, could not be unpacked: the bundle is damaged' ||
     echo "nothing was said of it")
 
-echo "bundle: $passed passed, $failed failed, 0 skipped"
-[ "$failed" = 0 ]
+checked

@@ -6,19 +6,10 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 export LC_ALL=C
-passed=0 failed=0
+. tests/check.sh unpack
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 compile=("${CC:-gcc}" -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror)
-
-check() { # name, findings on stdin: none is a pass
-    local found
-    found=$(cat)
-    if [ -z "$found" ]; then passed=$((passed + 1)); return; fi
-    failed=$((failed + 1))
-    echo "unpack: $1"
-    echo "$found" | head -20 | sed 's/^/    /'
-}
 
 pack() { # result, names of functions
     local result=$1 calls
@@ -47,5 +38,4 @@ check "a function that the library lacks is not told" < <(
         grep -q 'mural: oneDNN, packed in this bundle, could not be used: .*library_of_tomorrow' ||
         echo "nothing was said of it")
 
-echo "unpack: $passed passed, $failed failed, 0 skipped"
-[ "$failed" = 0 ]
+checked

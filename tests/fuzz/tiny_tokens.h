@@ -1,6 +1,6 @@
 /*
- * tiny_tokens.h - vocabularies of a dozen tokens, in memory, for test_tokenizer.c and
- * fuzz_tokenizer.c.
+ * tiny_tokens.h - vocabularies of a dozen tokens, in memory, for
+ * test_*tokenizer.c and fuzz_tokenizer.c.
  */
 #ifndef MURAL_TINY_TOKENS_H
 #define MURAL_TINY_TOKENS_H

@@ -12,7 +12,7 @@ passed=0 failed=0
 folder_of() { # the folder a file belongs to; the library's and the program's own stand for themselves
     case "$1" in
     src/main.c | src/batch.[ch] | src/console.[ch] | src/report.[ch]) echo main ;;
-    src/mural.[ch] | src/job.h | src/job_plan.c | src/workshop.c) echo mural ;;
+    src/mural.[ch] | src/job.h | src/job_*.c | src/workshop.c) echo mural ;;
     src/*/*) echo "$1" | cut -d/ -f2 ;;
     *) echo "$1" | cut -d/ -f1 ;;
     esac

@@ -3,19 +3,10 @@
 set -u
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/../.." || exit 2
-passed=0 failed=0
+. tests/check.sh tidy
 mapfile -t sources < <(ls src/*.c src/*/*.c tiling/*.c kernels/*.c kernels/*.cu 2>/dev/null)
 mapfile -t headers < <(ls src/*.h src/*/*.h tiling/*.h kernels/*.h 2>/dev/null)
 mapfile -t tests < <(ls tests/*/*.c 2>/dev/null)
-
-check() { # name, findings on stdin: none is a pass
-    local found
-    found=$(cat)
-    if [ -z "$found" ]; then passed=$((passed + 1)); return; fi
-    failed=$((failed + 1))
-    echo "tidy: $1"
-    echo "$found" | head -20 | sed 's/^/    /'
-}
 
 check "source files above 800 lines" < <(wc -l "${sources[@]}" | awk '$2 != "total" && $1 > 800')
 check "headers above 250 lines" < <(wc -l "${headers[@]}" | awk '$2 != "total" && $1 > 250')
@@ -43,5 +34,4 @@ tracked=$(git ls-files 2>/dev/null | cut -d/ -f1 | sort -u |
     grep -vE '^(Makefile|src|kernels|tiling|tests|samples|README\.md|LICENSE|\..*)$')
 check "top-level names outside the layout" < <(echo -n "$tracked")
 
-echo "tidy: $passed passed, $failed failed, 0 skipped"
-[ "$failed" = 0 ]
+checked

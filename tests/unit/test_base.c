@@ -253,10 +253,7 @@ static void json_files_name_the_place(void **state)
     (void)state;
     scratch_make(folder, sizeof folder);
     (void)snprintf(path, sizeof path, "%s/c.json", folder);
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    (void)fputs("{\"a\": 1,\n \"a\": 2}", file);
-    (void)fclose(file);
+    scratch_write(path, "{\"a\": 1,\n \"a\": 2}", 17);
     ASSERT_REFUSED(ERR_FORMAT, "line 2", json_file_open(&object, path, 100, &err));
     scratch_remove(folder);
 }

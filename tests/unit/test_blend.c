@@ -7,6 +7,8 @@
  */
 #include "tiling/tiling.h"
 
+#include "../scarce.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -321,13 +323,6 @@ static void test_dither_has_no_pattern(void **state)
     story_close(&story);
 }
 
-static int calls_left;
-
-static void *scarce_calloc(size_t count, size_t bytes)
-{
-    return calls_left-- > 0 ? calloc(count, bytes) : NULL;
-}
-
 static void test_short_memory_is_one_sentence(void **state)
 {
     struct os_calls     kept = os;
@@ -342,7 +337,7 @@ static void test_short_memory_is_one_sentence(void **state)
     os.calloc = scarce_calloc;
     for (; rc != ERR_OK && tries < 20; tries++) {
         struct blend_band *band = NULL;
-        calls_left = tries;
+        scarce_calls = tries;
         err = (struct err){0};
         rc = blend_open(&band, &grid, 10, &err);
         if (rc != ERR_OK) {

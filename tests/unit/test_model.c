@@ -206,15 +206,11 @@ static void copy(const char *folder, const char *from, const char *to)
     char       path[512], *text = NULL;
     size_t     bytes = 0;
     struct err err = {0};
-    FILE      *file;
 
     path_of(path, folder, from);
     ASSERT_OK(os_read_text(&text, &bytes, path, 10000000, &err));
     path_of(path, folder, to);
-    file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(text, 1, bytes, file), bytes);
-    (void)fclose(file);
+    scratch_write(path, text, bytes);
     os_free(text);
 }
 

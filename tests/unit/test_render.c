@@ -282,9 +282,7 @@ static void numbered_drafts_are_not_replaced_unasked(void **state)
     (void)snprintf(story.config.output, sizeof story.config.output, "%s/d.png", story.folder);
     story.config.count = 2;
     (void)snprintf(name, sizeof name, "%s/d-43.png", story.folder);
-    FILE *file = fopen(name, "wb");
-    assert_non_null(file);
-    (void)fclose(file);
+    scratch_write(name, "", 0);
     ASSERT_REFUSED(ERR_USAGE, "d-43.png' exists", render_drafts(&story.request, &err));
     story.config.overwrite = true;
     ASSERT_OK(render_drafts(&story.request, &err));
@@ -325,9 +323,7 @@ static void noise_files_must_fit(void **state)
     story_open(&story, "even", 16);
     (void)snprintf(story.config.noise_file, sizeof story.config.noise_file, "%s/noise",
                    story.folder);
-    FILE *file = fopen(story.config.noise_file, "wb");
-    (void)fwrite("1234", 1, 4, file);
-    (void)fclose(file);
+    scratch_write(story.config.noise_file, "1234", 4);
     ASSERT_REFUSED(ERR_FORMAT, "has 4 bytes; raw f32 of", render_poster(&story.request, &err));
     assert_int_equal(scratch_count(story.folder), 1);
     story_close(&story);

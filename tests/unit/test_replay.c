@@ -99,11 +99,7 @@ static struct scratch open_scratch(const char *name)
 
 static void write_plain(const struct scratch *scratch, const char *text)
 {
-    FILE *file = fopen(scratch->path, "w");
-
-    assert_non_null(file);
-    assert_true(fputs(text, file) >= 0);
-    assert_int_equal(fclose(file), 0);
+    scratch_write(scratch->path, text, strlen(text));
 }
 
 static void write_packed(const struct scratch *scratch, const char *text)
@@ -249,10 +245,7 @@ static void a_packed_trace_that_is_cut_is_refused(void **state)
     ASSERT_OK(os_read_text(&packed, &bytes, scratch.path, MIB, &err));
     for (size_t length = 0; length < bytes; length++) {
         struct replay replay = on_host();
-        FILE         *file = fopen(scratch.path, "w");
-        assert_non_null(file);
-        assert_int_equal(fwrite(packed, 1, length, file), length);
-        assert_int_equal(fclose(file), 0);
+        scratch_write(scratch.path, packed, length);
         ASSERT_REFUSED(ERR_FORMAT, scratch.path, replay_read(&replay, scratch.path, &err));
         replay_free(&replay);
     }

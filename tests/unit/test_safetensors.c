@@ -34,14 +34,10 @@ static struct bytes make_bytes(const char *header, size_t data_bytes)
 
 static void write_bytes(const char *folder, const char *name, const void *data, size_t count)
 {
-    char  path[512];
-    FILE *file;
+    char path[512];
 
     (void)snprintf(path, sizeof path, "%s/%s", folder, name);
-    file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(data, 1, count, file), count);
-    (void)fclose(file);
+    scratch_write(path, data, count);
 }
 
 static void write_shard(const char *folder, const char *name, const char *header, size_t data_bytes)

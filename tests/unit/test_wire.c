@@ -35,7 +35,10 @@ static void any_open(struct wire_open *open, uint64_t *state)
                    .expandable = random_u64(state) % 2 == 0,
                    .tiles_per_pass = (uint32_t)random_between(state, 0, WIRE_TILES_MAX),
                    .keep_share = 0.01 * (double)random_between(state, 0, 100),
-                   .fragmentation_max = 0.01 * (double)random_between(state, 0, 100)},
+                   .fragmentation_max = 0.01 * (double)random_between(state, 0, 100),
+                   .link_bytes_per_second = (double)random_between(state, 0, INT64_MAX - 1),
+                   .disk_bytes_per_second = (double)random_between(state, 0, INT64_MAX - 1),
+                   .flop_per_second = (double)random_between(state, 0, INT64_MAX - 1)},
         .text_on_cpu = random_u64(state) % 2 == 0};
     open->channels = (int32_t)random_between(state, 1, 4096);
     open->shared_bytes = random_u64(state);
@@ -101,9 +104,10 @@ static void any_message(struct wire_message *message, enum wire_kind kind, uint6
                                    .guidance = 0.25 * (double)random_between(state, 0, 100),
                                    .steps = (uint32_t)random_between(state, 1, SCHEDULE_STEPS_MAX),
                                    .tokens = random_between(state, 1, 1 << 30),
-                                   .sigma_start = 0.4,
+                                   .sigma_start = 0.1 * (double)random_between(state, 0, 10),
                                    .strength = 0.1 * (double)random_between(state, 0, 10),
-                                   .mu_max = 1.15};
+                                   .mu = 0.5 * (double)random_between(state, 0, 5),
+                                   .mu_max = 0.25 * (double)random_between(state, 0, 9)};
         break;
     case WIRE_ENCODE:
     case WIRE_PREDICT:
@@ -143,6 +147,96 @@ static enum wire_side sender_of(enum wire_kind kind)
     return kind <= WIRE_MEMORY ? WIRE_SUPERVISOR : WIRE_WORKER;
 }
 
+static void assert_same_text(const char *a, const char *b)
+{
+    assert_true((a == NULL) == (b == NULL));
+    if (a != NULL) assert_string_equal(a, b);
+}
+
+/* Of fields without gaps and pointers in them. */
+#define SAME(field) assert_memory_equal(&a->field, &b->field, sizeof a->field)
+
+static void assert_same_open(const struct wire_open *a, const struct wire_open *b)
+{
+    SAME(options.precision);
+    SAME(options.machine);
+    SAME(options.gpu);
+    SAME(options.threads);
+    SAME(options.text_tokens);
+    SAME(options.text_on_cpu);
+    SAME(options.memory.vram_bytes);
+    SAME(options.memory.segment_bytes);
+    SAME(options.memory.pool_bytes);
+    SAME(options.memory.offload);
+    SAME(options.memory.expandable);
+    SAME(options.memory.tiles_per_pass);
+    SAME(options.memory.keep_share);
+    SAME(options.memory.fragmentation_max);
+    SAME(options.memory.link_bytes_per_second);
+    SAME(options.memory.disk_bytes_per_second);
+    SAME(options.memory.flop_per_second);
+    SAME(channels);
+    SAME(shared_bytes);
+    SAME(size_count);
+    assert_memory_equal(a->sizes, b->sizes, a->size_count * sizeof a->sizes[0]);
+    assert_same_text(a->options.model_folder, b->options.model_folder);
+    assert_same_text(a->options.transformer, b->options.transformer);
+    assert_same_text(a->options.vae, b->options.vae);
+}
+
+static void assert_same_stage(const struct painter_stage *a, const struct painter_stage *b)
+{
+    assert_same_text(a->prompt, b->prompt);
+    SAME(guidance);
+    SAME(steps);
+    SAME(tokens);
+    SAME(sigma_start);
+    SAME(strength);
+    SAME(mu);
+    SAME(mu_max);
+}
+
+static void assert_same_memory(const struct painter_memory *a, const struct painter_memory *b)
+{
+    SAME(use);
+    SAME(sample_count);
+    assert_memory_equal(a->samples, b->samples, a->sample_count * sizeof a->samples[0]);
+}
+
+static void assert_same(const struct wire_message *a, const struct wire_message *b)
+{
+    SAME(kind);
+    SAME(sequence);
+    switch (a->kind) {
+    case WIRE_OPEN: assert_same_open(&a->as.open, &b->as.open); break;
+    case WIRE_BEGIN: assert_same_stage(&a->as.begin, &b->as.begin); break;
+    case WIRE_ENCODE:
+    case WIRE_PREDICT:
+    case WIRE_DECODE:
+        SAME(as.work.step);
+        SAME(as.work.count);
+        assert_memory_equal(a->as.work.rects, b->as.work.rects,
+                            a->as.work.count * sizeof a->as.work.rects[0]);
+        break;
+    case WIRE_READY: SAME(as.model_identity); break;
+    case WIRE_BEGUN: SAME(as.begun); break;
+    case WIRE_YIELD:
+    case WIRE_DONE: break;
+    case WIRE_MEMORY: SAME(as.restart); break;
+    case WIRE_USED: assert_same_memory(&a->as.used, &b->as.used); break;
+    case WIRE_YIELDED: assert_same_text(a->as.yielded, b->as.yielded); break;
+    case WIRE_FAILED:
+        SAME(as.failed.code);
+        SAME(as.failed.sys);
+        assert_same_text(a->as.failed.words, b->as.failed.words);
+        break;
+    case WIRE_LOG:
+        SAME(as.log.level);
+        assert_same_text(a->as.log.words, b->as.log.words);
+        break;
+    }
+}
+
 static void what_is_packed_comes_back(void **state)
 {
     static uint8_t      bytes[WIRE_BYTES_MAX], again[WIRE_BYTES_MAX];
@@ -156,8 +250,7 @@ static void what_is_packed_comes_back(void **state)
             any_message(&message, kinds[k], &random);
             size_t count = wire_pack(bytes, &message);
             ASSERT_OK(wire_unpack(&read, bytes, count, sender_of(kinds[k]), &err));
-            assert_int_equal(read.kind, message.kind);
-            assert_int_equal(read.sequence, message.sequence);
+            assert_same(&message, &read);
             assert_int_equal(wire_pack(again, &read), count);
             assert_memory_equal(bytes, again, count);
         }

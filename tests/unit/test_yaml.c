@@ -1,16 +1,5 @@
 /* test_yaml.c - settings files: what is taken, what is refused, and where the sentence points. */
-#include "../test.h"
-
-#include "config/config_int.h"
-
-static struct config *new_config(void)
-{
-    struct config *config = calloc(1, sizeof *config);
-
-    assert_non_null(config);
-    config_defaults(config);
-    return config;
-}
+#include "made_config.h"
 
 static int read_bytes(struct config *config, const char *text, size_t bytes, struct err *err)
 {
@@ -133,7 +122,7 @@ static void sentences_point_at_line_and_column(void **state)
         {"steps: &a 3\n", "config: p.yaml:1:8: steps has an anchor (&name); remove it"},
         {"&a steps: 3\n", "config: p.yaml:1:1: a key has an anchor (&name); remove it"},
         {"--- &a\nsteps: 3\n",
-         "config: p.yaml:1:5: the settings have an anchor or a tag; remove it"},
+         "config: p.yaml:1:5: a settings file has an anchor or a tag; remove it"},
         {"steps: *a\n", "config: p.yaml:1:8: steps must be a single value, not an alias (*name)"},
         {"steps: 3\n---\nsteps: 4\n",
          "config: p.yaml:2:1: a second document starts here; a settings file has one"},
@@ -242,17 +231,13 @@ static void files_are_read_from_disk(void **state)
     struct err     err;
     struct config *config = new_config();
     char           folder[64], path[96];
-    FILE          *file;
 
     (void)state;
     scratch_make(folder, sizeof folder);
     (void)snprintf(path, sizeof path, "%s/p.yaml", folder);
     ASSERT_REFUSED(ERR_CONFIG, path, config_read_file(config, path, &err));
     ASSERT_REFUSED(ERR_CONFIG, folder, config_read_file(config, folder, &err));
-    file = fopen(path, "w");
-    assert_non_null(file);
-    assert_true(fputs("steps: 9\n", file) >= 0);
-    assert_int_equal(fclose(file), 0);
+    write_text(path, "steps: 9\n");
     ASSERT_OK(config_read_file(config, path, &err));
     assert_int_equal(config->steps, 9);
     scratch_remove(folder);
