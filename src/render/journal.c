@@ -320,9 +320,7 @@ int journal_add_finished(struct journal *journal, uint64_t bytes, uint64_t hash,
     say(journal, "{\"is\":\"finished\",\"bytes\":%llu,\"hash\":\"%016llx\"}",
         (unsigned long long)bytes, (unsigned long long)hash);
     TRY(append(journal, err));
-    journal->facts.finished = true;
-    journal->facts.output_bytes = bytes;
-    journal->facts.output_hash = hash;
+    journal_set_finished(&journal->facts, bytes, hash);
 out:
     return rc;
 }

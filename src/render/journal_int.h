@@ -18,6 +18,7 @@ static const uint64_t JOURNAL_FILE_MAX_BYTES = UINT64_C(1) << 32;
 void journal_set_guide(struct journal_facts *facts, const struct journal_guide *guide);
 void journal_set_tile(struct journal_facts *facts, uint32_t number, enum tile_status status,
                       uint64_t hash);
+void journal_set_finished(struct journal_facts *facts, uint64_t bytes, uint64_t hash);
 int  journal_set_again(struct journal_facts *facts, uint32_t number,
                        const struct journal_again *again, struct err *err);
 

@@ -46,6 +46,16 @@ void journal_set_tile(struct journal_facts *facts, uint32_t number, enum tile_st
     facts->finished = false;
 }
 
+void journal_set_finished(struct journal_facts *facts, uint64_t bytes, uint64_t hash)
+{
+    facts->finished = true;
+    if (bytes == facts->output_bytes && hash == facts->output_hash) return;
+    facts->earlier_bytes = facts->output_bytes;
+    facts->earlier_hash = facts->output_hash;
+    facts->output_bytes = bytes;
+    facts->output_hash = hash;
+}
+
 int journal_set_again(struct journal_facts *facts, uint32_t number,
                       const struct journal_again *again, struct err *err)
 {
@@ -129,13 +139,13 @@ static bool take_again(struct journal_facts *facts, const json_t *record, uint32
 
 static bool take_finished(struct journal_facts *facts, const json_t *record)
 {
-    int64_t bytes;
+    int64_t  bytes;
+    uint64_t hash;
 
     if (!get_whole(&bytes, record, "bytes", 0, INT64_MAX) ||
-        !journal_get_hash(&facts->output_hash, record, "hash"))
+        !journal_get_hash(&hash, record, "hash"))
         return false;
-    facts->output_bytes = (uint64_t)bytes;
-    facts->finished = true;
+    journal_set_finished(facts, (uint64_t)bytes, hash);
     return true;
 }
 

@@ -185,15 +185,25 @@ out:
 
 /* --------------------------------------------------------------------------------- opening */
 
-/* Is the output what the journal's last record says? */
-static bool output_is_ours(const struct journal_facts *facts, const char *output)
+/* What stands under the output's name. */
+enum standing {
+    STANDS_OTHER = 0, /* nothing, or a file that the journal does not know               */
+    STANDS_BEFORE,    /* this poster, from before some of its tiles were to be another's */
+    STANDS_FINISHED   /* what the journal's last record says                             */
+};
+
+static enum standing find_standing(const struct journal_facts *facts, const char *output)
 {
     struct err ignored = {0};
     uint64_t   hash, bytes;
 
-    return facts->finished && os_is_file(output) &&
-           hash64_file(&hash, &bytes, output, &ignored) == ERR_OK && hash == facts->output_hash &&
-           bytes == facts->output_bytes;
+    if (facts->output_bytes == 0 || !os_is_file(output) ||
+        hash64_file(&hash, &bytes, output, &ignored) != ERR_OK)
+        return STANDS_OTHER;
+    if (bytes == facts->output_bytes && hash == facts->output_hash)
+        return facts->finished ? STANDS_FINISHED : STANDS_BEFORE;
+    return bytes == facts->earlier_bytes && hash == facts->earlier_hash ? STANDS_BEFORE
+                                                                        : STANDS_OTHER;
 }
 
 static int start_over(struct store *store, json_t *plan, struct err *err)
@@ -274,6 +284,7 @@ static int go_on(struct store *store, const json_t *there, json_t *here, struct 
     const struct config *config = store->request->config;
     uint32_t             tiles = (uint32_t)grid_count(&store->request->plan->grid);
     struct err           difference = {0};
+    enum standing        standing;
 
     if (check_same(store->request, there, here, &difference) != ERR_OK) {
         if (may_start_over(store->request)) return start_over(store, here, err);
@@ -281,17 +292,18 @@ static int go_on(struct store *store, const json_t *there, json_t *here, struct 
         return (int)err->code;
     }
     TRY(journal_open(&store->journal, store->journal_path, tiles, err));
-    store->complete = output_is_ours(journal_facts(store->journal), config->output);
+    standing = find_standing(journal_facts(store->journal), config->output);
+    store->complete = standing == STANDS_FINISHED;
     if (store->complete && may_start_over(store->request)) {
         store->complete = false;
         return start_over(store, here, err);
     }
     if (store->request->mode == RENDER_RETRY) {
-        if (!store->complete && journal_facts(store->journal)->finished)
+        if (standing == STANDS_OTHER && journal_facts(store->journal)->finished)
             log_line(LOG_WARN, "'%s' is not the file that '%s' speaks of; it will be replaced",
                      config->output, store->folder);
         store->complete = false;
-    } else if (!store->complete) {
+    } else if (standing == STANDS_OTHER) {
         TRY(check_free(config, err));
     }
 out:
@@ -345,6 +357,7 @@ int render_check(const struct render_request *request, bool *finished_out, struc
     bool                *chosen = NULL;
     const struct config *config = request->config;
     struct journal_facts facts = {.tile_count = 0};
+    enum standing        standing;
 
     *finished_out = false;
     path_in(path, sizeof path, config->output, "journal");
@@ -356,9 +369,9 @@ int render_check(const struct render_request *request, bool *finished_out, struc
     if (may_start_over(request)) goto out;
     if (there != NULL) TRY(check_same(request, there, here, err));
     if (request->mode == RENDER_RETRY) goto out;
-    *finished_out =
-        there != NULL ? output_is_ours(&facts, config->output) : provenance_fits(request->used);
-    if (!*finished_out) TRY(check_free(config, err));
+    standing = find_standing(&facts, config->output);
+    *finished_out = there != NULL ? standing == STANDS_FINISHED : provenance_fits(request->used);
+    if (!*finished_out && standing == STANDS_OTHER) TRY(check_free(config, err));
 out:
     journal_facts_fini(&facts);
     json_decref(there);

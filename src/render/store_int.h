@@ -28,9 +28,11 @@ struct journal_guide {
 struct journal_facts {
     bool                 has_guide, finished;
     struct journal_guide guide;
-    uint64_t             output_hash, output_bytes; /* when finished */
-    struct tile_fact    *tiles;                     /* [tile_count], by number - 1 */
-    uint32_t             tile_count;
+    uint64_t             output_hash, output_bytes; /* as last told, also where tiles were forgotten
+                                                       since; bytes 0: it never was */
+    uint64_t          earlier_hash, earlier_bytes;  /* the same of another file, told before it */
+    struct tile_fact *tiles;                        /* [tile_count], by number - 1 */
+    uint32_t          tile_count;
 };
 int  journal_facts_init(struct journal_facts *facts, uint32_t tile_count, struct err *err);
 void journal_facts_fini(struct journal_facts *facts);

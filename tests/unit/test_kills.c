@@ -220,10 +220,12 @@ static void a_retry_that_is_killed_goes_on(void **state)
         rc = render_poster(&story.request, &err);
         os = working;
         if (moment == 0) want = hash_of(&story);
-        /* Killed before its wish was noted, it has to be asked again. */
-        story.request.mode = RENDER_RETRY;
         err = (struct err){0};
+        story.request.mode = RENDER_RESUME; /* whatever stands under the poster's name by now */
         if (moment > 0) ASSERT_OK(render_poster(&story.request, &err));
+        /* Killed before all its wish was noted, it has to be asked again. */
+        story.request.mode = RENDER_RETRY;
+        if (moment > 0 && hash_of(&story) != want) ASSERT_OK(render_poster(&story.request, &err));
         assert_true(hash_of(&story) == want && want != reference());
         story_close(&story);
         if (rc == ERR_OK && moment > 0) break;

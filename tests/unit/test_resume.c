@@ -310,6 +310,41 @@ static void a_retry_changes_its_tiles_and_says_so(void **state)
     story_close(&story);
 }
 
+static void a_retry_that_failed_is_gone_on_with(void **state)
+{
+    static const enum render_mode modes[] = {RENDER_RESUME, RENDER_BEGIN};
+    const uint64_t                seed = 45;
+
+    (void)state;
+    for (size_t i = 0; i < 2 * ARRAY_COUNT(modes); i++) {
+        struct story story;
+        struct err   err = {0};
+        bool         finished = true, foreign = i >= ARRAY_COUNT(modes);
+
+        small_open(&story);
+        go_on(&story);
+        story.fake = (struct fake){.break_at = 1, .break_count = 1, .break_code = ERR_FORMAT};
+        story.request.mode = RENDER_RETRY;
+        story.request.again = (struct render_again){.tiles = "2", .seed = &seed};
+        assert_int_equal(render_poster(&story.request, &err), ERR_FORMAT);
+        story.fake = (struct fake){0};
+        story.request.mode = modes[i % ARRAY_COUNT(modes)];
+        err = (struct err){0};
+        if (foreign) {
+            scratch_write(story.config.output, "theirs", 6);
+            ASSERT_REFUSED(ERR_USAGE, "exists", render_check(&story.request, &finished, &err));
+            ASSERT_REFUSED(ERR_USAGE, "exists", render_poster(&story.request, &err));
+        } else {
+            ASSERT_OK(render_check(&story.request, &finished, &err));
+            assert_false(finished);
+            ASSERT_OK(render_poster(&story.request, &err));
+            assert_int_equal(story.fake.predictions, 3);
+            assert_true(hash_of(&story) != reference());
+        }
+        story_close(&story);
+    }
+}
+
 /* -------------------------------------------------------------------------------------- stops */
 
 static int stops_in_tiles;
@@ -419,6 +454,7 @@ int main(void)
         cmocka_unit_test(what_cannot_pass_ends_the_run_at_once),
         cmocka_unit_test(a_lost_tile_is_filled_from_the_draft_on_request),
         cmocka_unit_test(a_retry_changes_its_tiles_and_says_so),
+        cmocka_unit_test(a_retry_that_failed_is_gone_on_with),
         cmocka_unit_test(a_stop_after_the_tile_finishes_the_tile),
         cmocka_unit_test(nothing_is_allocated_from_the_first_tile_to_the_last),
         cmocka_unit_test(words_of_the_dead_are_void_and_of_other_hosts_believed),
