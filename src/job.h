@@ -39,7 +39,7 @@ struct workshop_load {
 };
 
 /* Said once, however many jobs it is true of. */
-enum workshop_note { NOTE_SAMPLE = 1 << 0, NOTE_DEVICE = 1 << 1 };
+enum workshop_note { NOTE_SAMPLE = 1 << 0, NOTE_DEVICE = 1 << 1, NOTE_NO_PROMPT = 1 << 2 };
 
 struct mural_workshop {
     const char            *program; /* NULL: this process paints */

@@ -85,6 +85,7 @@ static void on_signal(int number)
     (void)signal(SIGHUP, SIG_DFL);
 }
 
+/* For jobs, which hear of them; what paints nothing is ended by them at once. */
 static void catch_signals(void)
 {
     static const int kinds[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
@@ -96,9 +97,6 @@ static void catch_signals(void)
         if (sigaction(kinds[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
             (void)sigaction(kinds[i], &action, NULL);
     }
-    /* Writing then fails with EPIPE or EFBIG, which is checked, instead of ending the process. */
-    (void)signal(SIGPIPE, SIG_IGN);
-    (void)signal(SIGXFSZ, SIG_IGN);
 }
 
 /* --------------------------------------------------------------------------------- commands */
@@ -171,6 +169,7 @@ static int paint(struct session *session, enum mural_task task, struct err *err)
     double     started = os_seconds();
     mural_job *job = NULL;
 
+    catch_signals();
     TRY(open_job(&job, session, task, err));
     TRY(run_job(job, &session->console, err));
     TRY(print_result(session, mural_job_output(job), os_seconds() - started, err));
@@ -238,6 +237,7 @@ static int paint_batch(struct session *session, struct err *err)
     struct config_words all = {.count = 0};
     char                path[sizeof session->config.input];
 
+    catch_signals();
     TRY(config_check_named(&session->config, COMMAND_BATCH, err));
     (void)snprintf(path, sizeof path, "%s", session->config.input);
     TRY(batch_read(&batch, path, err));
@@ -485,7 +485,9 @@ int main(int argc, char **argv)
     int        rc;
 
     fill_standard_files();
-    catch_signals();
+    /* Writing then fails with EPIPE or EFBIG, which is checked, instead of ending the process. */
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)signal(SIGXFSZ, SIG_IGN);
     rc = run(argc, argv, &err);
     if (rc != ERR_OK) (void)fprintf(stderr, "mural: %s\n", err.text);
     if ((fflush(stdout) != 0 || ferror(stdout)) && rc == ERR_OK) {

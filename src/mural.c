@@ -112,6 +112,10 @@ static int recall_settings(struct mural_job *job, const char *const *words, size
         prompt_given |= prompt;
         if (!seed && !prompt) TRY(config_words_add(&all, words[i], err));
     }
+    if (prompt_given && job->config.prompt[0] == '\0')
+        RAISE(err, ERR_USAGE, 0,
+              "the prompt for these tiles is empty; write what to paint, or leave it out to keep "
+              "the poster's");
     job->again_seed = job->config.seed;
     if (prompt_given) TRY(text_copy(&job->again_prompt, job->config.prompt, "a prompt", err));
     TRY(load_settings(job, (const char *const *)all.word, all.count, err));
@@ -288,6 +292,16 @@ static void errand_fini(struct errand *errand)
     os_free(errand->used);
 }
 
+/* Is it a picture at all?  Its pixels are read when they are needed. */
+static int check_picture(const struct mural_job *job, struct err *err)
+{
+    struct picture_info info = {.w = 0};
+    int                 rc = picture_info_read(&info, job->config.input, err);
+
+    picture_info_close(&info);
+    return rc;
+}
+
 /* Everything that can be known to fail before a model is loaded. */
 static int errand_init(struct errand *errand, struct mural_job *job, struct err *err)
 {
@@ -311,6 +325,7 @@ static int errand_init(struct errand *errand, struct mural_job *job, struct err 
     TRY(engine_identify(&errand->identity, &job->options, err));
     errand->request.model_identity = errand->identity.model;
     errand->request.numeric = errand->identity.numeric;
+    if (job->task == MURAL_UPSCALE) TRY(check_picture(job, err));
     if (job->task != MURAL_DRAFT) TRY(render_check(&errand->request, &errand->finished, err));
 out:
     return rc;
@@ -334,6 +349,9 @@ static int run(struct mural_job *job, struct err *err)
         log_line(LOG_NOTE, "'%s' is finished already", job->config.output);
         goto out;
     }
+    if (job->task == MURAL_UPSCALE && job->config.prompt[0] == '\0' &&
+        workshop_tells(workshop, NOTE_NO_PROMPT))
+        log_line(LOG_NOTE, "no --prompt given: tiles follow the picture alone");
     TRY(workshop_ready(workshop, job, errand.identity.model, err));
     errand.request.painters = workshop->painters;
     errand.request.painter_count = workshop->painter_count;

@@ -251,7 +251,9 @@ int os_sync_folder(const char *path, struct err *err)
         RAISE(err, ERR_USAGE, 0, "the folder of '%.64s...' has more than %zu bytes", path,
               sizeof folder - 1);
     TRY(os_open_read(&fd, folder, err));
-    TRY(os_sync(fd, folder, err));
+    /* Some file systems, of shares and of virtual machines, do not know this of folders. */
+    if (os.fsync(fd) != 0 && errno != EINVAL)
+        RAISE(err, ERR_IO, errno, "cannot bring '%s' to the disk: %s", folder, strerror(errno));
 out:
     if (fd >= 0) (void)os.close(fd);
     return rc;

@@ -94,7 +94,8 @@ static bool ends_with(const char *text, const char *end)
     return length > tail && strcasecmp(text + length - tail, end) == 0;
 }
 
-static int check_target(const char *path, bool png, bool overwrite, struct err *err)
+static int check_target(const char *path, bool png, bool overwrite, const char *flag,
+                        struct err *err)
 {
     int  rc = ERR_OK;
     char folder[1024];
@@ -106,8 +107,8 @@ static int check_target(const char *path, bool png, bool overwrite, struct err *
         RAISE(err, ERR_USAGE, 0, "'%s' must end in .tif or .tiff: posters are BigTIFF files", path);
     if (os_is_dir(path)) RAISE(err, ERR_USAGE, 0, "'%s' is a folder; name a file in it", path);
     if (os_is_file(path) && !overwrite)
-        RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite, or name another file with -o",
-              path);
+        RAISE(err, ERR_USAGE, 0, "'%s' exists; add --overwrite, or name another file with %s", path,
+              flag);
     if (!os_is_dir(folder))
         RAISE(err, ERR_IO, ENOENT, "output folder '%s' does not exist; make it first", folder);
     if (access(folder, W_OK | X_OK) != 0)
@@ -165,14 +166,16 @@ static int check_outputs(const struct config *config, enum config_command comman
     int rc = ERR_OK;
 
     /* A poster that exists is not replaced unasked, but it may be this one, and finished. */
-    if (command == COMMAND_DRAFT) TRY(check_target(config->output, true, config->overwrite, err));
-    if ((command & (POSTER | AGAIN)) != 0) TRY(check_target(config->output, false, true, err));
+    if (command == COMMAND_DRAFT)
+        TRY(check_target(config->output, true, config->overwrite, "-o", err));
+    if ((command & (POSTER | AGAIN)) != 0)
+        TRY(check_target(config->output, false, true, "-o", err));
     if ((command & PAINT) != 0) TRY(check_kept(config, config->output, "-o", err));
     if (command == COMMAND_RENDER && config->draft[0] != '\0') {
         /* A poster that was begun comes with its draft, which is only written again; with one that
          * is there it is not written at all. */
         bool again = config_is_begun(config->output) || os_is_file(config->output);
-        TRY(check_target(config->draft, true, config->overwrite || again, err));
+        TRY(check_target(config->draft, true, config->overwrite || again, "--keep-draft", err));
         TRY(check_kept(config, config->draft, "--keep-draft", err));
         if (os_same_file(config->draft, config->output))
             RAISE(err, ERR_USAGE, 0, "'%s' is both the draft to keep and the output",

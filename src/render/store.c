@@ -129,10 +129,8 @@ int render_recall(struct config_words *out, const char *output, struct err *err)
     path_in(path, sizeof path, output, "journal");
     TRY(journal_peek(&plan, NULL, path, err));
     if (plan == NULL)
-        RAISE(
-            err, ERR_USAGE, 0,
-            "nothing is known of '%s': '%s' does not exist or was never begun; use 'mural render'",
-            output, path);
+        RAISE(err, ERR_USAGE, 0, "nothing is known of '%s': '%s' %s; use 'mural render'", output,
+              path, os_is_file(path) ? "is damaged from its first line on" : "does not exist");
     TRY(config_kept_words(out, json_object_get(plan, "settings"), path, err));
     if (json_is_true(json_object_get(plan, "overwrite")))
         TRY(config_words_add(out, "overwrite=true", err));
@@ -318,6 +316,11 @@ static int open_parts(struct store *store, struct err *err)
     TRY(spool_open(&store->spool, store->folder, &store->request->plan->grid, err));
     TRY(make_plan(&here, store->request, err));
     TRY(journal_peek(&there, NULL, store->journal_path, err));
+    if (there == NULL && os_is_file(store->journal_path))
+        log_line(LOG_WARN,
+                 "'%s' is damaged from its first line on: nothing that it spoke of can be trusted, "
+                 "and all of it is painted again",
+                 store->journal_path);
     if (there != NULL)
         TRY(go_on(store, there, here, err));
     else
