@@ -67,8 +67,9 @@ bool job_device_is_free(const struct mural_job *job)
     return strcmp(job->config.device, "auto") == 0;
 }
 
-/* More than any driver takes to start, with many cards and nobody to keep them awake. */
-static const double PROBE_SECONDS = 60;
+/* More than any driver takes to start, with many cards and nobody to keep them awake; and then the
+ * first use of a new card may have to wait until its code is translated. */
+static const double PROBE_SECONDS = 180;
 
 /* What a trial of the GPU needs to know of the model; reads its configuration only. */
 static int trial_facts(struct engine_facts *out, const struct mural_job *job, struct err *err)

@@ -143,6 +143,39 @@ static void maps_renames_and_folders(void **state)
     scratch_remove(folder);
 }
 
+static int failing_fsync_code;
+static int failing_fsync(int fd)
+{
+    (void)fd;
+    errno = failing_fsync_code;
+    return -1;
+}
+
+/* What a share answers for a folder is no fault of the disk's; of a file nothing is forgiven. */
+static void folders_that_cannot_be_synced_are_left_alone(void **state)
+{
+    char            folder[256], from[300], to[300];
+    int             fd = -1;
+    struct err      err = {0};
+    struct os_calls working = os;
+
+    (void)state;
+    scratch_make(folder, sizeof folder);
+    (void)snprintf(from, sizeof from, "%s/a.part", folder);
+    (void)snprintf(to, sizeof to, "%s/a", folder);
+    ASSERT_OK(os_open_write(&fd, from, &err));
+    os.fsync = failing_fsync;
+    failing_fsync_code = EINVAL;
+    ASSERT_REFUSED(ERR_IO, "to the disk", os_sync(fd, from, &err));
+    err = (struct err){0};
+    ASSERT_OK(os_rename(from, to, &err));
+    failing_fsync_code = EIO;
+    ASSERT_REFUSED(ERR_IO, "to the disk", os_rename(to, from, &err));
+    os = working;
+    ASSERT_OK(os_close(fd, from, &err));
+    scratch_remove(folder);
+}
+
 /* More maps than descriptors are kept for; those at the end are read as memory is. */
 static void maps_are_read_without_signals(void **state)
 {
@@ -302,6 +335,7 @@ int main(void)
         cmocka_unit_test(words_and_bytes_read_well),
         cmocka_unit_test(short_writes_go_on_and_full_disks_are_told),
         cmocka_unit_test(maps_renames_and_folders),
+        cmocka_unit_test(folders_that_cannot_be_synced_are_left_alone),
         cmocka_unit_test(maps_are_read_without_signals),
         cmocka_unit_test(paths_have_folders_and_files_have_many_names),
         cmocka_unit_test(json_values_are_checked),
