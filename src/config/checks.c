@@ -42,6 +42,7 @@ out:
 static const char *why_no_picture(const char *path)
 {
     if (os_is_dir(path)) return "is a folder, not a picture";
+    if (config_is_begun(path)) return "is begun and not finished; 'mural resume' goes on with it";
     if (access(path, F_OK) == 0) return "is not a regular file";
     return errno == ENOENT ? "does not exist" : strerror(errno);
 }
