@@ -166,10 +166,17 @@ out:
 
 static int finish(struct assembly *assembly, struct store *store, struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t bytes = 0, hash = 0;
+    int         rc = ERR_OK;
+    uint64_t    bytes = 0, hash = 0;
+    const char *output = assembly->request->config->output;
 
     TRY(bigtiff_complete(assembly->file, &bytes, &hash, err));
+    if (!store->replaces && os_is_file(output))
+        RAISE(
+            err, ERR_USAGE, 0,
+            "'%s' came to be while its poster was painted, and is not replaced; move it away, and "
+            "'mural resume' finishes the poster",
+            output);
     TRY(journal_add_finished(store->journal, bytes, hash, err));
     TRY(bigtiff_publish(assembly->file, err));
 out:

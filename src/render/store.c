@@ -344,6 +344,8 @@ int store_open(struct store **out, const struct render_request *request, struct 
     path_in(store->journal_path, sizeof store->journal_path, output, "journal");
     TRY(lock_take(&store->lock, store->folder, output, err));
     TRY(open_parts(store, err));
+    /* What is there now was looked at; what comes later is somebody's. */
+    store->replaces = request->config->overwrite || os_is_file(output);
     if (!store->fresh && !store->complete) TRY(verify_tiles(store, meter, err));
     *out = store;
     store = NULL;

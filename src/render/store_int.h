@@ -124,6 +124,7 @@ struct store {
     struct journal              *journal;
     bool                         fresh;    /* begun by this run */
     bool                         complete; /* the output is there, as the journal says */
+    bool                         replaces; /* a file under the output's name may be replaced */
     char                         folder[1100], journal_path[1200];
 };
 int store_open(struct store **out, const struct render_request *request, struct meter *meter,

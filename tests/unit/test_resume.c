@@ -345,6 +345,43 @@ static void a_retry_that_failed_is_gone_on_with(void **state)
     }
 }
 
+static const char *intruder;
+static int         intrude(const struct render_progress *progress, void *user)
+{
+    (void)user;
+    if (strcmp(progress->phase, "tiles") == 0) scratch_write(intruder, "theirs", 6);
+    return RENDER_GO_ON;
+}
+
+static void what_came_meanwhile_is_not_replaced(void **state)
+{
+    struct story story;
+    struct err   err = {0};
+
+    (void)state;
+    small_open(&story);
+    intruder = story.config.output;
+    story.request.progress = intrude;
+    ASSERT_REFUSED(ERR_USAGE, "is not replaced", render_poster(&story.request, &err));
+    story.request.progress = NULL;
+    story.request.mode = RENDER_RESUME;
+    ASSERT_REFUSED(ERR_USAGE, "exists", render_poster(&story.request, &err));
+    assert_int_equal(unlink(story.config.output), 0);
+    err = (struct err){0};
+    story.fake = (struct fake){0};
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_int_equal(story.fake.predictions, 0);
+    assert_true(hash_of(&story) == reference());
+    story_close(&story);
+    small_open(&story);
+    story.config.overwrite = true;
+    intruder = story.config.output;
+    story.request.progress = intrude;
+    ASSERT_OK(render_poster(&story.request, &err));
+    assert_true(hash_of(&story) == reference());
+    story_close(&story);
+}
+
 /* -------------------------------------------------------------------------------------- stops */
 
 static int stops_in_tiles;
@@ -455,6 +492,7 @@ int main(void)
         cmocka_unit_test(a_lost_tile_is_filled_from_the_draft_on_request),
         cmocka_unit_test(a_retry_changes_its_tiles_and_says_so),
         cmocka_unit_test(a_retry_that_failed_is_gone_on_with),
+        cmocka_unit_test(what_came_meanwhile_is_not_replaced),
         cmocka_unit_test(a_stop_after_the_tile_finishes_the_tile),
         cmocka_unit_test(nothing_is_allocated_from_the_first_tile_to_the_last),
         cmocka_unit_test(words_of_the_dead_are_void_and_of_other_hosts_believed),
