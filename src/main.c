@@ -4,9 +4,8 @@
  * The only file that reads argv, prints, catches signals or exits.  Results go to standard output:
  * the name of the file that was made, or one JSON document.  All else goes to standard error.
  *
- * A first SIGINT, SIGTERM or SIGHUP lets the job stop cleanly at its next step; a second one has
- * its usual effect.  SIGUSR1, which schedulers send before time is up, lets it finish the tile in
- * work.
+ * A first SIGINT, SIGTERM or SIGHUP lets the job stop cleanly at its next step; a second one ends
+ * it.  SIGUSR1, which schedulers send before time is up, lets it finish the tile in work.
  *
  * Knows the settings only as words; what they mean is decided behind mural.h.
  *
@@ -73,26 +72,29 @@ static void pass_on(int number)
         mural_job_stop(running, number == SIGUSR1 ? MURAL_STOP_AFTER_TILE : MURAL_STOP_NOW);
 }
 
+/* A second one ends the process, unless it is the same wish: timeout(1) sends two at once. */
 static void on_signal(int number)
 {
+    static volatile double stopped_at;
+
     if (number == SIGUSR1 && stop_signal != 0) return;
-    stop_signal = number;
-    pass_on(number);
-    if (number == SIGUSR1) return;
-    /* A second signal of any of these kinds ends the process at once. */
-    (void)signal(SIGINT, SIG_DFL);
-    (void)signal(SIGTERM, SIG_DFL);
-    (void)signal(SIGHUP, SIG_DFL);
+    if (stop_signal == 0 || stop_signal == SIGUSR1) {
+        stopped_at = os_seconds();
+        stop_signal = number;
+        pass_on(number);
+    } else if (os_seconds() - stopped_at > 0.5) {
+        (void)signal(number, SIG_DFL);
+        (void)raise(number); /* delivered when this function is left */
+    }
 }
 
 /* For jobs, which hear of them; what paints nothing is ended by them at once. */
 static void catch_signals(void)
 {
     static const int kinds[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, old;
 
     for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
-        struct sigaction old;
         /* What the caller ignores, as nohup does with SIGHUP, stays ignored. */
         if (sigaction(kinds[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
             (void)sigaction(kinds[i], &action, NULL);
@@ -437,9 +439,8 @@ static int probe(int argc, char **argv, struct err *err)
     struct mural_error error;
 
     /* The elements are not written to. */
-    return mural_probe_run((const char *const *)argv, (size_t)argc, &error) == 0
-               ? ERR_OK
-               : take_error(&error, err);
+    if (mural_probe_run((const char *const *)argv, (size_t)argc, &error) == 0) return ERR_OK;
+    return take_error(&error, err);
 }
 
 static int run(int argc, char **argv, struct err *err)
