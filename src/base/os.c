@@ -234,9 +234,12 @@ out:
 
 int os_sync(int fd, const char *path, struct err *err)
 {
-    int rc = ERR_OK;
+    int rc = ERR_OK, done;
 
-    if (os.fsync(fd) != 0)
+    do
+        done = os.fsync(fd);
+    while (done != 0 && errno == EINTR);
+    if (done != 0)
         RAISE(err, ERR_IO, errno, "cannot bring '%s' to the disk: %s", path, strerror(errno));
 out:
     return rc;
@@ -251,9 +254,11 @@ int os_sync_folder(const char *path, struct err *err)
         RAISE(err, ERR_USAGE, 0, "the folder of '%.64s...' has more than %zu bytes", path,
               sizeof folder - 1);
     TRY(os_open_read(&fd, folder, err));
-    /* Some file systems, of shares and of virtual machines, do not know this of folders. */
-    if (os.fsync(fd) != 0 && errno != EINVAL)
-        RAISE(err, ERR_IO, errno, "cannot bring '%s' to the disk: %s", folder, strerror(errno));
+    rc = os_sync(fd, folder, err);
+    if (rc != ERR_OK && err->sys == EINVAL) { /* shares and virtual machines may not know it */
+        *err = (struct err){.code = ERR_OK};
+        rc = ERR_OK;
+    }
 out:
     if (fd >= 0) (void)os.close(fd);
     return rc;

@@ -96,7 +96,9 @@ int shared_open(struct shared *out, const struct engine_size *sizes, size_t size
     if (shared.fd < 0)
         RAISE(err, ERR_HOST_MEM, errno, "memory: cannot make memory to share with a worker: %s",
               strerror(errno));
-    failed = os.fallocate(shared.fd, 0, 0, (int64_t)shared.bytes) != 0 ? errno : 0;
+    do /* a signal ends it early, whatever the handler asked for */
+        failed = os.fallocate(shared.fd, 0, 0, (int64_t)shared.bytes) != 0 ? errno : 0;
+    while (failed == EINTR);
     if (failed == EFBIG)
         RAISE(err, ERR_IO, failed,
               "%s to share with a worker are above the limit on the size of files (ulimit -f), "

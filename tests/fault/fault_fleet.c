@@ -312,6 +312,30 @@ static void workers_die_with_their_supervisor(void **state)
     clear();
 }
 
+static int interruptions;
+static int interrupted_fallocate(int fd, int mode, int64_t offset, int64_t bytes)
+{
+    if (interruptions-- <= 0) return fallocate(fd, mode, (off_t)offset, (off_t)bytes);
+    errno = EINTR;
+    return -1;
+}
+
+static void a_signal_while_memory_is_made_is_no_lack_of_it(void **state)
+{
+    struct engine_size size = {.w_px = 64, .h_px = 64, .tiles = 1, .steps = 1};
+    struct shared      shared;
+    struct err         err = {.code = ERR_OK};
+    struct os_calls    working = os;
+
+    (void)state;
+    interruptions = 2;
+    os.fallocate = interrupted_fallocate;
+    ASSERT_OK(shared_open(&shared, &size, 1, 16, &err));
+    os = working;
+    assert_int_equal(interruptions, -1);
+    shared_close(&shared);
+}
+
 /* ------------------------------------------------------------------------ every system call */
 
 static void every_call_of_the_supervisor_may_fail(void **state)
@@ -383,6 +407,7 @@ int main(void)
         cmocka_unit_test(each_end_has_its_sentence),
         cmocka_unit_test(what_cannot_start_says_why),
         cmocka_unit_test(workers_die_with_their_supervisor),
+        cmocka_unit_test(a_signal_while_memory_is_made_is_no_lack_of_it),
         cmocka_unit_test(every_call_of_the_supervisor_may_fail),
         cmocka_unit_test(every_call_of_a_worker_may_fail),
     };
