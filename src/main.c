@@ -45,7 +45,7 @@ static const struct {
     {1, 1u << ERR_IO | 1u << ERR_DEVICE | 1u << ERR_NUMERIC | 1u << ERR_PEER | 1u << ERR_CANCELLED,
      "failed for another reason, such as a full disk"},
     {2, 1u << ERR_USAGE | 1u << ERR_CONFIG,
-     "the command line or a settings file is wrong; trying again will not help"},
+     "the command line or a settings file is wrong, or another run has the poster"},
     {3, 1u << ERR_PARTIAL,
      "some tiles are missing, or posters of a batch; the others are safe; 'mural resume', or the "
      "batch again, tries again"},
