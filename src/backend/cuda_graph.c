@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PLANS_MAX = 512 };
+enum { PLANS_MAX = 512, ANSWERS_MAX = 64 };
 
 /* More than any kernel's code. */
 static const size_t CODE_BYTES = 32 << 20;
@@ -25,6 +25,8 @@ struct graphs {
     cudnnHandle_t        handle;
     struct graph_plan    plans[PLANS_MAX];
     uint32_t             plan_count;
+    struct graph_answer  answers[ANSWERS_MAX]; /* the oldest makes room for a new one */
+    uint32_t             answer_count;         /* ever kept */
 };
 
 int graphs_open(struct graphs **out, char *why_out, size_t capacity)
@@ -78,6 +80,18 @@ bool graphs_lack_memory(int status)
            (status == (int)CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && is_card_full());
 }
 
+/* What was proposed for shapes like this, asked for once.  Want of memory is no answer to keep. */
+static const struct graph_answer *answer_for(struct graphs *graphs, const struct graph_shape *shape)
+{
+    struct graph_answer *place = &graphs->answers[graphs->answer_count % ANSWERS_MAX];
+
+    for (uint32_t i = 0; i < ANSWERS_MAX && i < graphs->answer_count; i++)
+        if (graph_answers(&graphs->answers[i], shape)) return &graphs->answers[i];
+    graph_ask(place, &graphs->library, shape, graphs->handle, NULL);
+    if (!graphs_lack_memory(place->status)) graphs->answer_count++;
+    return place;
+}
+
 /* The plan for a shape; one whose `plan` is NULL stands for a refusal, and for want of memory it is
  * asked for again the next time.  The oldest goes when there is no place. */
 static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_shape *shape)
@@ -91,7 +105,7 @@ static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_sha
         memmove(graphs->plans, graphs->plans + 1, --graphs->plan_count * sizeof *graphs->plans);
     }
     plan = &graphs->plans[graphs->plan_count++];
-    graph_plan_open(plan, &graphs->library, shape, graphs->handle);
+    graph_plan_open(plan, &graphs->library, shape, answer_for(graphs, shape), graphs->handle);
     if (plan->plan == NULL && graphs_lack_memory(plan->refusal)) {
         graphs->plan_count--;
         return plan;

@@ -38,7 +38,7 @@ static const char FACTS[] =
     "\"driverVer\":13000}";
 
 static cudnnBackendDescriptor_t describe(const struct graph_library *library,
-                                         const struct card *card)
+                                         const struct card          *card)
 {
     cudnnBackendDescriptor_t d = NULL;
     char                     json[1024];
@@ -78,8 +78,11 @@ static void expect(const char *what, const struct graph_shape *shape, bool wante
 
     for (size_t i = 0; i < ARRAY_COUNT(cards); i++) {
         cudnnBackendDescriptor_t card = describe(library, &cards[i]);
-        int                      count = graph_proposals(library, shape, card);
+        struct graph_answer      answer;
+        int                      count;
 
+        graph_ask(&answer, library, shape, NULL, card);
+        count = graph_proposals_hold(library, shape, &answer, card);
         print_message("# %s, %s: %d proposals\n", what, cards[i].name, count);
         (void)library->cudnnBackendDestroyDescriptor(card);
         if (wanted && count < 1) fail_msg("%s is refused for %s: %d", what, cards[i].name, count);
@@ -167,6 +170,31 @@ static void convolutions_are_accepted(void **state)
     }
 }
 
+/* Strips of one map get what was proposed once; another width or other channels do not. */
+static void strips_share_an_answer(void **state)
+{
+    const struct graph_library *library = open_library();
+    cudnnBackendDescriptor_t    card = describe(library, &cards[0]);
+    struct graph_shape          whole = conv(512, 256, 128, 1), first = whole, middle = whole;
+    struct graph_shape          wider = conv(528, 256, 128, 1), other = conv(512, 128, 128, 1);
+    struct graph_answer         answer;
+
+    (void)state;
+    first.dims[0] = 65;
+    first.dims[4] = 64;
+    first.strides[3] = 0;
+    middle.dims[0] = 66;
+    middle.dims[4] = 64;
+    middle.strides[1] = middle.strides[3] = 0;
+    graph_ask(&answer, library, &first, NULL, card);
+    assert_true(answer.count > 0 && graph_answers(&answer, &first));
+    assert_true(graph_answers(&answer, &middle) && graph_answers(&answer, &whole));
+    assert_false(graph_answers(&answer, &wider) || graph_answers(&answer, &other));
+    assert_int_equal(graph_proposals_hold(library, &first, &answer, card), answer.count);
+    assert_int_equal(graph_proposals_hold(library, &middle, &answer, card), answer.count);
+    (void)library->cudnnBackendDestroyDescriptor(card);
+}
+
 /* A result that is smaller than its picture: the test must be able to fail. */
 static void nonsense_is_refused(void **state)
 {
@@ -179,9 +207,9 @@ static void nonsense_is_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(attention_is_accepted),
-                                       cmocka_unit_test(convolutions_are_accepted),
-                                       cmocka_unit_test(strips_are_accepted),
-                                       cmocka_unit_test(nonsense_is_refused)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(attention_is_accepted), cmocka_unit_test(convolutions_are_accepted),
+        cmocka_unit_test(strips_are_accepted), cmocka_unit_test(strips_share_an_answer),
+        cmocka_unit_test(nonsense_is_refused)};
     return cmocka_run_group_tests_name("graph_cuda", tests, NULL, NULL);
 }
