@@ -1,6 +1,6 @@
-# pool.sh - functions that run side by side, one for each CPU; read by other scripts with ".".
+# pool.sh - functions that run side by side; read by other scripts with ".".
 #
-#   side_by_side FUNCTION [ARGUMENT...]   begins it as soon as a CPU is free
+#   side_by_side FUNCTION [ARGUMENT...]   begins it as soon as there is a place
 #   all_told                              waits until everything that began has been told
 #
 # A function prints what it found and adds to `passed`, `failed` and `skipped`, as it would anywhere.
@@ -9,16 +9,18 @@
 
 passed=0 failed=0 skipped=0
 cpus=$(nproc)
+places=$(((3 * cpus + 1) / 2)) # more than CPUs: many of the functions wait for half of their time
 pool=$(mktemp -d) || exit 2 # the caller removes it
-begun=0 told=0
+begun=0 told=0 names=()
 
 side_by_side() { # function, argument...
-    while [ "$(jobs -pr | wc -l)" -ge "$cpus" ]; do wait -n; pool_tell; done
+    while [ "$(jobs -pr | wc -l)" -ge "$places" ]; do wait -n; pool_tell; done
     (
         passed=0 failed=0 skipped=0
         "$@"
         echo "$passed $failed $skipped" >"$pool/counts-$begun"
     ) >"$pool/words-$begun" 2>&1 </dev/null &
+    names[begun]=$*
     begun=$((begun + 1))
 }
 
@@ -38,7 +40,7 @@ all_told() {
     while [ "$told" -lt "$begun" ]; do
         cat "$pool/words-$told"
         failed=$((failed + 1))
-        echo "FAIL what was begun as number $told was killed before it had an end"
+        echo "FAIL ${names[told]}: ended without counts"
         told=$((told + 1))
         pool_tell
     done
