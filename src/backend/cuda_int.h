@@ -82,7 +82,8 @@ struct cublas_calls {
 struct gemm_shape {
     int64_t m, n, k, x_ld, w_ld, y_ld;
     int32_t in_type, out_type; /* cudaDataType_t; x and w are of one type */
-    int32_t epilogue, plain;
+    int32_t epilogue;
+    int16_t plain, many; /* many: the algorithm is that of many rows, whatever m */
     int32_t x_align, w_align, y_align, bias_align;
 };
 
@@ -91,7 +92,6 @@ struct gemm_plan {
     cublasLtMatmulDesc_t   desc;
     cublasLtMatrixLayout_t x, w, y;
     cublasLtMatmulAlgo_t   algo;
-    bool                   tried; /* candidates were timed */
 };
 
 /* More than the shapes of any model at two sizes of picture. */
@@ -102,17 +102,18 @@ enum { GEMM_PLANS_MAX = 512 };
 struct gemm {
     struct cublas_calls calls;
     cublasLtHandle_t    handle;
-    struct gemm_plan   *plans; /* [GEMM_PLANS_MAX] */
-    uint32_t            plan_count;
+    struct gemm_plan   *plans;      /* [GEMM_PLANS_MAX], used in turn */
+    uint64_t            plans_made; /* ever */
     cudaEvent_t         begin, end;
     uint64_t           *sum; /* device memory, one number */
 };
 
 struct gemm_request {
-    struct matrix    y, x, w;           /* x and w of one type, f32 or bf16 */
-    const void      *bias;              /* of y's type, for the epilogue; NULL: none */
-    enum activation  act;               /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
-    bool             plain;             /* w is [k, n] */
+    struct matrix    y, x, w; /* x and w of one type, f32 or bf16 */
+    const void      *bias;    /* of y's type, for the epilogue; NULL: none */
+    enum activation  act;     /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
+    bool             plain;   /* w is [k, n] */
+    bool             of_map; /* x and y are rows of a map, which may come in strips of any height */
     bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
     struct workspace workspace;
 };
@@ -200,6 +201,9 @@ uint64_t cuda_linear_needs(const struct backend *backend, struct matrix y, struc
                            struct matrix w, const float *bias, enum activation act);
 int      cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
                      const float *bias, enum activation act);
+/* The same for rows of a map, and no activation. */
+int      cuda_map_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
+                         const float *bias);
 uint64_t cuda_attention_needs(const struct backend           *backend,
                               const struct attention_request *request);
 int      cuda_attention(struct backend *backend, const struct attention_request *request);
