@@ -47,6 +47,7 @@ struct graph_plan {
     struct graph_shape       shape;
     cudnnBackendDescriptor_t plan; /* NULL: refused, for the reason that follows */
     int                      refusal;
+    bool                     lacked_memory; /* when it was refused */
     uint64_t                 workspace_bytes;
     bool                     has_run; /* so its code is on the card */
 };

@@ -19,7 +19,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PROPOSALS_MAX = 16, PARTS_MAX = 64, SETTINGS_MAX = 32 };
+/* Parts: of a plan, with every setting as it was proposed and as it is carried over. */
+enum { PROPOSALS_MAX = 16, SETTINGS_MAX = 32, PARTS_MAX = 2 * SETTINGS_MAX + 32 };
 
 /* Rows of the map that the library is asked about in place of any other: between those of a small
  * map and of a large one's strips. */
@@ -434,11 +435,14 @@ void graph_plan_open(struct graph_plan *plan, const struct graph_library *librar
     int            count = propose(&b, shape, configs);
 
     *plan = (struct graph_plan){.shape = *shape, .refusal = b.status};
+    plan->lacked_memory = graphs_lack_memory(b.status);
     if (b.status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
     /* Where one lacks memory the next is not taken, for it may round otherwise. */
-    for (int i = 0; i < count && plan->plan == NULL && !graphs_lack_memory(plan->refusal); i++)
-        if (!varies(library, configs[i]))
-            plan->refusal = plan_of(plan, library, configs[i], handle);
+    for (int i = 0; i < count && plan->plan == NULL && !plan->lacked_memory; i++) {
+        if (varies(library, configs[i])) continue;
+        plan->refusal = plan_of(plan, library, configs[i], handle);
+        plan->lacked_memory = graphs_lack_memory(plan->refusal);
+    }
     close_configs(library, configs);
     builder_close(&b);
 }
