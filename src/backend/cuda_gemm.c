@@ -49,19 +49,28 @@ int gemm_open(struct gemm *gemm, struct err *err)
                  err));
     status = (int)gemm->calls.cublasLtCreate(&gemm->handle);
     if (status != 0)
-        RAISE(err, ERR_DEVICE, status, "device: cuBLASLt does not start: %s",
+        RAISE(err, gemm_lacks_memory(status) ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: cuBLASLt does not start: %s",
               gemm->calls.cublasLtGetStatusString((cublasStatus_t)status));
     status = (int)cudaMalloc((void **)&gemm->sum, sizeof *gemm->sum);
     if (status == 0) status = (int)cudaEventCreate(&gemm->begin);
     if (status == 0) status = (int)cudaEventCreate(&gemm->end);
-    if (status != 0) {
-        (void)cudaGetLastError(); /* it is told here, and by nothing later */
+    if (status != 0)
         RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
               "device: no events or memory for trials: %s",
               cudaGetErrorString((cudaError_t)status));
-    }
 out:
     return rc;
+}
+
+/* Without room for its code, a kernel is only said to have failed. */
+bool gemm_lacks_memory(int status)
+{
+    return status == (int)CUBLAS_STATUS_ALLOC_FAILED ||
+           ((status == (int)CUBLAS_STATUS_EXECUTION_FAILED ||
+             status == (int)CUBLAS_STATUS_INTERNAL_ERROR ||
+             status == (int)CUBLAS_STATUS_NOT_INITIALIZED) &&
+            cuda_is_full());
 }
 
 static void close_plan(const struct cublas_calls *calls, struct gemm_plan *plan)

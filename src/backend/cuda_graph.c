@@ -17,9 +17,6 @@
 
 enum { PLANS_MAX = 512 };
 
-/* More than any kernel's code. */
-static const size_t CODE_BYTES = 32 << 20;
-
 struct graphs {
     struct graph_library library;
     cudnnHandle_t        handle;
@@ -69,18 +66,10 @@ const char *graphs_words(const struct graphs *graphs, int status)
     return graphs->library.cudnnGetErrorString((cudnnStatus_t)status);
 }
 
-/* A driver that finds no room for a kernel's code says no more than that it failed. */
-static bool is_card_full(void)
-{
-    size_t left = 0, total = 0;
-
-    return cudaMemGetInfo(&left, &total) == cudaSuccess && left < CODE_BYTES;
-}
-
 bool graphs_lack_memory(int status)
 {
     return status == (int)CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ||
-           (status == (int)CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && is_card_full());
+           (status == (int)CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && cuda_is_full());
 }
 
 /* The plan for a shape; one whose `plan` is NULL stands for a refusal.  Where there was no memory
@@ -178,7 +167,8 @@ int graphs_attention(struct graphs *graphs, const struct attention_request *requ
     float              scale = request->scale;
     struct graph_data  data = {
          .count = 5,
-         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data, &scale}};
+         .pointers = {request->q.data, request->k.data, request->v.data, request->out.data,
+                      &scale}};
 
     return run(graphs, &shape, &data, workspace, rehearsing, stream);
 }

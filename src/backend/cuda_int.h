@@ -19,6 +19,10 @@ enum { STATUS_CUBLAS = 1000000, STATUS_CUDNN = 2000000, STATUS_NO_PLAN = 3000000
 /* What cuBLASLt's workspace must be a multiple of; arenas and pieces of scratch keep to 64. */
 enum { WORKSPACE_ALIGNMENT = 256 };
 
+/* Has the GPU no room left for a kernel's code, or for the tables of what is pinned?  A driver that
+ * finds none says no more than that it failed.  (cuda_device.c) */
+bool cuda_is_full(void);
+
 /* ------------------------------------------------------------------- libraries (cuda_load.c) */
 
 /* One symbol to find; `slot` gets its address. */
@@ -119,6 +123,8 @@ struct gemm_request {
 };
 int  gemm_open(struct gemm *gemm, struct err *err);
 void gemm_close(struct gemm *gemm);
+/* Is it the card's memory that a status of cuBLASLt is about? */
+bool gemm_lacks_memory(int status);
 /* In a rehearsal candidates are timed: x, and of w and bias what is not kept, are filled with
  * made-up numbers and y overwritten; nothing else is computed. */
 int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
