@@ -453,22 +453,23 @@ void graph_plan_close(const struct graph_library *library, struct graph_plan *pl
     plan->plan = NULL;
 }
 
-int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
-                    cudnnBackendDescriptor_t card)
+int graph_first_proposal(const struct graph_library *library, const struct graph_shape *shape,
+                         cudnnBackendDescriptor_t card)
 {
     struct builder b = {.library = library, .card = card};
     descriptor     configs[PROPOSALS_MAX] = {NULL};
-    int            count = propose(&b, shape, configs), carried = 0;
+    int            count = propose(&b, shape, configs), first = 0;
 
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count && first == 0; i++) {
         struct builder one = {.library = library, .card = card};
+        if (varies(library, configs[i])) continue;
         (void)carry_over(&one, shape, configs[i]);
-        carried += one.status == 0;
+        if (one.status == 0) first = i + 1;
         builder_close(&one);
     }
     close_configs(library, configs);
     builder_close(&b);
-    return b.status == 0 ? carried : -b.status;
+    return b.status == 0 ? first : -b.status;
 }
 
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
