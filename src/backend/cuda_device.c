@@ -83,8 +83,10 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
               "device: GPU %d (%s) cannot be used: %s; end the program that holds it (nvidia-smi "
               "names it), or use --device cpu",
               device, out->name, cudaGetErrorString((cudaError_t)status));
-    (void)snprintf(out->numeric, sizeof out->numeric, "%.60s sm_%d%d cuda %d", out->name,
-                   out->major, out->minor, CUDART_VERSION);
+    /* Libraries may be exchanged between two runs, and then add up in another order. */
+    (void)snprintf(out->numeric, sizeof out->numeric, "%.40s sm_%d%d cuda %d blas %zu dnn %zu",
+                   out->name, out->major, out->minor, CUDART_VERSION, gemm_version(),
+                   graphs_version());
     out->bytes_free = available;
     out->bytes_total = total;
 out:

@@ -36,6 +36,22 @@ enum { ASKED_ROWS = 16384 };
 static const float  TRIAL_MARGIN = 0.02f;
 static const double TRIAL_FLOP_LEAST = 1e10; /* below, an algorithm's choice is not felt */
 
+static void name_library(char soname[32])
+{
+    (void)snprintf(soname, 32, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+}
+
+size_t gemm_version(void)
+{
+    size_t (*version)(void) = NULL;
+    const struct cuda_symbol symbol = {"cublasLtGetVersion", &version};
+    struct err               ignored = {.code = ERR_OK};
+    char                     soname[32];
+
+    name_library(soname);
+    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+}
+
 int gemm_open(struct gemm *gemm, struct err *err)
 {
     int  rc = ERR_OK, status;
@@ -43,7 +59,7 @@ int gemm_open(struct gemm *gemm, struct err *err)
 #define CUBLAS_SYMBOL(name) {#name, &gemm->calls.name},
     const struct cuda_symbol symbols[] = {CUBLAS_CALLS(CUBLAS_SYMBOL)};
 
-    (void)snprintf(soname, sizeof soname, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+    name_library(soname);
     TRY(cuda_load(soname, symbols, ARRAY_COUNT(symbols), err));
     TRY(os_alloc((void **)&gemm->plans, GEMM_PLANS_MAX, sizeof *gemm->plans, "plans of products",
                  err));

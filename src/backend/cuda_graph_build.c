@@ -28,6 +28,22 @@ enum { ASKED_ROWS = 256 };
 
 typedef cudnnBackendDescriptor_t descriptor;
 
+static void name_library(char soname[32])
+{
+    (void)snprintf(soname, 32, "libcudnn.so.%d", CUDNN_MAJOR);
+}
+
+size_t graphs_version(void)
+{
+    size_t (*version)(void) = NULL;
+    const struct cuda_symbol symbol = {"cudnnGetVersion", &version};
+    struct err               ignored = {.code = ERR_OK};
+    char                     soname[32];
+
+    name_library(soname);
+    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+}
+
 int graph_library_open(struct graph_library *library, struct err *err)
 {
     char soname[32];
@@ -40,7 +56,7 @@ int graph_library_open(struct graph_library *library, struct err *err)
      */
     (void)snprintf(soname, sizeof soname, "libnvrtc.so.%d", CUDART_VERSION / 1000);
     (void)cuda_load(soname, NULL, 0, &ignored);
-    (void)snprintf(soname, sizeof soname, "libcudnn.so.%d", CUDNN_MAJOR);
+    name_library(soname);
     return cuda_load(soname, symbols, ARRAY_COUNT(symbols), err);
 }
 

@@ -121,8 +121,10 @@ struct gemm_request {
     bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
     struct workspace workspace;
 };
-int  gemm_open(struct gemm *gemm, struct err *err);
-void gemm_close(struct gemm *gemm);
+/* Of the library that is found, which decides the order of sums; 0: there is none. */
+size_t gemm_version(void);
+int    gemm_open(struct gemm *gemm, struct err *err);
+void   gemm_close(struct gemm *gemm);
 /* Is it the card's memory that a status of cuBLASLt is about? */
 bool gemm_lacks_memory(int status);
 /* In a rehearsal candidates are timed: x, and of w and bias what is not kept, are filled with
@@ -135,6 +137,8 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
+/* As gemm_version. */
+size_t graphs_version(void);
 /* *out is NULL and `why_out` filled when cuDNN is not there, was not when this was built, or does
  * not start: then its status is returned, else 0. */
 int  graphs_open(struct graphs **out, char *why_out, size_t capacity);
