@@ -118,10 +118,9 @@ int backend_wait(struct backend *backend, struct err *err)
               "disk removed?",
               strerror(status - STATUS_READ));
     if (status == STATUS_HOST)
-        RAISE(
-            err, ERR_HOST_MEM, 0,
-            "memory: the host pins none for weights on their way to the GPU; end another program, "
-            "or give the GPU more with --vram");
+        RAISE(err, ERR_HOST_MEM, 0,
+              "memory: the host has none left to pin for weights on their way to the GPU; end "
+              "another program, or raise --vram");
     if (backend->ops->describe != NULL)
         backend->ops->describe(backend, status, words, sizeof words);
     lacks = backend->ops->lacks_memory != NULL && backend->ops->lacks_memory(status);
