@@ -59,7 +59,8 @@ struct graph_proposal {
  * asked about one of those.  Pure numbers; to ask takes up to a third of a second. */
 struct graph_answer {
     struct graph_shape    asked;
-    int                   status; /* 0, or why there are no proposals */
+    int                   status;        /* 0, or why there are no proposals */
+    bool                  lacked_memory; /* that is why */
     int                   count;
     struct graph_proposal proposals[GRAPH_PROPOSALS_MAX]; /* best first */
 };
@@ -74,6 +75,7 @@ struct graph_plan {
     struct graph_shape       shape;
     cudnnBackendDescriptor_t plan; /* NULL: refused, for the reason that follows */
     int                      refusal;
+    bool                     lacked_memory; /* when it was refused */
     uint64_t                 workspace_bytes;
     bool                     has_run; /* so its code is on the card */
 };
@@ -91,9 +93,10 @@ struct graph_data {
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
                    cudnnHandle_t handle, const struct graph_data *data, void *workspace);
 
-/* How many of the proposals hold for `shape` on a card that need not be here, without making a
- * plan; negative: minus the status of what was refused. */
-int graph_proposals_hold(const struct graph_library *library, const struct graph_shape *shape,
+/* Which of the proposals graph_plan_open would begin with for a shape, on a card that need not be
+ * here: the first that holds and adds in one order, counted from 1.  0: none; negative: minus the
+ * status of what was refused. */
+int graph_first_proposal(const struct graph_library *library, const struct graph_shape *shape,
                          const struct graph_answer *answer, cudnnBackendDescriptor_t card);
 
 #endif

@@ -19,13 +19,30 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PARTS_MAX = 64 };
+/* Parts: of a plan, with every setting. */
+enum { PARTS_MAX = GRAPH_SETTINGS_MAX + 32 };
 
 /* Rows of the map that the library is asked about in place of any other: between those of a small
  * map and of a large one's strips. */
 enum { ASKED_ROWS = 256 };
 
 typedef cudnnBackendDescriptor_t descriptor;
+
+static void name_library(char soname[32])
+{
+    (void)snprintf(soname, 32, "libcudnn.so.%d", CUDNN_MAJOR);
+}
+
+size_t graphs_version(void)
+{
+    size_t (*version)(void) = NULL;
+    const struct cuda_symbol symbol = {"cudnnGetVersion", &version};
+    struct err               ignored = {.code = ERR_OK};
+    char                     soname[32];
+
+    name_library(soname);
+    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+}
 
 int graph_library_open(struct graph_library *library, struct err *err)
 {
@@ -39,7 +56,7 @@ int graph_library_open(struct graph_library *library, struct err *err)
      */
     (void)snprintf(soname, sizeof soname, "libnvrtc.so.%d", CUDART_VERSION / 1000);
     (void)cuda_load(soname, NULL, 0, &ignored);
-    (void)snprintf(soname, sizeof soname, "libcudnn.so.%d", CUDNN_MAJOR);
+    name_library(soname);
     return cuda_load(soname, symbols, ARRAY_COUNT(symbols), err);
 }
 
@@ -370,6 +387,7 @@ void graph_ask(struct graph_answer *out, const struct graph_library *library,
     finish(&b, heuristics);
     read_configs(out, &b, heuristics);
     out->status = b.status;
+    out->lacked_memory = graphs_lack_memory(b.status);
     builder_close(&b);
 }
 
@@ -436,13 +454,15 @@ void graph_plan_open(struct graph_plan *plan, const struct graph_library *librar
                      cudnnHandle_t handle)
 {
     must(graph_answers(answer, shape));
-    *plan = (struct graph_plan){.shape = *shape, .refusal = answer->status};
+    *plan = (struct graph_plan){
+        .shape = *shape, .refusal = answer->status, .lacked_memory = answer->lacked_memory};
     if (answer->status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
     /* Where one lacks memory the next is not taken, for it may round otherwise. */
-    for (int i = 0; i < answer->count && plan->plan == NULL && !graphs_lack_memory(plan->refusal);
-         i++)
-        if (!answer->proposals[i].varies)
-            plan->refusal = plan_of(plan, library, &answer->proposals[i], handle);
+    for (int i = 0; i < answer->count && plan->plan == NULL && !plan->lacked_memory; i++) {
+        if (answer->proposals[i].varies) continue;
+        plan->refusal = plan_of(plan, library, &answer->proposals[i], handle);
+        plan->lacked_memory = graphs_lack_memory(plan->refusal);
+    }
 }
 
 void graph_plan_close(const struct graph_library *library, struct graph_plan *plan)
@@ -451,19 +471,20 @@ void graph_plan_close(const struct graph_library *library, struct graph_plan *pl
     plan->plan = NULL;
 }
 
-int graph_proposals_hold(const struct graph_library *library, const struct graph_shape *shape,
+int graph_first_proposal(const struct graph_library *library, const struct graph_shape *shape,
                          const struct graph_answer *answer, cudnnBackendDescriptor_t card)
 {
-    int holding = 0;
+    int first = 0;
 
     must(graph_answers(answer, shape));
-    for (int i = 0; i < answer->count; i++) {
+    for (int i = 0; i < answer->count && first == 0; i++) {
         struct builder b = {.library = library, .card = card};
+        if (answer->proposals[i].varies) continue;
         (void)carry_over(&b, shape, &answer->proposals[i]);
-        holding += b.status == 0;
+        if (b.status == 0) first = i + 1;
         builder_close(&b);
     }
-    return answer->status == 0 ? holding : -answer->status;
+    return answer->status == 0 ? first : -answer->status;
 }
 
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
