@@ -64,9 +64,10 @@ struct graph_data {
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,
                    cudnnHandle_t handle, const struct graph_data *data, void *workspace);
 
-/* Which of the library's proposals graph_plan_open would begin with for a shape, on a card that need
- * not be here: the first that holds and adds in one order, counted from 1.  0: none; negative: minus
- * the status of what it refused.  `card`: a finalised descriptor of a device's properties. */
+/* Which of the library's proposals graph_plan_open would begin with for a shape, on a card that
+ * need not be here: the first that holds and adds in one order, counted from 1.  0: none;
+ * negative: minus the status of what it refused.  `card`: a finalised descriptor of a device's
+ * properties. */
 int graph_first_proposal(const struct graph_library *library, const struct graph_shape *shape,
                          cudnnBackendDescriptor_t card);
 
