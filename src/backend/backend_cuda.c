@@ -304,15 +304,18 @@ out:
     return rc;
 }
 
-/* To do without for want of memory would be to paint other bits. */
+/* To do without it where it is would be to paint other bits than the next process, or the next run,
+ * with which it starts. */
 static int open_graphs(struct cuda *cuda, struct err *err)
 {
     int  rc = ERR_OK;
     char why[160];
     int  status = graphs_open(&cuda->graphs, why, sizeof why);
 
-    if (status != 0 && graphs_lack_memory(status))
-        RAISE(err, ERR_DEVICE_MEM, status, "device: GPU %d (%s) has no memory left for cuDNN: %s",
+    if (status != 0)
+        RAISE(err, graphs_lack_memory(status) ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: cuDNN cannot be used on GPU %d (%.40s): %s; where it is not memory that it "
+              "lacks, repair or remove it",
               cuda->device, cuda->facts.name, why);
     if (cuda->graphs == NULL)
         log_line(LOG_WARN,
