@@ -7,13 +7,13 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 make=${1:-make}
 mode=${2:-all}
-jobs=$(nproc)
-passed=0 failed=0 skipped=0
+. tests/pool.sh
+trap 'rm -rf "$pool"' EXIT
 export OMP_WAIT_POLICY=passive # threads that wait must not keep a busy machine's CPUs
 log=build/test-logs
 mkdir -p "$log"
 
-stage() { echo; echo "== $1"; }
+stage() { all_told; echo; echo "== $1"; }
 
 fail() { failed=$((failed + 1)); echo "FAIL $1"; }
 
@@ -54,11 +54,30 @@ run_script() { # name, command...
     fi
 }
 
+run_fuzz() { # target
+    local name
+    name=$(basename "$1")
+    if timeout 120 "$1" "tests/fuzz/corpus/${name#fuzz_}" 20000 >"$log/$name.log" 2>&1; then
+        passed=$((passed + 1)); echo "ok   $(tail -1 "$log/$name.log")"
+    else
+        fail "$name"; tail -30 "$log/$name.log"
+    fi
+}
+
 build() { # variant, goal...
     local variant=$1
     shift
-    "$make" --no-print-directory -k -j"$jobs" SAN="$variant" "$@" >"$log/build-${variant:-release}.log" 2>&1 ||
+    "$make" --no-print-directory -k -j"$cpus" SAN="$variant" "$@" >"$log/build-${variant:-release}.log" 2>&1 ||
         { fail "build ${variant:-release}"; grep -E 'error|Error' "$log/build-${variant:-release}.log" | head -20; }
+}
+
+# All programs of a variant, the longest first, as it happens; a GPU's have it to themselves.
+run_programs() { # variant, environment...
+    local program variant=$1
+    shift
+    for program in $(programs "$variant" | grep -v '_cuda$'); do side_by_side run_cases "$program" "$@"; done
+    all_told
+    for program in $(programs "$variant" | grep '_cuda$'); do run_cases "$program" "$@"; done
 }
 
 programs() { # variant folder
@@ -67,6 +86,7 @@ programs() { # variant folder
 }
 
 finish() {
+    all_told
     echo
     echo "$passed passed, $failed failed, $skipped skipped"
     [ "$failed" = 0 ]
@@ -74,35 +94,33 @@ finish() {
 }
 
 stage "lint"
-run_script layers tests/lint/layers.sh
-run_script tidy tests/lint/tidy.sh
+side_by_side run_script layers tests/lint/layers.sh
+side_by_side run_script tidy tests/lint/tidy.sh
 
 if [ "$mode" = quick ]; then
     stage "unit, kernels"
     build "" unit
-    for program in $(programs release | grep -vE '/parity_|_cuda$'); do run_cases "$program"; done
+    for program in $(programs release | grep -vE '/parity_|_cuda$'); do side_by_side run_cases "$program"; done
     finish
 fi
 
 stage "unit, kernels, parity, faults"
 build "" checks
-for program in $(programs release); do run_cases "$program"; done
+run_programs release
 
 stage "stages and pictures behind a wall"
-for program in $(programs release | grep /parity_); do run_cases "$program" MURAL_TEST_DEVICE=walled; done
+for program in $(programs release | grep /parity_); do side_by_side run_cases "$program" MURAL_TEST_DEVICE=walled; done
 
 stage "command line"
 run_script cli env MURAL="$PWD/build/release/mural" tests/cli/run.sh
 
 stage "the bundle"
-run_script unpack tests/bundle/unpack.sh
-run_script bundle "$make" --no-print-directory build/bundle
+side_by_side run_script unpack tests/bundle/unpack.sh
+side_by_side run_script bundle "$make" --no-print-directory build/bundle
 
 stage "the same with AddressSanitizer and UndefinedBehaviorSanitizer"
 build address checks fuzz
-for program in $(programs address); do
-    run_cases "$program" ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
-done
+run_programs address ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 run_script cli-sanitized env MURAL="$PWD/build/address/mural" tests/cli/run.sh
 
 # OpenMP's own library is not instrumented, so one thread of it; what is watched are ours.
@@ -110,17 +128,13 @@ stage "threads of ours with ThreadSanitizer"
 threaded="tests/unit/test_crew tests/unit/test_gauge tests/unit/test_wire tests/fault/fault_fleet tests/fault/fault_group \
           tests/fault/fault_workshop"
 build thread $(printf ' build/thread/%s' $threaded)
-for program in $threaded; do run_cases "build/thread/$program" OMP_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1; done
+for program in $threaded; do
+    side_by_side run_cases "build/thread/$program" OMP_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1
+done
 
 stage "short fuzzing"
 for target in build/address/tests/fuzz/fuzz_*; do
-    [ -x "$target" ] && [[ $target != *.* ]] || continue
-    name=$(basename "$target")
-    if timeout 120 "$target" "tests/fuzz/corpus/${name#fuzz_}" 20000 >"$log/$name.log" 2>&1; then
-        passed=$((passed + 1)); echo "ok   $(tail -1 "$log/$name.log")"
-    else
-        fail "$name"; tail -30 "$log/$name.log"
-    fi
+    [ -x "$target" ] && [[ $target != *.* ]] && side_by_side run_fuzz "$target"
 done
 
 finish

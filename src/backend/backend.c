@@ -117,6 +117,10 @@ int backend_wait(struct backend *backend, struct err *err)
               "weights: a part of the model cannot be read any more (%s); was its file cut or its "
               "disk removed?",
               strerror(status - STATUS_READ));
+    if (status == STATUS_HOST)
+        RAISE(err, ERR_HOST_MEM, 0,
+              "memory: the host has none left to pin for weights on their way to the GPU; end "
+              "another program, or raise --vram");
     if (backend->ops->describe != NULL)
         backend->ops->describe(backend, status, words, sizeof words);
     lacks = backend->ops->lacks_memory != NULL && backend->ops->lacks_memory(status);

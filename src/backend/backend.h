@@ -163,6 +163,12 @@ void backend_upload(struct backend *backend, struct matrix target, const float *
 void backend_download(struct backend *backend, float *target, struct matrix source);
 
 /* ---------------------------------------------------------------- operations, as in kernels.h */
+
+/* Of more rows than these, each has the same bits in a product however many others there are, if
+ * the first is at a multiple of 256 of them.  Of fewer a GPU's library may add up in another order
+ * for each number, and then a step of many rows in parts would not be what it is at once. */
+enum { BACKEND_ROWS_FEW = 512 };
+
 void backend_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
                     const float *bias, enum activation act);
 void backend_attention(struct backend *backend, const struct attention_request *request);
@@ -188,7 +194,7 @@ void backend_gather_rows(struct backend *backend, struct matrix y, struct matrix
 /* The rotations of a grid of tokens, from those of its axes. */
 void backend_rope_grid(struct backend *backend, struct matrix y, const struct matrix axes[3],
                        int32_t h, int32_t w);
-/* Made-up numbers in [-1/8, 1/8), a function of (seed, row, col): for trials of speed. */
+/* Made-up numbers in (-1/4, 1/4), a function of (seed, row, col): for trials of speed. */
 void backend_fill(struct backend *backend, struct matrix y, uint64_t seed);
 void backend_affine(struct backend *backend, struct matrix y, struct matrix x, float mul,
                     float add);

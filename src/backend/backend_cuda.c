@@ -155,14 +155,16 @@ static int cuda_gather_rows(struct backend *backend, struct matrix y, struct mat
 
 /* ----------------------------------------------------------------------------------- status */
 
+/* The runtime is asked what failed last in any case: told here, it must not be told again by the
+ * next launch. */
 static int wait(struct backend *backend)
 {
     struct cuda *cuda = cuda_of(backend);
-    int          status = (int)cudaStreamSynchronize(cuda->stream);
+    int          status = (int)cudaStreamSynchronize(cuda->stream), late;
 
-    if (!status) status = (int)cudaGetLastError();
     if (!status && cuda->ring != NULL) status = ring_wait(cuda->ring, &backend->link);
-    return status;
+    late = (int)cudaGetLastError();
+    return status ? status : late;
 }
 
 /* ---------------------------------------------------------------------------------- parcels */
@@ -186,8 +188,9 @@ static bool lacks_memory(int status)
 {
     if (status >= STATUS_CUDNN && status < STATUS_NO_PLAN)
         return graphs_lack_memory(status - STATUS_CUDNN);
-    return status == (int)cudaErrorMemoryAllocation ||
-           status == STATUS_CUBLAS + (int)CUBLAS_STATUS_ALLOC_FAILED;
+    if (status >= STATUS_CUBLAS && status < STATUS_CUDNN)
+        return gemm_lacks_memory(status - STATUS_CUBLAS);
+    return status == (int)cudaErrorMemoryAllocation;
 }
 
 static const char *words_of(const struct cuda *cuda, int status)
@@ -301,15 +304,18 @@ out:
     return rc;
 }
 
-/* To do without for want of memory would be to paint other bits. */
+/* To do without it where it is would be to paint other bits than the next process, or the next run,
+ * with which it starts. */
 static int open_graphs(struct cuda *cuda, struct err *err)
 {
     int  rc = ERR_OK;
     char why[160];
     int  status = graphs_open(&cuda->graphs, why, sizeof why);
 
-    if (status != 0 && graphs_lack_memory(status))
-        RAISE(err, ERR_DEVICE_MEM, status, "device: GPU %d (%s) has no memory left for cuDNN: %s",
+    if (status != 0)
+        RAISE(err, graphs_lack_memory(status) ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: cuDNN cannot be used on GPU %d (%.40s): %s; where it is not memory that it "
+              "lacks, repair or remove it",
               cuda->device, cuda->facts.name, why);
     if (cuda->graphs == NULL)
         log_line(LOG_WARN,
@@ -322,8 +328,9 @@ out:
 
 int cuda_open(struct backend **out, const struct backend_options *options, struct err *err)
 {
-    int          rc = ERR_OK, status;
-    struct cuda *cuda = NULL;
+    int           rc = ERR_OK, status;
+    enum err_code code = ERR_DEVICE;
+    struct cuda  *cuda = NULL;
 
     TRY(os_alloc((void **)&cuda, 1, sizeof *cuda, "a backend", err));
     cuda->base.ops = &cuda_ops;
@@ -332,14 +339,16 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     cuda->base.fixed_bytes = cuda_fixed(options);
     cuda->base.pulse = options->pulse;
     cuda->device = options->device;
+    (void)cudaGetLastError(); /* what failed before was told then: launches would say it again */
     TRY(backend_find_cuda(&cuda->facts, options->device, err));
     TRY(gemm_open(&cuda->gemm, err));
     status = (int)cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
     if (status == 0) status = cuda_staging_open(&cuda->staging);
+    if (status == (int)cudaErrorMemoryAllocation)
+        code = cuda_is_full() ? ERR_DEVICE_MEM : ERR_HOST_MEM;
     if (status != 0)
-        RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_HOST_MEM : ERR_DEVICE, status,
-              "device: no stream or pinned memory for GPU %d (%s): %s", cuda->device,
-              cuda->facts.name, cudaGetErrorString((cudaError_t)status));
+        RAISE(err, code, status, "device: no stream or pinned memory for GPU %d (%s): %s",
+              cuda->device, cuda->facts.name, cudaGetErrorString((cudaError_t)status));
     TRY(open_arenas(cuda, options, err));
     TRY(parcels_open(&cuda->base.parcels, err));
     TRY(ring_open(&cuda->ring, cuda->base.parcels, options, err));

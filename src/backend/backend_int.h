@@ -22,10 +22,11 @@ struct backend_needs {
     uint64_t (*conv2d)(const struct backend *, const struct conv_request *);
 };
 
-/* A status of this or more is an errno above it: weights could not be read on their way. */
-enum { STATUS_READ = 4000000 };
+/* Of READ or more: an errno above it, weights could not be read on their way.  HOST: the host has
+ * no memory left that the machine can copy from. */
+enum { STATUS_HOST = 3900000, STATUS_READ = 4000000 };
 
-/* Operations return 0 or a status that `describe` turns into words, but for STATUS_READ.  linear,
+/* Operations return 0 or a status that `describe` turns into words, but for those two.  linear,
  * attention and conv2d are called in a rehearsal too, and then only prepare. */
 struct backend_ops {
     int (*linear)(struct backend *, struct matrix y, struct matrix x, struct matrix w,

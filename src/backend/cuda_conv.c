@@ -133,8 +133,8 @@ static int by_patches(struct cuda *cuda, const struct conv_request *request,
         if (!backend->rehearsing)
             status = k_im2col_cuda(band, request, row, conv->out_w, cuda->stream);
         if (!status)
-            status = cuda_linear(backend, matrix_rows(request->y, row, count), band, w,
-                                 request->bias, ACT_NONE);
+            status = cuda_map_linear(backend, matrix_rows(request->y, row, count), band, w,
+                                     request->bias);
     }
     return status;
 }
@@ -149,7 +149,7 @@ static int run_plain(struct backend *backend, const struct conv_request *request
 
     must(request->y.rows == (int64_t)conv.out_h * conv.out_w);
     if (is_product(request))
-        return cuda_linear(backend, request->y, request->x, request->w, request->bias, ACT_NONE);
+        return cuda_map_linear(backend, request->y, request->x, request->w, request->bias);
     if (is_few(request))
         return backend->rehearsing ? 0 : k_conv_few_cuda(request, conv.out_w, cuda->stream);
     fused = cuda->graphs != NULL && conv.columns == request->w.cols &&

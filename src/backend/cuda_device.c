@@ -1,8 +1,9 @@
 /*
  * cuda_device.c - is there a GPU that this program can use, what is it, and how fast is its link?
  *
- * Owns the sentences about drivers and cards.  Asking touches no device memory but for the context
- * that the free bytes are read in; timing the link takes some for as long as it lasts.
+ * Owns the sentences about drivers and cards, and when a card is full.  Asking touches no device
+ * memory but for the context that the free bytes are read in; timing the link takes some for as
+ * long as it lasts.
  */
 #include "backend/cuda_int.h"
 
@@ -82,12 +83,22 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
               "device: GPU %d (%s) cannot be used: %s; end the program that holds it (nvidia-smi "
               "names it), or use --device cpu",
               device, out->name, cudaGetErrorString((cudaError_t)status));
-    (void)snprintf(out->numeric, sizeof out->numeric, "%.60s sm_%d%d cuda %d", out->name,
-                   out->major, out->minor, CUDART_VERSION);
+    /* Libraries may be exchanged between two runs, and then add up in another order. */
+    (void)snprintf(out->numeric, sizeof out->numeric, "%.40s sm_%d%d cuda %d blas %zu dnn %zu",
+                   out->name, out->major, out->minor, CUDART_VERSION, gemm_version(),
+                   graphs_version());
     out->bytes_free = available;
     out->bytes_total = total;
 out:
     return rc;
+}
+
+bool cuda_is_full(void)
+{
+    const size_t most = 32 << 20; /* more than any kernel's code */
+    size_t       left = 0, total = 0;
+
+    return cudaMemGetInfo(&left, &total) == cudaSuccess && left < most;
 }
 
 /* -------------------------------------------------------------------------------------- link */

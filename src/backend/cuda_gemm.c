@@ -12,8 +12,8 @@
  *   - where several blocks share a sum, their parts are kept in fp32 and added in the order of k,
  *     never in the order of arrival;
  *   - the library's first proposal is the reference; it depends on shape, card and version only,
- *     and where there are many rows not on their number: for the rows of a map must have the same
- *     bits in whatever strips they are computed;
+ *     and where there are many rows, or they are a map's, not on their number: for those rows must
+ *     have the same bits in whatever parts or strips they are computed;
  *   - another proposal may replace it when it is more than TRIAL_MARGIN faster and its result for
  *     made-up numbers times the layer's own weights, or made-up ones where a rehearsal has none,
  *     has the same bits, all of them.
@@ -30,11 +30,27 @@
 
 enum { CANDIDATES_MAX = 12, TRIAL_RUNS = 3 };
 
-/* More rows than a text has are as many as the library is asked about. */
-enum { MANY_ROWS = 512, ASKED_ROWS = 16384 };
+/* The rows that the library is asked about in place of any other number of many. */
+enum { ASKED_ROWS = 16384 };
 
 static const float  TRIAL_MARGIN = 0.02f;
 static const double TRIAL_FLOP_LEAST = 1e10; /* below, an algorithm's choice is not felt */
+
+static void name_library(char soname[32])
+{
+    (void)snprintf(soname, 32, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+}
+
+size_t gemm_version(void)
+{
+    size_t (*version)(void) = NULL;
+    const struct cuda_symbol symbol = {"cublasLtGetVersion", &version};
+    struct err               ignored = {.code = ERR_OK};
+    char                     soname[32];
+
+    name_library(soname);
+    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+}
 
 int gemm_open(struct gemm *gemm, struct err *err)
 {
@@ -43,25 +59,34 @@ int gemm_open(struct gemm *gemm, struct err *err)
 #define CUBLAS_SYMBOL(name) {#name, &gemm->calls.name},
     const struct cuda_symbol symbols[] = {CUBLAS_CALLS(CUBLAS_SYMBOL)};
 
-    (void)snprintf(soname, sizeof soname, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+    name_library(soname);
     TRY(cuda_load(soname, symbols, ARRAY_COUNT(symbols), err));
     TRY(os_alloc((void **)&gemm->plans, GEMM_PLANS_MAX, sizeof *gemm->plans, "plans of products",
                  err));
     status = (int)gemm->calls.cublasLtCreate(&gemm->handle);
     if (status != 0)
-        RAISE(err, ERR_DEVICE, status, "device: cuBLASLt does not start: %s",
+        RAISE(err, gemm_lacks_memory(status) ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: cuBLASLt does not start: %s",
               gemm->calls.cublasLtGetStatusString((cublasStatus_t)status));
     status = (int)cudaMalloc((void **)&gemm->sum, sizeof *gemm->sum);
     if (status == 0) status = (int)cudaEventCreate(&gemm->begin);
     if (status == 0) status = (int)cudaEventCreate(&gemm->end);
-    if (status != 0) {
-        (void)cudaGetLastError(); /* it is told here, and by nothing later */
+    if (status != 0)
         RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
               "device: no events or memory for trials: %s",
               cudaGetErrorString((cudaError_t)status));
-    }
 out:
     return rc;
+}
+
+/* Without room for its code, a kernel is only said to have failed. */
+bool gemm_lacks_memory(int status)
+{
+    return status == (int)CUBLAS_STATUS_ALLOC_FAILED ||
+           ((status == (int)CUBLAS_STATUS_EXECUTION_FAILED ||
+             status == (int)CUBLAS_STATUS_INTERNAL_ERROR ||
+             status == (int)CUBLAS_STATUS_NOT_INITIALIZED) &&
+            cuda_is_full());
 }
 
 static void close_plan(const struct cublas_calls *calls, struct gemm_plan *plan)
@@ -70,19 +95,24 @@ static void close_plan(const struct cublas_calls *calls, struct gemm_plan *plan)
     if (plan->x != NULL) (void)calls->cublasLtMatrixLayoutDestroy(plan->x);
     if (plan->w != NULL) (void)calls->cublasLtMatrixLayoutDestroy(plan->w);
     if (plan->y != NULL) (void)calls->cublasLtMatrixLayoutDestroy(plan->y);
-    *plan = (struct gemm_plan){.tried = false};
+    *plan = (struct gemm_plan){.desc = NULL};
+}
+
+static uint32_t plan_count(const struct gemm *gemm)
+{
+    return gemm->plans_made < GEMM_PLANS_MAX ? (uint32_t)gemm->plans_made : GEMM_PLANS_MAX;
 }
 
 void gemm_close(struct gemm *gemm)
 {
-    for (uint32_t i = 0; i < gemm->plan_count; i++)
+    for (uint32_t i = 0; i < plan_count(gemm); i++)
         close_plan(&gemm->calls, &gemm->plans[i]);
     if (gemm->handle != NULL) (void)gemm->calls.cublasLtDestroy(gemm->handle);
     if (gemm->begin != NULL) (void)cudaEventDestroy(gemm->begin);
     if (gemm->end != NULL) (void)cudaEventDestroy(gemm->end);
     if (gemm->sum != NULL) (void)cudaFree(gemm->sum);
     os_free(gemm->plans);
-    *gemm = (struct gemm){.plan_count = 0};
+    *gemm = (struct gemm){.plans_made = 0};
 }
 
 /* ------------------------------------------------------------------------------------ shapes */
@@ -124,6 +154,7 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request)
     shape.out_type = type_of(request->y.dtype);
     shape.epilogue = epilogue_of(request);
     shape.plain = request->plain;
+    shape.many = request->of_map || shape.m > BACKEND_ROWS_FEW;
     shape.x_align = alignment_of(request->x.data, request->x.ld, request->x.dtype);
     shape.w_align = alignment_of(request->w.data, request->w.ld, request->w.dtype);
     shape.y_align = alignment_of(request->y.data, request->y.ld, request->y.dtype);
@@ -310,7 +341,6 @@ static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_r
     }
     if (status) return status;
     if (chosen >= 0) plan->algo = results[chosen].algo;
-    plan->tried = true;
     log_line(LOG_DEBUG,
              "product %lld x %lld x %lld: proposal %d of %d, %d of the same bits; %.0f us, the "
              "first %.0f us",
@@ -328,7 +358,7 @@ static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
     struct gemm_plan                asked = {.shape = plan->shape};
     int                             count = 0, status;
 
-    if (plan->shape.m <= MANY_ROWS) return false;
+    if (!plan->shape.many) return false;
     asked.shape.m = ASKED_ROWS;
     status = ask(gemm, &asked, request, results, &count);
     close_plan(&gemm->calls, &asked);
@@ -347,22 +377,24 @@ static bool is_worth_trials(const struct gemm_shape *shape)
 
 static struct gemm_plan *find(struct gemm *gemm, const struct gemm_shape *shape)
 {
-    for (uint32_t i = 0; i < gemm->plan_count; i++)
+    for (uint32_t i = 0; i < plan_count(gemm); i++)
         if (memcmp(&gemm->plans[i].shape, shape, sizeof *shape) == 0) return &gemm->plans[i];
     return NULL;
 }
 
-/* A place for one more plan; the oldest goes when there is none. */
-static struct gemm_plan *place(struct gemm *gemm)
+/* The oldest goes when there is no place: nobody has a plan for longer than a call. */
+static struct gemm_plan *keep(struct gemm *gemm, struct gemm_plan made)
 {
-    if (gemm->plan_count < GEMM_PLANS_MAX) return &gemm->plans[gemm->plan_count++];
-    close_plan(&gemm->calls, &gemm->plans[0]);
-    memmove(gemm->plans, gemm->plans + 1, (GEMM_PLANS_MAX - 1) * sizeof *gemm->plans);
-    return &gemm->plans[GEMM_PLANS_MAX - 1];
+    struct gemm_plan *plan = &gemm->plans[gemm->plans_made++ % GEMM_PLANS_MAX];
+
+    close_plan(&gemm->calls, plan);
+    *plan = made;
+    return plan;
 }
 
 static int make(struct gemm *gemm, const struct gemm_request *request,
-                const struct gemm_shape *shape, bool rehearsing, cudaStream_t stream)
+                const struct gemm_shape *shape, bool rehearsing, cudaStream_t stream,
+                struct gemm_plan **out)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES_MAX];
     struct gemm_plan                made = {.shape = *shape};
@@ -379,7 +411,7 @@ static int make(struct gemm *gemm, const struct gemm_request *request,
     if (status)
         close_plan(&gemm->calls, &made);
     else
-        *place(gemm) = made;
+        *out = keep(gemm, made);
     return status;
 }
 
@@ -391,10 +423,7 @@ int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehears
     int               status = 0;
 
     must(request->workspace.bytes >= GEMM_WORKSPACE_BYTES);
-    if (plan == NULL) {
-        status = make(gemm, request, &shape, rehearsing, stream);
-        plan = find(gemm, &shape);
-    }
+    if (plan == NULL) status = make(gemm, request, &shape, rehearsing, stream, &plan);
     if (status || rehearsing) return status;
     return multiply(gemm, plan, request, &plan->algo, stream);
 }

@@ -15,17 +15,21 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PLANS_MAX = 512 };
-
-/* More than any kernel's code. */
-static const size_t CODE_BYTES = 32 << 20;
+enum { PLANS_MAX = 512, ANSWERS_MAX = 64 };
 
 struct graphs {
     struct graph_library library;
     cudnnHandle_t        handle;
-    struct graph_plan    plans[PLANS_MAX];
-    uint32_t             plan_count;
+    struct graph_plan    plans[PLANS_MAX];     /* used in turn */
+    uint64_t             plans_made;           /* ever */
+    struct graph_answer  answers[ANSWERS_MAX]; /* used in turn */
+    uint64_t             answers_kept;         /* ever */
 };
+
+static uint32_t plan_count(const struct graphs *graphs)
+{
+    return graphs->plans_made < PLANS_MAX ? (uint32_t)graphs->plans_made : PLANS_MAX;
+}
 
 int graphs_open(struct graphs **out, char *why_out, size_t capacity)
 {
@@ -53,7 +57,7 @@ int graphs_open(struct graphs **out, char *why_out, size_t capacity)
 void graphs_close(struct graphs *graphs)
 {
     if (graphs == NULL) return;
-    for (uint32_t i = 0; i < graphs->plan_count; i++)
+    for (uint32_t i = 0; i < plan_count(graphs); i++)
         graph_plan_close(&graphs->library, &graphs->plans[i]);
     if (graphs->handle != NULL) (void)graphs->library.cudnnDestroy(graphs->handle);
     os_free(graphs);
@@ -64,51 +68,56 @@ const char *graphs_words(const struct graphs *graphs, int status)
     return graphs->library.cudnnGetErrorString((cudnnStatus_t)status);
 }
 
-/* A driver that finds no room for a kernel's code says no more than that it failed. */
-static bool is_card_full(void)
-{
-    size_t left = 0, total = 0;
-
-    return cudaMemGetInfo(&left, &total) == cudaSuccess && left < CODE_BYTES;
-}
-
 bool graphs_lack_memory(int status)
 {
     return status == (int)CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ||
-           (status == (int)CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && is_card_full());
+           (status == (int)CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && cuda_is_full());
 }
 
-/* The plan for a shape; one whose `plan` is NULL stands for a refusal, and for want of memory it is
- * asked for again the next time.  The oldest goes when there is no place. */
-static struct graph_plan *plan_for(struct graphs *graphs, const struct graph_shape *shape)
+/* What was proposed for shapes like this, asked for once.  Want of memory is no answer to keep. */
+static const struct graph_answer *answer_for(struct graphs *graphs, const struct graph_shape *shape)
+{
+    struct graph_answer *place = &graphs->answers[graphs->answers_kept % ANSWERS_MAX];
+
+    for (uint64_t i = 0; i < ANSWERS_MAX && i < graphs->answers_kept; i++)
+        if (graph_answers(&graphs->answers[i], shape)) return &graphs->answers[i];
+    graph_ask(place, &graphs->library, shape, graphs->handle, NULL);
+    if (!place->lacked_memory) graphs->answers_kept++;
+    return place;
+}
+
+/* The plan for a shape; one whose `plan` is NULL stands for a refusal.  Where there was no memory
+ * for it, *out is NULL, the library's status is returned, and it is asked for again the next time.
+ * The oldest goes when there is no place. */
+static int plan_for(struct graphs *graphs, const struct graph_shape *shape, struct graph_plan **out)
+{
+    struct graph_plan made;
+
+    *out = NULL;
+    for (uint32_t i = 0; i < plan_count(graphs) && *out == NULL; i++)
+        if (memcmp(&graphs->plans[i].shape, shape, sizeof *shape) == 0) *out = &graphs->plans[i];
+    if (*out != NULL) return 0;
+    graph_plan_open(&made, &graphs->library, shape, answer_for(graphs, shape), graphs->handle);
+    if (made.lacked_memory) return made.refusal;
+    if (made.plan == NULL)
+        log_line(LOG_DEBUG, "cuDNN refuses %s of %lld x %lld: %s; mural's own kernel does it",
+                 shape->attention ? "attention" : "a convolution", (long long)shape->dims[0],
+                 (long long)shape->dims[1], graphs_words(graphs, made.refusal));
+    *out = &graphs->plans[graphs->plans_made++ % PLANS_MAX];
+    graph_plan_close(&graphs->library, *out);
+    **out = made;
+    return 0;
+}
+
+/* To say no for want of memory would be to paint other bits. */
+static bool is_taken(struct graphs *graphs, const struct graph_shape *shape)
 {
     struct graph_plan *plan;
 
-    for (uint32_t i = 0; i < graphs->plan_count; i++)
-        if (memcmp(&graphs->plans[i].shape, shape, sizeof *shape) == 0) return &graphs->plans[i];
-    if (graphs->plan_count == PLANS_MAX) {
-        graph_plan_close(&graphs->library, &graphs->plans[0]);
-        memmove(graphs->plans, graphs->plans + 1, --graphs->plan_count * sizeof *graphs->plans);
-    }
-    plan = &graphs->plans[graphs->plan_count++];
-    graph_plan_open(plan, &graphs->library, shape, graphs->handle);
-    if (plan->plan == NULL && graphs_lack_memory(plan->refusal)) {
-        graphs->plan_count--;
-        return plan;
-    }
-    if (plan->plan == NULL)
-        log_line(LOG_DEBUG, "cuDNN refuses %s of %lld x %lld: %s; mural's own kernel does it",
-                 shape->attention ? "attention" : "a convolution", (long long)shape->dims[0],
-                 (long long)shape->dims[1], graphs_words(graphs, plan->refusal));
-    return plan;
+    return plan_for(graphs, shape, &plan) != 0 || plan->plan != NULL;
 }
 
 /* ---------------------------------------------------------------------------------- attention */
-
-static bool stands(const struct graph_plan *plan)
-{
-    return plan->plan != NULL || graphs_lack_memory(plan->refusal);
-}
 
 static bool is_plain(struct matrix m)
 {
@@ -143,24 +152,19 @@ struct graph_shape graph_attention_shape(const struct attention_request *request
 bool graphs_attention_fits(struct graphs *graphs, const struct attention_request *request)
 {
     struct graph_shape shape = graph_attention_shape(request);
-    struct graph_plan *plan;
 
-    if (!attention_is_fit(request)) return false;
-    plan = plan_for(graphs, &shape);
-    return stands(plan);
+    return attention_is_fit(request) && is_taken(graphs, &shape);
 }
 
 static int run(struct graphs *graphs, const struct graph_shape *shape,
                const struct graph_data *data, struct workspace workspace, bool rehearsing,
                cudaStream_t stream)
 {
-    struct graph_plan *plan = plan_for(graphs, shape);
-    int                status;
+    struct graph_plan *plan;
+    int                status = plan_for(graphs, shape, &plan);
 
+    if (status) return STATUS_CUDNN + status;
     if (rehearsing && plan->has_run) return 0;
-
-    if (plan->plan == NULL && graphs_lack_memory(plan->refusal))
-        return STATUS_CUDNN + plan->refusal;
     workspace = workspace_of(workspace);
     if (plan->plan == NULL || plan->workspace_bytes > workspace.bytes) return STATUS_NO_PLAN;
     status = (int)graphs->library.cudnnSetStream(graphs->handle, stream);
@@ -211,13 +215,11 @@ bool graphs_conv_fits(struct graphs *graphs, const struct conv_request *request,
                       int32_t out_w)
 {
     struct graph_shape shape = graph_conv_shape(request, out_h, out_w);
-    struct graph_plan *plan;
 
     if (!is_plain(request->x) || !is_plain(request->y) || request->x.ld != request->x.cols ||
         request->y.ld != request->y.cols || request->x.cols % 8 != 0)
         return false;
-    plan = plan_for(graphs, &shape);
-    return stands(plan);
+    return is_taken(graphs, &shape);
 }
 
 int graphs_conv(struct graphs *graphs, const struct conv_request *request, struct matrix w,

@@ -19,13 +19,30 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PROPOSALS_MAX = 16, PARTS_MAX = 64, SETTINGS_MAX = 32 };
+/* Parts: of a plan, with every setting. */
+enum { PARTS_MAX = GRAPH_SETTINGS_MAX + 32 };
 
 /* Rows of the map that the library is asked about in place of any other: between those of a small
  * map and of a large one's strips. */
 enum { ASKED_ROWS = 256 };
 
 typedef cudnnBackendDescriptor_t descriptor;
+
+static void name_library(char soname[32])
+{
+    (void)snprintf(soname, 32, "libcudnn.so.%d", CUDNN_MAJOR);
+}
+
+size_t graphs_version(void)
+{
+    size_t (*version)(void) = NULL;
+    const struct cuda_symbol symbol = {"cudnnGetVersion", &version};
+    struct err               ignored = {.code = ERR_OK};
+    char                     soname[32];
+
+    name_library(soname);
+    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+}
 
 int graph_library_open(struct graph_library *library, struct err *err)
 {
@@ -39,7 +56,7 @@ int graph_library_open(struct graph_library *library, struct err *err)
      */
     (void)snprintf(soname, sizeof soname, "libnvrtc.so.%d", CUDART_VERSION / 1000);
     (void)cuda_load(soname, NULL, 0, &ignored);
-    (void)snprintf(soname, sizeof soname, "libcudnn.so.%d", CUDNN_MAJOR);
+    name_library(soname);
     return cuda_load(soname, symbols, ARRAY_COUNT(symbols), err);
 }
 
@@ -283,138 +300,144 @@ static descriptor make_graph(struct builder *b, const struct graph_shape *shape)
     return graph;
 }
 
-/* The proposals for a shape, best first; their number. */
-static int propose(struct builder *b, const struct graph_shape *shape,
-                   descriptor configs[PROPOSALS_MAX])
+static void get(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                cudnnBackendAttributeType_t type, int64_t most, int64_t *count_out, void *values)
+{
+    *count_out = 0;
+    if (b->status == 0)
+        b->status =
+            (int)b->library->cudnnBackendGetAttribute(d, name, type, most, count_out, values);
+}
+
+static void get_one(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
+                    cudnnBackendAttributeType_t type, void *value_out)
+{
+    int64_t count;
+
+    get(b, d, name, type, 1, &count, value_out);
+}
+
+/* May this engine add up in another order from run to run? */
+static bool varies(struct builder *b, descriptor engine)
+{
+    cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+    int64_t                     count;
+    bool                        found = false;
+
+    get(b, engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+        CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes);
+    for (int64_t i = 0; i < count; i++)
+        found |= notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
+    return found;
+}
+
+/* In numbers, which hold for other graphs too. */
+static struct graph_proposal read_config(struct builder *b, descriptor config)
+{
+    descriptor engine = make(b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), settings[GRAPH_SETTINGS_MAX];
+    struct graph_proposal out = {.engine = -1};
+
+    get_one(b, config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, &engine);
+    get_one(b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, &out.engine);
+    out.varies = varies(b, engine);
+    for (int i = 0; i < GRAPH_SETTINGS_MAX; i++)
+        settings[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+    get(b, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+        GRAPH_SETTINGS_MAX, &out.setting_count, settings);
+    out.setting_count = min_i64(out.setting_count, GRAPH_SETTINGS_MAX);
+    for (int64_t i = 0; i < out.setting_count; i++) {
+        get_one(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE,
+                &out.settings[i].type);
+        get_one(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64,
+                &out.settings[i].value);
+    }
+    return out;
+}
+
+static void read_configs(struct graph_answer *out, struct builder *b, descriptor heuristics)
+{
+    descriptor configs[GRAPH_PROPOSALS_MAX];
+    int64_t    count;
+
+    for (int i = 0; i < GRAPH_PROPOSALS_MAX; i++)
+        configs[i] = make(b, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+    get(b, heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+        GRAPH_PROPOSALS_MAX, &count, configs);
+    for (int64_t i = 0; i < min_i64(count, GRAPH_PROPOSALS_MAX); i++) {
+        struct builder one = {.library = b->library}; /* one that cannot be read is none */
+        out->proposals[out->count] = read_config(&one, configs[i]);
+        out->count += one.status == 0;
+        builder_close(&one);
+    }
+}
+
+void graph_ask(struct graph_answer *out, const struct graph_library *library,
+               const struct graph_shape *shape, cudnnHandle_t handle, cudnnBackendDescriptor_t card)
 {
     const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
-    const struct graph_shape     asked = asked_for(shape);
-    descriptor                   graph = make_graph(b, &asked), heuristics;
-    int64_t                      count = 0;
+    struct builder               b = {.library = library, .handle = handle, .card = card};
+    descriptor                   graph, heuristics;
 
-    heuristics = make(b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
-    set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
-    set(b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    if (b->card != NULL) set_part(b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, b->card);
-    finish(b, heuristics);
-    for (int i = 0; i < PROPOSALS_MAX && b->status == 0; i++)
-        b->status = (int)b->library->cudnnBackendCreateDescriptor(
-            CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &configs[i]);
-    if (b->status == 0)
-        b->status = (int)b->library->cudnnBackendGetAttribute(
-            heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSALS_MAX,
-            &count, configs);
-    return b->status == 0 ? (int)min_i64(count, PROPOSALS_MAX) : 0;
+    *out = (struct graph_answer){.asked = asked_for(shape)};
+    graph = make_graph(&b, &out->asked);
+    heuristics = make(&b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    set_part(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
+    set(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    if (card != NULL) set_part(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, card);
+    finish(&b, heuristics);
+    read_configs(out, &b, heuristics);
+    out->status = b.status;
+    out->lacked_memory = graphs_lack_memory(b.status);
+    builder_close(&b);
 }
 
-static void get(struct builder *b, descriptor d, cudnnBackendAttributeName_t name,
-                cudnnBackendAttributeType_t type, void *value_out)
+bool graph_answers(const struct graph_answer *answer, const struct graph_shape *shape)
 {
-    int64_t count = 0;
+    const struct graph_shape asked = asked_for(shape);
 
-    if (b->status == 0)
-        b->status = (int)b->library->cudnnBackendGetAttribute(d, name, type, 1, &count, value_out);
+    return memcmp(&asked, &answer->asked, sizeof asked) == 0;
 }
 
-/* The number of an engine, the same for every graph that it can run. */
-static int64_t engine_number(struct builder *b, descriptor config)
+/* What was proposed for the shape that was asked about, for this shape. */
+static descriptor carry_over(struct builder *b, const struct graph_shape *shape,
+                             const struct graph_proposal *proposal)
 {
-    descriptor engine = make(b, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
-    int64_t    number = -1;
-
-    get(b, config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, &engine);
-    get(b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, &number);
-    return number;
-}
-
-/* The settings of `config` as new ones; their number. */
-static int64_t copy_settings(struct builder *b, descriptor config,
-                             descriptor settings[SETTINGS_MAX])
-{
-    int64_t count = 0;
-
-    for (int i = 0; i < SETTINGS_MAX; i++)
-        settings[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
-    if (b->status == 0)
-        b->status = (int)b->library->cudnnBackendGetAttribute(
-            config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, SETTINGS_MAX,
-            &count, settings);
-    count = min_i64(count, SETTINGS_MAX);
-    for (int64_t i = 0; i < count; i++) {
-        cudnnBackendKnobType_t type = CUDNN_KNOB_TYPE_COUNTS;
-        int64_t                value = 0;
-
-        get(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, &type);
-        get(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, &value);
-        settings[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
-        set(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
-        set_int(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, value);
-        finish(b, settings[i]);
-    }
-    return count;
-}
-
-/* What was proposed for the shape that is asked for, for this shape. */
-static descriptor carry_over(struct builder *b, const struct graph_shape *shape, descriptor config)
-{
-    descriptor graph = make_graph(b, shape), settings[SETTINGS_MAX];
-    int64_t    number = engine_number(b, config), count = copy_settings(b, config, settings);
+    descriptor graph = make_graph(b, shape), settings[GRAPH_SETTINGS_MAX];
     descriptor engine = make(b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), carried;
 
     set_part(b, engine, CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph);
-    set_int(b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, number);
+    set_int(b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, proposal->engine);
     if (b->card != NULL) set_part(b, engine, CUDNN_ATTR_ENGINE_DEVICEPROP, b->card);
     finish(b, engine);
+    for (int64_t i = 0; i < proposal->setting_count; i++) {
+        settings[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+        set(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1,
+            &proposal->settings[i].type);
+        set_int(b, settings[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, proposal->settings[i].value);
+        finish(b, settings[i]);
+    }
     carried = make(b, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
     set_part(b, carried, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
-    if (count > 0)
-        set(b, carried, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, count,
-            settings);
+    if (proposal->setting_count > 0)
+        set(b, carried, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+            proposal->setting_count, settings);
     finish(b, carried);
     return carried;
 }
 
-static void close_configs(const struct graph_library *library, descriptor configs[PROPOSALS_MAX])
-{
-    for (int i = 0; i < PROPOSALS_MAX; i++)
-        if (configs[i] != NULL) (void)library->cudnnBackendDestroyDescriptor(configs[i]);
-}
-
-/* May this engine add up in another order from run to run? */
-static bool varies(const struct graph_library *library, descriptor config)
-{
-    cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
-    descriptor                  engine = NULL;
-    int64_t                     count = 0;
-    bool                        found = false;
-
-    if (library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine) != 0)
-        return true;
-    int status = (int)library->cudnnBackendGetAttribute(
-        config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine);
-    if (!status)
-        status = (int)library->cudnnBackendGetAttribute(
-            engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
-            CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes);
-    for (int64_t i = 0; i < count && !status; i++)
-        found |= notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
-    (void)library->cudnnBackendDestroyDescriptor(engine);
-    return found || status != 0;
-}
-
 /* The plan of one proposal; 0 when it stands. */
-static int plan_of(struct graph_plan *out, const struct graph_library *library, descriptor config,
-                   cudnnHandle_t handle)
+static int plan_of(struct graph_plan *out, const struct graph_library *library,
+                   const struct graph_proposal *proposal, cudnnHandle_t handle)
 {
     struct builder b = {.library = library, .handle = handle};
     descriptor     plan = make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-    descriptor     carried = carry_over(&b, &out->shape, config);
+    descriptor     carried = carry_over(&b, &out->shape, proposal);
     int64_t        bytes = 0;
 
     set_part(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, carried);
     set_handle(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE);
     finish(&b, plan);
-    get(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, &bytes);
+    get_one(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, &bytes);
     if (b.status == 0 && (uint64_t)bytes > GRAPH_WORKSPACE_BYTES)
         b.status = (int)CUDNN_STATUS_NOT_SUPPORTED;
     if (b.status == 0) {
@@ -427,20 +450,19 @@ static int plan_of(struct graph_plan *out, const struct graph_library *library, 
 }
 
 void graph_plan_open(struct graph_plan *plan, const struct graph_library *library,
-                     const struct graph_shape *shape, cudnnHandle_t handle)
+                     const struct graph_shape *shape, const struct graph_answer *answer,
+                     cudnnHandle_t handle)
 {
-    struct builder b = {.library = library, .handle = handle};
-    descriptor     configs[PROPOSALS_MAX] = {NULL};
-    int            count = propose(&b, shape, configs);
-
-    *plan = (struct graph_plan){.shape = *shape, .refusal = b.status};
-    if (b.status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
+    must(graph_answers(answer, shape));
+    *plan = (struct graph_plan){
+        .shape = *shape, .refusal = answer->status, .lacked_memory = answer->lacked_memory};
+    if (answer->status == 0) plan->refusal = (int)CUDNN_STATUS_NOT_SUPPORTED;
     /* Where one lacks memory the next is not taken, for it may round otherwise. */
-    for (int i = 0; i < count && plan->plan == NULL && !graphs_lack_memory(plan->refusal); i++)
-        if (!varies(library, configs[i]))
-            plan->refusal = plan_of(plan, library, configs[i], handle);
-    close_configs(library, configs);
-    builder_close(&b);
+    for (int i = 0; i < answer->count && plan->plan == NULL && !plan->lacked_memory; i++) {
+        if (answer->proposals[i].varies) continue;
+        plan->refusal = plan_of(plan, library, &answer->proposals[i], handle);
+        plan->lacked_memory = graphs_lack_memory(plan->refusal);
+    }
 }
 
 void graph_plan_close(const struct graph_library *library, struct graph_plan *plan)
@@ -449,22 +471,20 @@ void graph_plan_close(const struct graph_library *library, struct graph_plan *pl
     plan->plan = NULL;
 }
 
-int graph_proposals(const struct graph_library *library, const struct graph_shape *shape,
-                    cudnnBackendDescriptor_t card)
+int graph_first_proposal(const struct graph_library *library, const struct graph_shape *shape,
+                         const struct graph_answer *answer, cudnnBackendDescriptor_t card)
 {
-    struct builder b = {.library = library, .card = card};
-    descriptor     configs[PROPOSALS_MAX] = {NULL};
-    int            count = propose(&b, shape, configs), carried = 0;
+    int first = 0;
 
-    for (int i = 0; i < count; i++) {
-        struct builder one = {.library = library, .card = card};
-        (void)carry_over(&one, shape, configs[i]);
-        carried += one.status == 0;
-        builder_close(&one);
+    must(graph_answers(answer, shape));
+    for (int i = 0; i < answer->count && first == 0; i++) {
+        struct builder b = {.library = library, .card = card};
+        if (answer->proposals[i].varies) continue;
+        (void)carry_over(&b, shape, &answer->proposals[i]);
+        if (b.status == 0) first = i + 1;
+        builder_close(&b);
     }
-    close_configs(library, configs);
-    builder_close(&b);
-    return b.status == 0 ? carried : -b.status;
+    return answer->status == 0 ? first : -answer->status;
 }
 
 int graph_plan_run(const struct graph_plan *plan, const struct graph_library *library,

@@ -19,6 +19,10 @@ enum { STATUS_CUBLAS = 1000000, STATUS_CUDNN = 2000000, STATUS_NO_PLAN = 3000000
 /* What cuBLASLt's workspace must be a multiple of; arenas and pieces of scratch keep to 64. */
 enum { WORKSPACE_ALIGNMENT = 256 };
 
+/* Has the GPU no room left for a kernel's code, or for the tables of what is pinned?  A driver that
+ * finds none says no more than that it failed.  (cuda_device.c) */
+bool cuda_is_full(void);
+
 /* ------------------------------------------------------------------- libraries (cuda_load.c) */
 
 /* One symbol to find; `slot` gets its address. */
@@ -82,7 +86,8 @@ struct cublas_calls {
 struct gemm_shape {
     int64_t m, n, k, x_ld, w_ld, y_ld;
     int32_t in_type, out_type; /* cudaDataType_t; x and w are of one type */
-    int32_t epilogue, plain;
+    int32_t epilogue;
+    int16_t plain, many; /* many: the algorithm is that of many rows, whatever m */
     int32_t x_align, w_align, y_align, bias_align;
 };
 
@@ -91,7 +96,6 @@ struct gemm_plan {
     cublasLtMatmulDesc_t   desc;
     cublasLtMatrixLayout_t x, w, y;
     cublasLtMatmulAlgo_t   algo;
-    bool                   tried; /* candidates were timed */
 };
 
 /* More than the shapes of any model at two sizes of picture. */
@@ -102,22 +106,27 @@ enum { GEMM_PLANS_MAX = 512 };
 struct gemm {
     struct cublas_calls calls;
     cublasLtHandle_t    handle;
-    struct gemm_plan   *plans; /* [GEMM_PLANS_MAX] */
-    uint32_t            plan_count;
+    struct gemm_plan   *plans;      /* [GEMM_PLANS_MAX], used in turn */
+    uint64_t            plans_made; /* ever */
     cudaEvent_t         begin, end;
     uint64_t           *sum; /* device memory, one number */
 };
 
 struct gemm_request {
-    struct matrix    y, x, w;           /* x and w of one type, f32 or bf16 */
-    const void      *bias;              /* of y's type, for the epilogue; NULL: none */
-    enum activation  act;               /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
-    bool             plain;             /* w is [k, n] */
+    struct matrix    y, x, w; /* x and w of one type, f32 or bf16 */
+    const void      *bias;    /* of y's type, for the epilogue; NULL: none */
+    enum activation  act;     /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
+    bool             plain;   /* w is [k, n] */
+    bool             of_map; /* x and y are rows of a map, which may come in strips of any height */
     bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
     struct workspace workspace;
 };
-int  gemm_open(struct gemm *gemm, struct err *err);
-void gemm_close(struct gemm *gemm);
+/* Of the library that is found, which decides the order of sums; 0: there is none. */
+size_t gemm_version(void);
+int    gemm_open(struct gemm *gemm, struct err *err);
+void   gemm_close(struct gemm *gemm);
+/* Is it the card's memory that a status of cuBLASLt is about? */
+bool gemm_lacks_memory(int status);
 /* In a rehearsal candidates are timed: x, and of w and bias what is not kept, are filled with
  * made-up numbers and y overwritten; nothing else is computed. */
 int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
@@ -128,6 +137,8 @@ struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 
 struct graphs;
+/* As gemm_version. */
+size_t graphs_version(void);
 /* *out is NULL and `why_out` filled when cuDNN is not there, was not when this was built, or does
  * not start: then its status is returned, else 0. */
 int  graphs_open(struct graphs **out, char *why_out, size_t capacity);
@@ -200,6 +211,9 @@ uint64_t cuda_linear_needs(const struct backend *backend, struct matrix y, struc
                            struct matrix w, const float *bias, enum activation act);
 int      cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
                      const float *bias, enum activation act);
+/* The same for rows of a map, and no activation. */
+int      cuda_map_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
+                         const float *bias);
 uint64_t cuda_attention_needs(const struct backend           *backend,
                               const struct attention_request *request);
 int      cuda_attention(struct backend *backend, const struct attention_request *request);

@@ -70,12 +70,13 @@ static int bias_in_bf16(struct cuda *cuda, struct gemm_request *request, const f
     return cuda->base.rehearsing ? 0 : k_cast_cuda(copy, source, cuda->stream);
 }
 
-int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
-                const float *bias, enum activation act)
+/* y, x, w and of_map are the request's; the rest is found here. */
+static int run_linear(struct backend *backend, struct gemm_request request, const float *bias,
+                      enum activation act)
 {
     struct cuda        *cuda = cuda_of(backend);
     struct workspace    scratch = backend->scratch;
-    struct gemm_request request = {.y = y, .x = x, .w = w};
+    const struct matrix y = request.y;
     bool in_epilogue = bias != NULL && y.dtype == DTYPE_BF16 && backend->compute == DTYPE_BF16 &&
                        (act == ACT_NONE || act == ACT_GELU_TANH);
 
@@ -100,6 +101,19 @@ int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struc
         status = k_bias_act_cuda(request.y, bias, act, cuda->stream);
     if (!status && request.y.data != y.data) status = k_cast_cuda(y, request.y, cuda->stream);
     return status;
+}
+
+int cuda_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
+                const float *bias, enum activation act)
+{
+    return run_linear(backend, (struct gemm_request){.y = y, .x = x, .w = w}, bias, act);
+}
+
+int cuda_map_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,
+                    const float *bias)
+{
+    return run_linear(backend, (struct gemm_request){.y = y, .x = x, .w = w, .of_map = true}, bias,
+                      ACT_NONE);
 }
 
 /* ---------------------------------------------------------------------------- wide attention */

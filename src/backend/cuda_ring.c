@@ -4,9 +4,8 @@
  * Owns two slots of device memory, the stream of copies and the pinned memory that they come from.
  * Parcel p always visits slot p % 2:
  *
- *     stream of operations       wait ready[s] .. use p .. record freed[s]
- *     stream of copies                                       wait freed[s], copy p + 2, record
- * ready[s]
+ *     operations   wait ready[s] .. use p .. record freed[s]
+ *     copies                                 wait freed[s] .. copy p + 2 .. record ready[s]
  *
  * So while one parcel is used the next is on its way or there, and the host waits for neither.
  * After the last parcels come the first of the next round; a parcel that has its slot to itself
@@ -128,6 +127,21 @@ static void unpin(struct parcels *parcels, uint32_t index)
     parcel->host = NULL;
 }
 
+/* A host that pins little may have given all to the blocks before: the last ones make room. */
+static int open_windows(struct ring *ring)
+{
+    struct parcels *parcels = ring->track.parcels;
+    int             status = windows_open(&ring->windows, &ring->track);
+
+    for (uint32_t i = parcels->sizes.count; i-- > 0 && status == STATUS_HOST;) {
+        if (parcels->parcel[i].host == NULL) continue;
+        unpin(parcels, i);
+        ring->pinned_bytes -= parcels->sizes.bytes[i];
+        status = windows_open(&ring->windows, &ring->track);
+    }
+    return status;
+}
+
 int ring_settle(struct ring *ring, uint32_t index)
 {
     struct parcel *parcel = &ring->track.parcels->parcel[index];
@@ -155,7 +169,7 @@ int ring_settle(struct ring *ring, uint32_t index)
     if (ring->windows == NULL) {
         log_line(LOG_DEBUG, "windows: %s are read from where the weights are whenever they travel",
                  text_bytes(words, sizeof words, bytes));
-        status = windows_open(&ring->windows, &ring->track);
+        status = open_windows(ring);
     }
     return status;
 }
@@ -200,11 +214,12 @@ static void forget(struct ring *ring)
 /* Between two records, so that a wait which ended at once shows as next to nothing. */
 static int wait_ready(struct ring *ring, uint32_t slot, cudaStream_t stream)
 {
-    struct lap *lap = ring->lap_count < PARCELS_MAX ? &ring->laps[ring->lap_count++] : NULL;
+    struct lap *lap = ring->lap_count < PARCELS_MAX ? &ring->laps[ring->lap_count] : NULL;
     int         status = lap == NULL ? 0 : (int)cudaEventRecord(lap->begin, stream);
 
     if (!status) status = (int)cudaStreamWaitEvent(stream, ring->track.ready[slot], 0);
     if (!status && lap != NULL) status = (int)cudaEventRecord(lap->end, stream);
+    if (!status && lap != NULL) ring->lap_count++;
     return status;
 }
 
@@ -260,7 +275,10 @@ int ring_wait(struct ring *ring, struct backend_link *link)
     float milliseconds = 0;
     int   status = (int)cudaStreamQuery(ring->track.copies);
 
-    if (status == (int)cudaErrorNotReady) status = 0;
+    if (status == (int)cudaErrorNotReady) { /* no failure, but some runtimes remember it as one */
+        (void)cudaGetLastError();
+        status = 0;
+    }
     for (uint32_t i = 0; i < ring->lap_count && !status; i++) {
         status = (int)cudaEventElapsedTime(&milliseconds, ring->laps[i].begin, ring->laps[i].end);
         link->stall_seconds += 1e-3 * (double)milliseconds;
@@ -316,8 +334,9 @@ int ring_open(struct ring **out, struct parcels *parcels, const struct backend_o
     parcels_share(parcels, options->shared_fd);
     status = open_events(ring);
     if (status != 0)
-        RAISE(err, ERR_DEVICE, status, "device: no stream or events for weights on GPU %d: %s",
-              options->device, cudaGetErrorString((cudaError_t)status));
+        RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
+              "device: no stream or events for weights on GPU %d: %s", options->device,
+              cudaGetErrorString((cudaError_t)status));
     TRY(options->pool != NULL
             ? arena_open_in(&ring->arena, options->pool, bytes, err)
             : arena_open_on(&ring->arena, &vmem_cuda, options->device, bytes, err));

@@ -33,7 +33,7 @@ int  ring_open(struct ring **out, struct parcels *parcels, const struct backend_
                struct err *err);
 void ring_close(struct ring *ring);
 bool ring_holds(const struct ring *ring, const void *data);
-/* See struct backend_ops; statuses of CUDA, or of STATUS_READ. */
+/* See struct backend_ops; statuses of CUDA, STATUS_HOST or those of STATUS_READ. */
 int ring_settle(struct ring *ring, uint32_t index);
 int ring_arrive(struct ring *ring, uint32_t index, cudaStream_t stream);
 int ring_depart(struct ring *ring, uint32_t index, cudaStream_t stream);
@@ -44,7 +44,8 @@ int ring_wait(struct ring *ring, struct backend_link *link);
 /* ------------------------------------------------------------------ windows (cuda_windows.c) */
 
 struct windows;
-/* Pins the windows and starts the reader. 0 or a status; *out is then as it was. */
+/* Pins the windows and starts the reader.  0 or a status, STATUS_HOST where the host is short of
+ * memory; *out is then as it was. */
 int  windows_open(struct windows **out, const struct ring_track *track);
 void windows_close(struct windows *windows);
 /* Copy parcel `index` when all that was asked before is copied.  Returns a ticket. */

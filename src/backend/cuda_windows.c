@@ -10,7 +10,7 @@
  * alone from the first order on.  A read that fails ends all orders, and is told to the next that
  * awaits one.
  */
-#include "backend/cuda_ring.h"
+#include "backend/cuda_int.h"
 
 enum { WINDOWS = 4, ORDERS_MAX = 8 };
 
@@ -132,6 +132,16 @@ int windows_await(struct windows *windows, uint64_t ticket)
     return status;
 }
 
+/* Tables of what is pinned lie on the GPU: where it is full, that is what is short. */
+static int take_window(struct windows *windows, int i)
+{
+    int status = (int)cudaHostAlloc(&windows->memory[i], (size_t)windows->track.window_bytes, 0);
+
+    if (status != (int)cudaErrorMemoryAllocation) return status;
+    (void)cudaGetLastError(); /* it is told here, and by nothing later */
+    return cuda_is_full() ? status : STATUS_HOST;
+}
+
 int windows_open(struct windows **out, const struct ring_track *track)
 {
     struct err      err = {.code = ERR_OK};
@@ -139,19 +149,19 @@ int windows_open(struct windows **out, const struct ring_track *track)
     int             status = 0;
 
     if (os_alloc((void **)&windows, 1, sizeof *windows, "windows of weights", &err) != ERR_OK)
-        return (int)cudaErrorMemoryAllocation;
+        return STATUS_HOST;
     windows->track = *track;
     windows->read_threads =
         (uint32_t)min_i64(max_i64(os_cpu_count() / 2, READ_THREADS_LEAST), READ_THREADS_MOST);
     (void)pthread_mutex_init(&windows->lock, NULL);
     (void)pthread_cond_init(&windows->changed, NULL);
     for (int i = 0; i < WINDOWS && !status; i++) {
-        status = (int)cudaHostAlloc(&windows->memory[i], (size_t)track->window_bytes, 0);
+        status = take_window(windows, i);
         if (!status)
             status = (int)cudaEventCreateWithFlags(&windows->used[i], cudaEventDisableTiming);
     }
     if (!status && os.thread_create(&windows->reader, read_orders, windows) != 0)
-        status = (int)cudaErrorMemoryAllocation;
+        status = STATUS_HOST;
     windows->runs = status == 0;
     if (status)
         windows_close(windows);

@@ -190,6 +190,7 @@ struct os_calls {
     int (*spawn)(int *pid_out, const struct spawn_request *request); /* 0 or errno */
     int (*waitpid)(int pid, int *status_out, int flags);
     int (*kill)(int pid, int signal);
+    double (*seconds)(void); /* monotonic; cannot fail, but tests may hurry it */
 };
 extern struct os_calls os;
 

@@ -79,6 +79,12 @@ static int64_t call_seek_end(int fd)
 {
     return lseek(fd, 0, SEEK_END);
 }
+static double call_seconds(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
 
 struct os_calls os = {
     .open = open,
@@ -113,6 +119,7 @@ struct os_calls os = {
     .spawn = spawn_process,
     .waitpid = waitpid,
     .kill = kill,
+    .seconds = call_seconds,
 };
 
 /* ------------------------------------------------------------------------------------ heap */
@@ -408,9 +415,7 @@ bool os_folder(char *out, size_t capacity, const char *path)
 
 double os_seconds(void)
 {
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return os.seconds();
 }
 
 uint32_t os_cpu_count(void)

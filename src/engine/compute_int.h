@@ -63,8 +63,8 @@ int  engine_keep(struct networks *out, const struct engine *engine, struct backe
                  struct err *err);
 void engine_release(struct networks *networks, const struct engine *engine);
 
-/* Rows that an MLP sees at a time at a level of the budget, for the largest of these sizes; 0: all
- * of them. */
+/* Most rows that an MLP sees at a time at a level of the budget, for the largest of these sizes; 0:
+ * all of them. */
 int64_t engine_mlp_rows(const struct engine *engine, const struct engine_size *sizes,
                         size_t size_count, uint32_t level);
 /* ERR_DEVICE_MEM when memory was given up and not to be had again. */

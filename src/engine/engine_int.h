@@ -129,12 +129,15 @@ struct transformer;
 /* With a keeper: without the layers that only a prompt reads. */
 int  transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err);
 void transformer_free(struct transformer *transformer);
-/* Most rows of tokens that the MLP of a block sees at a time, a multiple of the step; they then
- * come in parts of about the same size, whole steps but for the last.  0: all rows at once.  Fewer
- * take less scratch.  The CPU multiplies by pieces of the step's rows, so there no bit changes as
- * long as the last part has more than 16. */
-enum { TRANSFORMER_MLP_STEP = 256 };
+/* Most rows of tokens that the MLP of a block sees at a time, a multiple of the step; 0: all rows
+ * at once.  Fewer take less scratch.  No bit changes as long as every part has more rows than
+ * BACKEND_ROWS_FEW, which from TRANSFORMER_MLP_LEAST on they have; on the CPU, which multiplies by
+ * pieces of the step's rows, as long as the last part has more than 16. */
+enum { TRANSFORMER_MLP_STEP = 256, TRANSFORMER_MLP_LEAST = 3 * BACKEND_ROWS_FEW };
 void transformer_set_mlp_rows(struct transformer *transformer, int64_t rows);
+/* The rows of the next part, of `left` that are to come in parts of at most `most`: as few parts as
+ * can be, of about the same size, whole steps but for the last. */
+int64_t transformer_part_rows(int64_t left, int64_t most);
 
 /* Everything that depends on prompt and schedule only, in host memory. */
 struct conditioning {

@@ -8,7 +8,7 @@
 
 #include <stdio.h>
 
-enum { ARITHMETIC_VERSION = 2 };
+enum { ARITHMETIC_VERSION = 3 };
 
 const char *engine_numeric_version(char out[128], const struct engine_options *options)
 {
@@ -20,7 +20,7 @@ const char *engine_numeric_version(char out[128], const struct engine_options *o
 
     if (options->machine == ENGINE_CUDA) {
         (void)engine_find_device(&device, options, &ignored);
-        (void)snprintf(out, 128, "%d %s cuda %.80s%s", ARITHMETIC_VERSION, compute, device.numeric,
+        (void)snprintf(out, 128, "%d %s cuda %.95s%s", ARITHMETIC_VERSION, compute, device.numeric,
                        options->text_on_cpu ? " text cpu" : "");
     } else {
         (void)snprintf(out, 128, "%d %s cpu %s", ARITHMETIC_VERSION, compute,

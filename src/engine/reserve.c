@@ -177,7 +177,8 @@ int64_t engine_mlp_rows(const struct engine *engine, const struct engine_size *s
         most = max_i64(most, engine->facts.text_tokens +
                                  (int64_t)(sizes[i].w_px / side) * (sizes[i].h_px / side));
     if (level == 0) return 0;
-    return round_up_i64(ceil_div_i64(most, (int64_t)1 << level), TRANSFORMER_MLP_STEP);
+    most = round_up_i64(ceil_div_i64(most, (int64_t)1 << level), TRANSFORMER_MLP_STEP);
+    return max_i64(most, TRANSFORMER_MLP_LEAST);
 }
 
 /* ------------------------------------------------------------------------------------- ladder */

@@ -7,8 +7,8 @@
  * Easy to get wrong, and wrong in ways that may still look like pictures:
  *   - text rows stand before image rows: what is rotated and what leaves at the end depend on it;
  *   - modulation is LN(x) * (1 + scale) + shift; the LN has no weights and eps 1e-6;
- *   - it comes as shift, scale, gate everywhere but in the final layer: scale, shift
- * (modulation.c);
+ *   - it comes as shift, scale, gate everywhere but in the final layer: there as scale, shift
+ *     (modulation.c);
  *   - the RMS norm of q and k comes before the rotation, per head, with weights of its own for text
  *     and for image in a double block; v has neither;
  *   - the rotation turns ADJACENT elements (2p, 2p + 1); axis 0 is always at position 0, axis 1 is
@@ -62,13 +62,10 @@ static struct pass pass_rows(const struct pass *pass, int64_t first, int64_t cou
     return part;
 }
 
-/* How many rows the MLP takes at a time, of `rows`: parts of about the same size. */
-static int64_t part_rows(const struct pass *pass, int64_t rows)
+/* How many rows the MLP takes next, of the `left` ones. */
+static int64_t part_rows(const struct pass *pass, int64_t left)
 {
-    int64_t most = pass->transformer->mlp_rows;
-
-    if (!pass->in_parts || rows <= most) return rows;
-    return round_up_i64(ceil_div_i64(rows, ceil_div_i64(rows, most)), TRANSFORMER_MLP_STEP);
+    return pass->in_parts ? transformer_part_rows(left, pass->transformer->mlp_rows) : left;
 }
 
 /* Rows [first, first + count) for the MLP, which has `wide` for itself in parts. */
@@ -176,8 +173,9 @@ static void finish_stream(const struct pass *pass, const struct stream *stream, 
 
     run_linear(pass, pass->normed, pass->attended, &stream->out, ACT_NONE);
     add_branch(pass, x, modulation + 2 * h, mlp);
-    for (int64_t first = 0, most = part_rows(pass, x.rows); first < x.rows; first += most) {
-        struct pass part = mlp_part(pass, first, min_i64(most, x.rows - first));
+    for (int64_t first = 0, count; first < x.rows; first += count) {
+        count = part_rows(pass, x.rows - first);
+        struct pass part = mlp_part(pass, first, count);
         run_linear(&part, inner(&part), part.normed, &stream->mlp_in, ACT_GELU_TANH);
         run_linear(&part, part.normed, inner(&part), &stream->mlp_out, ACT_NONE);
     }
@@ -214,8 +212,9 @@ static void run_single(const struct pass *pass, const struct single_block *block
 
     project(&all, &block->in, tile, tile->conditioning->text_tokens);
     attend(&all);
-    for (int64_t first = 0, most = part_rows(&all, rows); first < rows; first += most) {
-        struct pass part = mlp_part(&all, first, min_i64(most, rows - first));
+    for (int64_t first = 0, count; first < rows; first += count) {
+        count = part_rows(&all, rows - first);
+        struct pass part = mlp_part(&all, first, count);
         if (part.in_parts) backend_copy(part.backend, matrix_cols(part.wide, 0, h), part.attended);
         run_linear(&part, inner(&part), part.normed, &block->mlp_in, ACT_GELU_TANH);
         run_linear(&part, part.normed, part.wide, &block->out, ACT_NONE);

@@ -223,6 +223,13 @@ void transformer_set_mlp_rows(struct transformer *transformer, int64_t rows)
     transformer->mlp_rows = rows;
 }
 
+int64_t transformer_part_rows(int64_t left, int64_t most)
+{
+    must(left > 0 && most > 0 && most % TRANSFORMER_MLP_STEP == 0);
+    if (left <= most) return left;
+    return round_up_i64(ceil_div_i64(left, ceil_div_i64(left, most)), TRANSFORMER_MLP_STEP);
+}
+
 int transformer_load(struct transformer **out, struct layer_loader *loader, struct err *err)
 {
     int                              rc = ERR_OK;

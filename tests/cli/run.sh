@@ -17,11 +17,11 @@ export LC_ALL=C
 export MURAL=${MURAL:-$PWD/../../build/release/mural}
 [ -x "$MURAL" ] || { echo "no program at $MURAL"; exit 2; }
 
+. ../pool.sh
 work=$(mktemp -d)
-trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+trap 'chmod -R u+w "$work"; rm -rf "$work" "$pool"' EXIT
 export TINY=$work/tiny
 "$MURAL" synth "$TINY" >/dev/null 2>"$work/synth.err" || sed 's/^/no tiny model: /' "$work/synth.err"
-passed=0 failed=0 skipped=0
 
 # Stories are of the CPU, on any machine, unless they speak of a device.
 export MURAL_ITSELF=$MURAL
@@ -71,22 +71,22 @@ tell() { # story
     local name=$1 scratch=$work/$1 status expected why="" part
     export STORY=$PWD/$name
     mkdir "$scratch"
-    (cd "$scratch" && timeout 300 sh -u "$STORY/cmd") >"$work/stdout" 2>"$work/stderr" </dev/null
+    (cd "$scratch" && timeout 300 sh -u "$STORY/cmd") >"$scratch.stdout" 2>"$scratch.stderr" </dev/null
     status=$?
     if [ "$status" = 77 ]; then
         skipped=$((skipped + 1))
-        echo "skip $name: $(tail -1 "$work/stdout")"
+        echo "skip $name: $(tail -1 "$scratch.stdout")"
         return
     fi
     expected=$(cat "$name/expect-exit" 2>/dev/null || echo 0)
     [ "$status" = "$expected" ] || why="        exit status $status, expected $expected"$'\n'
     for part in stdout stderr; do
         [ -e "$name/expect-$part" ] || continue
-        compare "$name/expect-$part" "$work/$part" "$part"
+        compare "$name/expect-$part" "$scratch.$part" "$part"
     done
     if [ -e "$name/expect-files" ]; then
-        (cd "$scratch" && find . -type f | sed 's#^\./##' | sort) >"$work/files"
-        compare "$name/expect-files" "$work/files" "the files left behind"
+        (cd "$scratch" && find . -type f | sed 's#^\./##' | sort) >"$scratch.files"
+        compare "$name/expect-files" "$scratch.files" "the files left behind"
     fi
     if [ -z "$why" ]; then
         passed=$((passed + 1))
@@ -95,11 +95,12 @@ tell() { # story
     failed=$((failed + 1))
     echo "FAIL $name"
     echo "$why"
-    sed 's/^/        stderr: /' "$work/stderr" | head -5
+    sed 's/^/        stderr: /' "$scratch.stderr" | head -5
 }
 
 stories=("$@")
 [ $# -gt 0 ] || stories=([0-9][0-9][0-9]-*)
-for story in "${stories[@]}"; do tell "${story%/}"; done
+for story in "${stories[@]}"; do side_by_side tell "${story%/}"; done
+all_told
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]

@@ -79,14 +79,21 @@ static bool fits(uint64_t cap)
 static int setup_sharing(void **state)
 {
     const uint64_t       step = (uint64_t)4 << 20;
+    uint64_t             enough = 64, too_few = 0; /* steps */
     struct err           err = {0};
     struct studio       *studio = NULL;
     struct fleet_request request;
 
     (void)state;
     make_model();
-    for (uint64_t cap = (uint64_t)256 << 20; cap > 0 && fits(cap); cap -= step)
-        continue;
+    assert_true(fits(enough * step));
+    while (enough - too_few > 1) {
+        uint64_t middle = (enough + too_few) / 2;
+        if (fits(middle * step))
+            enough = middle;
+        else
+            too_few = middle;
+    }
     assert_true(streamed_count >= 6);
     request = sharing_request();
     ASSERT_OK(studio_open(&studio, &request.options, &SIZE, 1, &err));

@@ -3,11 +3,13 @@
  *
  * Streams are threads with queues, events count their records, copies and uses take random times.
  * A copy reads its source when it is carried out, as a GPU does from pinned memory: what is
- * overwritten too early shows.
+ * overwritten too early shows.  Any call may be made to fail, and memory that is pinned to be
+ * short; what failed is remembered until it is asked for, as by the runtime.
  */
 #ifndef MADE_CUDA_H
 #define MADE_CUDA_H
 
+#include <limits.h>
 #include <pthread.h>
 
 #include <cuda_runtime_api.h>
@@ -46,6 +48,61 @@ struct CUstream_st {
 };
 
 static int copy_us, use_us, pins_left;
+
+/* Calls until one fails, once; bytes that may be pinned in all; what failed last in this thread. */
+static int                       calls_left = INT_MAX;
+static int64_t                   pin_bytes_left = INT64_MAX;
+static _Thread_local cudaError_t last_error;
+
+static inline cudaError_t told(cudaError_t status)
+{
+    if (status != cudaSuccess) last_error = status;
+    return status;
+}
+
+static inline bool fails(void)
+{
+    bool now = __atomic_sub_fetch(&calls_left, 1, __ATOMIC_RELAXED) == 0;
+
+    if (now) (void)told(cudaErrorLaunchFailure);
+    return now;
+}
+#define MAY_FAIL                                                                                   \
+    do {                                                                                           \
+        if (fails()) return cudaErrorLaunchFailure;                                                \
+    } while (0)
+
+/* Whose bytes are pinned, and how many. */
+enum { PINNED_MAX = 64 };
+static struct {
+    void  *memory;
+    size_t bytes;
+} pinned[PINNED_MAX];
+
+static inline cudaError_t pin(void *memory, size_t bytes)
+{
+    int at = 0;
+
+    if (pin_bytes_left < (int64_t)bytes) return told(cudaErrorMemoryAllocation);
+    while (at < PINNED_MAX && pinned[at].memory != NULL)
+        at++;
+    must(at < PINNED_MAX);
+    pinned[at].memory = memory;
+    pinned[at].bytes = bytes;
+    pin_bytes_left -= (int64_t)bytes;
+    return cudaSuccess;
+}
+
+static inline void unpin_memory(const void *memory)
+{
+    int at = 0;
+
+    while (at < PINNED_MAX && pinned[at].memory != memory)
+        at++;
+    must(at < PINNED_MAX);
+    pin_bytes_left += (int64_t)pinned[at].bytes;
+    pinned[at].memory = NULL;
+}
 
 static inline void nap(struct CUstream_st *stream, int most_us)
 {
@@ -135,9 +192,11 @@ static inline cudaError_t push(cudaStream_t stream, struct job job)
 
 static inline cudaError_t made_StreamCreateWithFlags(cudaStream_t *out, unsigned flags)
 {
-    cudaStream_t stream = calloc(1, sizeof *stream);
+    cudaStream_t stream;
 
     (void)flags;
+    MAY_FAIL;
+    stream = calloc(1, sizeof *stream);
     must(stream != NULL);
     stream->random = (uint64_t)(uintptr_t)stream;
     (void)pthread_mutex_init(&stream->lock, NULL);
@@ -171,14 +230,16 @@ static inline cudaError_t made_StreamQuery(cudaStream_t stream)
 {
     bool busy;
 
+    MAY_FAIL;
     (void)pthread_mutex_lock(&stream->lock);
     busy = stream->head != NULL || stream->works;
     (void)pthread_mutex_unlock(&stream->lock);
-    return busy ? cudaErrorNotReady : cudaSuccess;
+    return told(busy ? cudaErrorNotReady : cudaSuccess);
 }
 
 static inline cudaError_t made_EventCreate(cudaEvent_t *out)
 {
+    MAY_FAIL;
     *out = calloc(1, sizeof **out);
     must(*out != NULL);
     (void)pthread_mutex_init(&(*out)->lock, NULL);
@@ -202,6 +263,7 @@ static inline cudaError_t made_EventRecord(cudaEvent_t event, cudaStream_t strea
 {
     uint64_t record;
 
+    MAY_FAIL;
     (void)pthread_mutex_lock(&event->lock);
     record = ++event->recorded;
     (void)pthread_mutex_unlock(&event->lock);
@@ -215,6 +277,7 @@ static inline cudaError_t made_StreamWaitEvent(cudaStream_t stream, cudaEvent_t 
     uint64_t record;
 
     (void)flags;
+    MAY_FAIL;
     (void)pthread_mutex_lock(&event->lock);
     record = event->recorded;
     (void)pthread_mutex_unlock(&event->lock);
@@ -223,6 +286,7 @@ static inline cudaError_t made_StreamWaitEvent(cudaStream_t stream, cudaEvent_t 
 
 static inline cudaError_t made_EventSynchronize(cudaEvent_t event)
 {
+    MAY_FAIL;
     (void)pthread_mutex_lock(&event->lock);
     for (uint64_t record = event->recorded; event->done < record;)
         (void)pthread_cond_wait(&event->came, &event->lock);
@@ -233,6 +297,8 @@ static inline cudaError_t made_EventSynchronize(cudaEvent_t event)
 static inline cudaError_t made_EventElapsedTime(float *milliseconds, cudaEvent_t begin,
                                                 cudaEvent_t end)
 {
+    MAY_FAIL;
+    if (begin->recorded == 0 || end->recorded == 0) return told(cudaErrorInvalidResourceHandle);
     *milliseconds = (float)(1e3 * (end->seconds - begin->seconds));
     return cudaSuccess;
 }
@@ -242,6 +308,7 @@ static inline cudaError_t made_Memcpy2DAsync(void *target, size_t target_step, c
                                              enum cudaMemcpyKind kind, cudaStream_t stream)
 {
     must(kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToHost);
+    MAY_FAIL;
     return push(stream, (struct job){.kind = KIND_COPY,
                                      .target = target,
                                      .source = source,
@@ -259,39 +326,53 @@ static inline cudaError_t made_MemcpyAsync(void *target, const void *source, siz
 
 static inline cudaError_t made_HostRegister(void *memory, size_t bytes, unsigned flags)
 {
-    (void)memory;
-    (void)bytes;
     (void)flags;
-    return pins_left-- > 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+    MAY_FAIL;
+    return pins_left-- > 0 ? pin(memory, bytes) : told(cudaErrorMemoryAllocation);
 }
 
 static inline cudaError_t made_HostUnregister(void *memory)
 {
-    (void)memory;
+    unpin_memory(memory);
     return cudaSuccess;
 }
 
 static inline cudaError_t made_HostAlloc(void **out, size_t bytes, unsigned flags)
 {
+    void       *memory;
+    cudaError_t status;
+
     (void)flags;
-    *out = malloc(bytes);
-    return *out == NULL ? cudaErrorMemoryAllocation : cudaSuccess;
+    MAY_FAIL;
+    memory = malloc(bytes);
+    must(memory != NULL);
+    status = pin(memory, bytes);
+    if (status == cudaSuccess)
+        *out = memory;
+    else
+        free(memory);
+    return status;
 }
 
 static inline cudaError_t made_FreeHost(void *memory)
 {
+    unpin_memory(memory);
     free(memory);
     return cudaSuccess;
 }
 
 static inline cudaError_t made_GetLastError(void)
 {
-    return cudaSuccess;
+    cudaError_t status = last_error;
+
+    last_error = cudaSuccess;
+    return status;
 }
 
 static inline cudaError_t made_SetDevice(int device)
 {
     (void)device;
+    MAY_FAIL;
     return cudaSuccess;
 }
 

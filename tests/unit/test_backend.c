@@ -1,7 +1,9 @@
 /* test_backend.c - counting, dry runs and the first failure that is kept. */
 #include "../test.h"
 
-#include "backend/backend.h"
+#include "backend/backend_int.h"
+
+#include <errno.h>
 
 static struct backend_options options(void)
 {
@@ -72,12 +74,48 @@ static void numbers_survive_upload_and_download(void **state)
     backend_close(machine);
 }
 
+static int late_status;
+
+static int fail_late(struct backend *backend)
+{
+    (void)backend;
+    return late_status;
+}
+
+static bool is_two(int status)
+{
+    return status == 2;
+}
+
+/* Whose memory is short decides what is done about it: the ladder gives up the GPU's only. */
+static void each_status_has_its_code(void **state)
+{
+    static const struct {
+        int           status;
+        enum err_code code;
+        const char   *words;
+    } rows[] = {{STATUS_READ + EIO, ERR_IO, "cannot be read any more"},
+                {STATUS_HOST, ERR_HOST_MEM, "the host has none left"},
+                {2, ERR_DEVICE_MEM, "failed with status 2"},
+                {7, ERR_DEVICE, "failed with status 7"}};
+    const struct backend_ops ops = {.wait = fail_late, .lacks_memory = is_two};
+    struct backend           backend = {.ops = &ops};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
+        struct err err = {0};
+        late_status = rows[i].status;
+        ASSERT_REFUSED(rows[i].code, rows[i].words, backend_wait(&backend, &err));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dry_counts_what_the_real_one_counts),
         cmocka_unit_test(views_address_rows_and_columns),
         cmocka_unit_test(numbers_survive_upload_and_download),
+        cmocka_unit_test(each_status_has_its_code),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -166,11 +166,44 @@ static void a_cut_file_is_told(void **state)
     story_close(&story);
 }
 
+/* Each call of the runtime in turn; when the stream has ended, the next copies go well. */
+static void every_call_may_fail(void **state)
+{
+    int failed = 0;
+
+    (void)state;
+    for (int n = 1, left = 0; left <= 0; n++) {
+        struct story  story;
+        struct matrix source, there, back;
+        int           status;
+
+        story_open(&story, n % 2 * 50);
+        source = (struct matrix){(void *)(uintptr_t)story.map.data, DTYPE_BF16, 20, 300, 310};
+        there = room_for(&story, source, DTYPE_F32);
+        back = room_for(&story, source, DTYPE_F32);
+        __atomic_store_n(&calls_left, n, __ATOMIC_RELAXED);
+        status = cuda_upload(&story.staging, story.stream, there, source);
+        if (status == 0) status = cuda_download(&story.staging, story.stream, back, there);
+        left = __atomic_exchange_n(&calls_left, INT_MAX, __ATOMIC_RELAXED);
+        assert_int_equal(status != 0, left <= 0);
+        failed += status != 0;
+        (void)cudaStreamSynchronize(story.stream);
+        assert_int_equal(cuda_upload(&story.staging, story.stream, there, source), 0);
+        assert_int_equal(cuda_download(&story.staging, story.stream, back, there), 0);
+        check(back, source);
+        free(there.data);
+        free(back.data);
+        story_close(&story);
+    }
+    assert_true(failed > 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_copy_arrives),
         cmocka_unit_test(a_cut_file_is_told),
+        cmocka_unit_test(every_call_may_fail),
     };
     return cmocka_run_group_tests_name("copy_cuda", tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /*
- * test_link_cuda.c - the link of a pretended GPU is timed, and whatever fails leaves nothing
- * behind.
+ * test_link_cuda.c - a pretended GPU is named with what decides its bits, and its link timed;
+ * whatever fails leaves nothing behind.
  *
  * The source under test is compiled here, against these functions instead of CUDA's.
  */
@@ -64,14 +64,53 @@ static cudaError_t made_copy(void *target, const void *source, size_t bytes,
     return call();
 }
 
-#define cudaSetDevice     made_set_device
-#define cudaHostAlloc     made_take_pinned
-#define cudaMalloc(p, n)  made_take((p), (n))
-#define cudaFree          made_free
-#define cudaFreeHost      made_free
-#define cudaMemcpy        made_copy
-#define backend_find_cuda made_find_cuda
-#define backend_time_link made_time_link
+static cudaError_t made_count(int *out)
+{
+    *out = 4;
+    return call();
+}
+
+static cudaError_t made_properties(struct cudaDeviceProp *out, int device)
+{
+    assert_int_equal(device, 3);
+    memset(out, 0, sizeof *out);
+    memset(out->name, 'x', sizeof out->name - 1);
+    out->major = 12;
+    out->minor = 1;
+    return call();
+}
+
+static cudaError_t made_free_bytes(size_t *left, size_t *total)
+{
+    *left = 5;
+    *total = 7;
+    return call();
+}
+
+static size_t made_gemm_version(void)
+{
+    return 130100;
+}
+
+static size_t made_graphs_version(void)
+{
+    return 91900;
+}
+
+#define cudaGetDeviceCount      made_count
+#define cudaGetDeviceProperties made_properties
+#define cudaMemGetInfo          made_free_bytes
+#define gemm_version            made_gemm_version
+#define graphs_version          made_graphs_version
+#define cuda_is_full            made_is_full
+#define cudaSetDevice           made_set_device
+#define cudaHostAlloc           made_take_pinned
+#define cudaMalloc(p, n)        made_take((p), (n))
+#define cudaFree                made_free
+#define cudaFreeHost            made_free
+#define cudaMemcpy              made_copy
+#define backend_find_cuda       made_find_cuda
+#define backend_time_link       made_time_link
 #include "src/backend/cuda_device.c"
 
 /* --------------------------------------------------------------------------------------- tests */
@@ -122,9 +161,25 @@ static void every_call_may_fail(void **state)
     assert_int_equal(at, 7); /* device, two of memory, three copies */
 }
 
+/* However long the card's name is: pictures that other libraries began are not gone on with. */
+static void the_bits_are_the_libraries_too(void **state)
+{
+    struct err            err = {0};
+    struct backend_device device;
+
+    (void)state;
+    ASSERT_OK(backend_find_cuda(&device, 3, &err));
+    assert_non_null(strstr(device.numeric, "x sm_121 cuda "));
+    assert_non_null(strstr(device.numeric, " blas 130100 dnn 91900"));
+    assert_true(strlen(device.numeric) + 1 < sizeof device.numeric);
+    assert_int_equal(device.bytes_free, 5);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test_setup(the_best_of_the_copies_counts, begin),
-                                       cmocka_unit_test_setup(every_call_may_fail, begin)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(the_best_of_the_copies_counts, begin),
+        cmocka_unit_test_setup(every_call_may_fail, begin),
+        cmocka_unit_test_setup(the_bits_are_the_libraries_too, begin)};
     return cmocka_run_group_tests_name("link", tests, NULL, NULL);
 }

@@ -269,6 +269,32 @@ static void an_engine_decides_as_the_plan_did(void **state)
     engine_close(engine);
 }
 
+/* A GPU's library may add up otherwise for few rows: so no part of a larger step is of few, and
+ * what a cap makes of the MLP stays the same to the bit. */
+static void parts_of_a_step_are_never_few(void **state)
+{
+    struct engine engine = {.facts = {.px_per_token = 16, .text_tokens = 512}};
+
+    (void)state;
+    for (int32_t w = 16; w <= 2048; w += 80)
+        for (int32_t h = 16; h <= 2048; h += 16)
+            for (uint32_t level = 1; level < BUDGET_CHUNKS_MAX; level++) {
+                struct engine_size size = {.w_px = w, .h_px = h};
+                const int64_t      image = (int64_t)(w / 16) * (h / 16), all = 512 + image;
+                const int64_t      most = engine_mlp_rows(&engine, &size, 1, level);
+
+                for (int64_t left = all, part; left > 0; left -= part) {
+                    part = transformer_part_rows(left, most);
+                    assert_in_range(part, all > most ? BACKEND_ROWS_FEW + 1 : 1, most);
+                    assert_true(part == left || part % TRANSFORMER_MLP_STEP == 0);
+                }
+                for (int64_t left = image, part; left > 0; left -= part) {
+                    part = transformer_part_rows(left, most);
+                    assert_in_range(part, image > most ? BACKEND_ROWS_FEW + 1 : 1, most);
+                }
+            }
+}
+
 static void too_small_a_card_is_one_sentence(void **state)
 {
     struct err            err = {0};
@@ -324,6 +350,7 @@ int main(void)
                                        cmocka_unit_test(facts_are_in_order),
                                        cmocka_unit_test(small_tiles_share_a_visit),
                                        cmocka_unit_test(an_engine_decides_as_the_plan_did),
+                                       cmocka_unit_test(parts_of_a_step_are_never_few),
                                        cmocka_unit_test(too_small_a_card_is_one_sentence),
                                        cmocka_unit_test(a_missing_gpu_is_one_sentence),
                                        cmocka_unit_test(a_link_is_timed_where_there_is_one)};

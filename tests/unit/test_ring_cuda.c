@@ -33,7 +33,7 @@
 
 /* --------------------------------------------------------------------------------------- tests */
 
-enum { STEPS = 5, MOST = 7, EACH = 50000, LONGEST = EACH + MOST * 4096 };
+enum { STEPS = 5, MOST = 7, EACH = 50000, LONGEST = EACH + MOST * 4096, WINDOW = 65536 };
 
 static int visit_us;
 /* A file with every parcel's values, mapped, and one that processes share; 0: no sharing. */
@@ -50,26 +50,39 @@ struct story {
     int                 bad;
 };
 
+/* Not one of the calls that may fail. */
+static cudaStream_t new_stream(void)
+{
+    const int    left = __atomic_exchange_n(&calls_left, INT_MAX, __ATOMIC_RELAXED);
+    cudaStream_t stream = NULL;
+
+    (void)cudaStreamCreateWithFlags(&stream, 0);
+    __atomic_store_n(&calls_left, left, __ATOMIC_RELAXED);
+    return stream;
+}
+
 static float value_of(uint32_t p, int64_t i)
 {
     return (float)(p * 10000 + i % 4096);
 }
 
-static void story_open(struct story *story, uint32_t count, uint64_t pinned_bytes, int pins)
+/* 0, or what failed; to be closed in any case. */
+static int story_try(struct story *story, uint32_t count, uint64_t pinned_bytes, int pins)
 {
     struct err             err = {0};
+    int                    status = 0;
     struct backend_options options = {
         .pinned_bytes = pinned_bytes, .parcels = {.count = count}, .shared_fd = shared_fd};
 
-    *story = (struct story){.bad = 0};
+    *story = (struct story){.stream = new_stream()};
     pins_left = pins;
     for (uint32_t p = 0; p < count; p++)
         options.parcels.bytes[p] = (EACH + p * 4096) * sizeof(float);
-    (void)cudaStreamCreateWithFlags(&story->stream, 0);
+    must(story->stream != NULL);
     ASSERT_OK(parcels_open(&story->parcels, &err));
-    ASSERT_OK(ring_open(&story->ring, story->parcels, &options, &err));
-    story->ring->track.window_bytes = 65536;
-    for (uint32_t p = 0; p < count; p++) {
+    if (ring_open(&story->ring, story->parcels, &options, &err) != ERR_OK) return err.sys;
+    story->ring->track.window_bytes = WINDOW;
+    for (uint32_t p = 0; p < count && status == 0; p++) {
         int64_t n = (int64_t)(options.parcels.bytes[p] / sizeof(float));
         story->source[p] = calloc((size_t)n, sizeof(float));
         assert_non_null(story->source[p]);
@@ -83,9 +96,18 @@ static void story_open(struct story *story, uint32_t count, uint64_t pinned_byte
                         (struct matrix){(void *)(uintptr_t)source, DTYPE_F32, 1, n, n}, DTYPE_F32);
         story->parcels->open = false;
         story->parcels->sizes.count++;
-        assert_int_equal(ring_settle(story->ring, p), 0);
+        status = ring_settle(story->ring, p);
     }
-    assert_int_equal(ring_wait(story->ring, &story->link), 0);
+    if (status == 0) status = ring_wait(story->ring, &story->link);
+    if (status != 0) (void)cudaGetLastError(); /* as backend_wait does */
+    return status;
+}
+
+/* Kernels ask what failed last: nothing that was got over may be left for them. */
+static void story_open(struct story *story, uint32_t count, uint64_t pinned_bytes, int pins)
+{
+    assert_int_equal(story_try(story, count, pinned_bytes, pins), 0);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
 }
 
 static int visit(struct story *story, uint32_t p)
@@ -102,17 +124,21 @@ static int visit(struct story *story, uint32_t p)
     return status ? status : ring_depart(story->ring, p, story->stream);
 }
 
-/* All parcels, in their order or jumping about; ends as backend_wait does. */
+/* All parcels, in their order or jumping about; ends as backend_wait does: 0, or the first failure.
+ */
 static int step(struct story *story, bool in_order)
 {
     uint32_t count = story->parcels->sizes.count;
-    int      status = 0;
+    int      status = 0, late, told_last;
 
     for (uint32_t p = 0; p < count && !status; p++)
         status = visit(story, in_order ? p : (3 * p + 1) % count);
     (void)cudaStreamSynchronize(story->stream);
-    assert_int_equal(ring_wait(story->ring, &story->link), 0);
-    return status;
+    late = ring_wait(story->ring, &story->link);
+    told_last = cudaGetLastError();
+    if (status == 0 && late == 0) assert_int_equal(told_last, cudaSuccess);
+    if (status != 0) assert_int_equal(late, 0); /* not twice */
+    return status != 0 ? status : late;
 }
 
 /* Copies may be under way when this begins. */
@@ -124,6 +150,9 @@ static void story_close(struct story *story)
     for (int p = 0; p < MOST; p++)
         free(story->source[p]);
     assert_int_equal(story->bad, 0);
+    (void)cudaGetLastError();
+    for (int i = 0; i < PINNED_MAX; i++)
+        assert_null(pinned[i].memory);
 }
 
 /* All pinned; none; as far as the budget goes; as far as the host gives it. */
@@ -265,11 +294,70 @@ static void rings_share_what_they_pin(void **state)
     scratch_remove(scratch);
 }
 
+/* From a host that pins nothing to one that pins all: where the windows fit, the rest is found. */
+static void any_host_will_do_that_pins_the_windows(void **state)
+{
+    const int64_t windows = WINDOWS * (int64_t)WINDOW;
+    int           refused = 0, all = 0;
+
+    (void)state;
+    set_speed(0);
+    for (int64_t bytes = 0; all == 0; bytes += WINDOW / 2) {
+        struct story story;
+        int          status;
+        pin_bytes_left = bytes;
+        status = story_try(&story, MOST, UINT64_MAX, INT_MAX);
+        if (bytes < windows) assert_int_equal(status, STATUS_HOST);
+        if (bytes >= windows) assert_int_equal(status, 0);
+        if (bytes >= windows) assert_int_equal(cudaGetLastError(), cudaSuccess);
+        for (int i = 0; i < 2 && status == 0; i++)
+            assert_int_equal(step(&story, i == 0), 0);
+        refused += status != 0;
+        all += status == 0 && story.ring->windows == NULL;
+        story_close(&story);
+        assert_int_equal(pin_bytes_left, bytes);
+    }
+    assert_true(refused > 0);
+    pin_bytes_left = INT64_MAX;
+}
+
+/* Each call of the runtime in turn, of an opening, of a step with all pinned, and of one with
+ * windows.  It is told, nothing is left behind, and where the ring is open all is well afterwards.
+ */
+static void every_call_may_fail(void **state)
+{
+    int told_of = 0;
+
+    (void)state;
+    for (int tier = 0; tier < 3; tier++)
+        for (int n = 1, left = 0; left <= 0; n += n < 250 ? 37 : 2) {
+            struct story story;
+            int          status;
+            set_speed(n % 3);
+            __atomic_store_n(&calls_left, n, __ATOMIC_RELAXED);
+            status = story_try(&story, 5, tiers[tier].pinned_bytes, tiers[tier].pins);
+            for (int i = 0; i < 2 && status == 0; i++)
+                status = step(&story, true);
+            left = __atomic_exchange_n(&calls_left, INT_MAX, __ATOMIC_RELAXED);
+            told_of += status != 0;
+            if (left > 0) assert_int_equal(status, 0);
+            if (story.ring != NULL && story.ring->started)
+                for (int i = 0; i < 3; i++) {
+                    status = step(&story, i != 1);
+                    if (i > 0) assert_int_equal(status, 0);
+                }
+            story_close(&story);
+        }
+    assert_true(told_of > 50);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_use_finds_its_parcel),
                                        cmocka_unit_test(few_parcels_stay),
                                        cmocka_unit_test(rings_share_what_they_pin),
-                                       cmocka_unit_test(a_read_that_fails_is_told_once)};
+                                       cmocka_unit_test(a_read_that_fails_is_told_once),
+                                       cmocka_unit_test(any_host_will_do_that_pins_the_windows),
+                                       cmocka_unit_test(every_call_may_fail)};
     return cmocka_run_group_tests_name("ring_cuda", tests, NULL, NULL);
 }
