@@ -25,7 +25,6 @@
 #include "backend/cuda_int.h"
 #include "kernels/kernels_cuda.h"
 
-#include <stdio.h>
 #include <string.h>
 
 enum { CANDIDATES_MAX = 12, TRIAL_RUNS = 3 };
@@ -36,31 +35,20 @@ enum { ASKED_ROWS = 16384 };
 static const float  TRIAL_MARGIN = 0.02f;
 static const double TRIAL_FLOP_LEAST = 1e10; /* below, an algorithm's choice is not felt */
 
-static void name_library(char soname[32])
-{
-    (void)snprintf(soname, 32, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
-}
+static const char SONAME[] = CUDA_SONAME("libcublasLt", CUBLAS_VER_MAJOR);
 
 size_t gemm_version(void)
 {
-    size_t (*version)(void) = NULL;
-    const struct cuda_symbol symbol = {"cublasLtGetVersion", &version};
-    struct err               ignored = {.code = ERR_OK};
-    char                     soname[32];
-
-    name_library(soname);
-    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+    return cuda_library_version(SONAME, "cublasLtGetVersion");
 }
 
 int gemm_open(struct gemm *gemm, struct err *err)
 {
-    int  rc = ERR_OK, status;
-    char soname[32];
+    int rc = ERR_OK, status;
 #define CUBLAS_SYMBOL(name) {#name, &gemm->calls.name},
     const struct cuda_symbol symbols[] = {CUBLAS_CALLS(CUBLAS_SYMBOL)};
 
-    name_library(soname);
-    TRY(cuda_load(soname, symbols, ARRAY_COUNT(symbols), err));
+    TRY(cuda_load(SONAME, symbols, ARRAY_COUNT(symbols), err));
     TRY(os_alloc((void **)&gemm->plans, GEMM_PLANS_MAX, sizeof *gemm->plans, "plans of products",
                  err));
     status = (int)gemm->calls.cublasLtCreate(&gemm->handle);

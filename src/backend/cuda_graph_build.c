@@ -28,20 +28,11 @@ enum { ASKED_ROWS = 256 };
 
 typedef cudnnBackendDescriptor_t descriptor;
 
-static void name_library(char soname[32])
-{
-    (void)snprintf(soname, 32, "libcudnn.so.%d", CUDNN_MAJOR);
-}
+static const char SONAME[] = CUDA_SONAME("libcudnn", CUDNN_MAJOR);
 
 size_t graphs_version(void)
 {
-    size_t (*version)(void) = NULL;
-    const struct cuda_symbol symbol = {"cudnnGetVersion", &version};
-    struct err               ignored = {.code = ERR_OK};
-    char                     soname[32];
-
-    name_library(soname);
-    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+    return cuda_library_version(SONAME, "cudnnGetVersion");
 }
 
 int graph_library_open(struct graph_library *library, struct err *err)
@@ -56,8 +47,7 @@ int graph_library_open(struct graph_library *library, struct err *err)
      */
     (void)snprintf(soname, sizeof soname, "libnvrtc.so.%d", CUDART_VERSION / 1000);
     (void)cuda_load(soname, NULL, 0, &ignored);
-    name_library(soname);
-    return cuda_load(soname, symbols, ARRAY_COUNT(symbols), err);
+    return cuda_load(SONAME, symbols, ARRAY_COUNT(symbols), err);
 }
 
 /* -------------------------------------------------------------------------------- descriptors */

@@ -33,6 +33,12 @@ struct cuda_symbol {
 /* The library `soname`, from where the loader looks or where CUDA usually lies, with all symbols;
  * it stays loaded.  ERR_DEVICE: not found, or one symbol is missing. */
 int cuda_load(const char *soname, const struct cuda_symbol *symbols, size_t count, struct err *err);
+/* What `function` of that library, which takes nothing, says of its version, which decides the
+ * order of sums; 0: there is no such library. */
+size_t cuda_library_version(const char *soname, const char *function);
+/* The soname of a library of this major version, a macro. */
+#define CUDA_WORD(text)          #text
+#define CUDA_SONAME(name, major) name ".so." CUDA_WORD(major)
 
 /* ---------------------------------------------------------------------- copies (cuda_copy.c) */
 
@@ -121,7 +127,7 @@ struct gemm_request {
     bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
     struct workspace workspace;
 };
-/* Of the library that is found, which decides the order of sums; 0: there is none. */
+/* As cuda_library_version. */
 size_t gemm_version(void);
 int    gemm_open(struct gemm *gemm, struct err *err);
 void   gemm_close(struct gemm *gemm);

@@ -49,3 +49,12 @@ int cuda_load(const char *soname, const struct cuda_symbol *symbols, size_t coun
 out:
     return rc;
 }
+
+size_t cuda_library_version(const char *soname, const char *function)
+{
+    size_t (*version)(void) = NULL;
+    const struct cuda_symbol symbol = {function, &version};
+    struct err               ignored = {.code = ERR_OK};
+
+    return cuda_load(soname, &symbol, 1, &ignored) == ERR_OK ? version() : 0;
+}
