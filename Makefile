@@ -143,13 +143,14 @@ $(FUZZ): %: %.o $(B)/tests/fuzz/driver.o $(LIBRARY)
 	@echo "  LINK  $@"
 	@$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-NVCCFLAGS := -O3 -std=c++17 --compress-mode=size -I. -Isrc -Xcompiler -Wall,-fno-exceptions,-fno-threadsafe-statics \
-             $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+NVCCFLAGS := -O3 -std=c++17 --compress-mode=size -I. -Isrc -Xcompiler -Wall,-fno-exceptions,-fno-threadsafe-statics
+NVCC_CODE := $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
              $(foreach a,$(lastword $(CUDA_ARCH)),-gencode arch=compute_$(a),code=compute_$(a))
+$(CUDA_B)/%_hopper.o: NVCC_CODE := -gencode arch=compute_90a,code=sm_90a
 $(CUDA_B)/%.o: kernels/%.cu $(wildcard kernels/*.h kernels/*.cuh)
 	@mkdir -p $(@D)
 	@echo "  NVCC  $<"
-	@$(NVCC) $(NVCCFLAGS) -c $< -o $@
+	@$(NVCC) $(NVCCFLAGS) $(NVCC_CODE) -c $< -o $@
 
 # ------------------------------------------------------------------------------------- pictures
 

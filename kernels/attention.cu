@@ -4,7 +4,8 @@
  *
  * Two kernels.  One multiplies bf16 in tensor cores, the other f32 in plain arithmetic and takes
  * any type, alignment and head dimension up to 512.  Both walk the keys tile by tile as attention.c
- * explains; the N x N scores never exist.
+ * explains; the N x N scores never exist.  FLUX's heads on sm_90 have a third, in
+ * attention_hopper.cu.
  *
  * Tensor cores: a warp owns TILES x 16 queries.  Its scores and its output stay in registers, and
  * scores become the left operand of the second product without leaving them.  K and V have one
@@ -595,6 +596,7 @@ extern "C" int k_attention_cuda(const struct attention_request *request, enum dt
 
     if (!attention_legal(r)) return (int)cudaErrorInvalidValue;
     if (r->q.rows == 0) return 0;
+    if (k_attention_hopper_fits(r, compute)) return k_attention_hopper_cuda(r, stream);
     if (fits_tensor_cores(r, compute)) {
         const bool roomy = two_blocks_of(shape<128, 1, 2, 64, 4>::SHARED_BYTES);
         if (r->dim <= 64) return tensor_attention<shape<64, 1, 2, 64, 4>>(r, stream);

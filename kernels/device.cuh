@@ -2,7 +2,8 @@
  * device.cuh - what the CUDA files of this folder share: element types, vectors of eight elements,
  * reductions, how a matrix is spread over a grid, and the few instructions C cannot say.
  *
- * Owns every line of assembly.  Knows no operation.  Two rules hold in all files that use it:
+ * Owns every line of assembly but sm_90a's, in hopper.cuh.  Knows no operation.  Two rules hold in
+ * all files that use it:
  *
  *   order   sums run in a fixed order: no float atomics
  *   vectors V = 8 elements per access where every operand starts at a 16-byte boundary in every

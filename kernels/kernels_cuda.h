@@ -62,6 +62,10 @@ int k_upsample2_cuda(struct matrix y, struct matrix x, int32_t h, int32_t w,
  * in f32.  Scores and sums stay on the chip. */
 int k_attention_cuda(const struct attention_request *request, enum dtype compute,
                      struct CUstream_st *stream);
+/* attention_hopper.cu: what k_attention_cuda does with heads of 128 columns, all operands bf16 and
+ * rows at 16-byte boundaries, where the current device is of sm_90. */
+bool k_attention_hopper_fits(const struct attention_request *request, enum dtype compute);
+int  k_attention_hopper_cuda(const struct attention_request *request, struct CUstream_st *stream);
 /* q and k of one type. */
 int k_qk_norm_rope_cuda(const struct qk_rope_request *request, struct CUstream_st *stream);
 

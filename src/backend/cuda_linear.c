@@ -197,7 +197,8 @@ int cuda_attention(struct backend *backend, const struct attention_request *requ
 
     if (request->q.rows == 0 || request->k.rows == 0) return 0;
     if (typed && is_wide(request)) return wide_attention(cuda, request);
-    if (cuda->graphs != NULL && graphs_attention_fits(cuda->graphs, request))
+    if (!k_attention_hopper_fits(request, backend->compute) && cuda->graphs != NULL &&
+        graphs_attention_fits(cuda->graphs, request))
         return graphs_attention(cuda->graphs, request, backend->scratch, backend->rehearsing,
                                 cuda->stream);
     if (backend->rehearsing) return 0;

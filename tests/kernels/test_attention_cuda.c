@@ -134,6 +134,32 @@ static void test_tensor_cores(void **state)
     }
 }
 
+/* The shape that has a kernel of its own on sm_90: 128 queries by 176 keys a time, as many tiles at
+ * once as there are multiprocessors; the last case has more. */
+static void test_heads_of_128(void **state)
+{
+    (void)state;
+    skip_without_device();
+    static const int64_t sizes[][4] = {/* queries, keys, heads, gap */
+                                       {1, 1, 1, 0},     {7, 7, 2, 8},      {64, 175, 1, 0},
+                                       {65, 176, 2, 16}, {127, 177, 1, 8},  {128, 352, 1, 0},
+                                       {129, 353, 3, 0}, {200, 200, 5, 64}, {3, 600, 2, 0},
+                                       {300, 33, 1, 0},  {257, 529, 24, 8}, {900, 900, 24, 0}};
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
+        for (int packed = 0; packed < 2; packed++) {
+            struct attention_case c = {.queries = sizes[s][0],
+                                       .keys = sizes[s][1],
+                                       .heads = (int32_t)sizes[s][2],
+                                       .dim = 128,
+                                       .gap = sizes[s][3],
+                                       .in = DTYPE_BF16,
+                                       .out = DTYPE_BF16,
+                                       .compute = DTYPE_BF16,
+                                       .packed = packed};
+            if (!packed || c.queries <= c.keys) check_attention(&c);
+        }
+}
+
 static void test_plain(void **state)
 {
     (void)state;
@@ -198,29 +224,59 @@ static void test_broken_contracts(void **state)
 
 /* ------------------------------------------------------------------------------- properties */
 
+/* A query's output does not depend on which queries the call is for. */
+static void test_rows_apart(void **state)
+{
+    (void)state;
+    skip_without_device();
+    const struct attention_case c = {400,        400,   3,     128,  DTYPE_BF16, DTYPE_BF16,
+                                     DTYPE_BF16, false, false, true, 8};
+    struct attention_data       d = attention_open(&c);
+    struct attention_request    part = d.device;
+    struct grid                 apart = grid_empty(DTYPE_BF16, 400, 384, 392, 0);
+    struct device_grid          dapart = device_copy(&apart);
+
+    CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NULL));
+    for (int64_t row = 0, rows = 1; row < 400; row += rows, rows = rows * 3 + 1) {
+        const int64_t count = rows < 400 - row ? rows : 400 - row;
+        part.q = slice(d.device.q, count, row * d.device.q.ld, 384);
+        part.out = slice(dapart.m, count, row * dapart.m.ld, 384);
+        CUDA_OK(k_attention_cuda(&part, DTYPE_BF16, NULL));
+    }
+    struct grid whole = attention_close(&d), parts = device_take(&dapart);
+    check_same_bytes(&parts, &whole);
+    grid_free(&whole);
+    grid_free(&parts);
+    grid_free(&apart);
+    grid_free(&d.out);
+}
+
 /* Scores in the thousands, largest last: nothing overflows, and the last key wins alone.  In bf16
  * its weight may be rounded where the sum that divides it is not. */
 static void test_large_scores(void **state)
 {
     (void)state;
     skip_without_device();
-    for (enum dtype dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
-        struct attention_case c = {3, 600, 1, 64, dtype, DTYPE_F32, dtype, false, false, false, 0};
+    for (int turn = 0; turn < 3; turn++) {
+        const enum dtype      dtype = turn ? DTYPE_BF16 : DTYPE_F32;
+        const int32_t         dim = turn == 2 ? 128 : 64;
+        const enum dtype      out = turn == 2 ? DTYPE_BF16 : DTYPE_F32;
+        struct attention_case c = {3, 600, 1, dim, dtype, out, dtype, false, false, false, 0};
         struct attention_data d = attention_open(&c);
         for (int64_t key = 0; key < 600; key++)
-            for (int64_t i = 0; i < 64; i++)
+            for (int64_t i = 0; i < dim; i++)
                 set(d.k.m, key, i, i == 0 ? (double)(key - 300) * 256 : 0.0);
         for (int64_t row = 0; row < 3; row++)
             set(d.q.m, row, 0, 1.0);
         CUDA_OK(cudaMemcpy(d.dk.block, d.k.block, d.k.bytes, cudaMemcpyHostToDevice));
         CUDA_OK(cudaMemcpy(d.dq.block, d.q.block, d.q.bytes, cudaMemcpyHostToDevice));
-        double last[64];
-        for (int64_t i = 0; i < 64; i++)
+        double last[128];
+        for (int64_t i = 0; i < dim; i++)
             last[i] = get(d.v.m, 599, i);
         d.device.scale = 1.0f;
         CUDA_OK(k_attention_cuda(&d.device, dtype, NULL));
         struct grid got = attention_close(&d);
-        for (int64_t i = 0; i < 64; i++)
+        for (int64_t i = 0; i < dim; i++)
             CHECK_NEAR(get(got.m, 1, i), last[i],
                        dtype == DTYPE_F32 ? 1e-6 : 0x1p-8 * fabs(last[i]));
         grid_free(&got);
@@ -248,6 +304,27 @@ static void test_nan_stays(void **state)
         grid_free(&got);
         grid_free(&d.out);
     }
+}
+
+/* A NaN in one column of a head's values reaches that column for every query, and nothing else. */
+static void test_nan_stays_in_its_head(void **state)
+{
+    (void)state;
+    skip_without_device();
+    struct attention_case c = {140,        400,   2,     128,   DTYPE_BF16, DTYPE_BF16,
+                               DTYPE_BF16, false, false, false, 0};
+    struct attention_data d = attention_open(&c);
+    const uint16_t        bits = 0x7fc0u;
+
+    memcpy(d.v.block + (size_t)(390 * d.v.m.ld + 128 + 5) * sizeof bits, &bits, sizeof bits);
+    CUDA_OK(cudaMemcpy(d.dv.block, d.v.block, d.v.bytes, cudaMemcpyHostToDevice));
+    CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NULL));
+    struct grid got = attention_close(&d);
+    for (int64_t row = 0; row < 140; row++)
+        for (int64_t col = 0; col < 256; col++)
+            assert_int_equal(isnan(get(got.m, row, col)) != 0, col == 128 + 5);
+    grid_free(&got);
+    grid_free(&d.out);
 }
 
 static void test_same_bits_every_time(void **state)
@@ -407,11 +484,14 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tensor_cores),
+        cmocka_unit_test(test_heads_of_128),
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_what_tensor_cores_cannot_take),
         cmocka_unit_test(test_broken_contracts),
+        cmocka_unit_test(test_rows_apart),
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_nan_stays),
+        cmocka_unit_test(test_nan_stays_in_its_head),
         cmocka_unit_test(test_same_bits_every_time),
         cmocka_unit_test(test_qk_norm_rope),
     };

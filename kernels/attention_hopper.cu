@@ -1,0 +1,415 @@
+/*
+ * attention_hopper.cu - softmax(q k^T) v for heads of 128 columns on sm_90: what attention.cu's
+ * tensor cores do, with the copy engine and the warpgroup products of that architecture.
+ *
+ * A block stays on its multiprocessor and takes tile after tile of 128 queries of one head.  Two
+ * warpgroups compute, 64 queries each; one thread of a third brings K and V, 176 keys at a time,
+ * into two slots for each:
+ *
+ *     one group     scores 1 | output 0          scores 2 | output 1
+ *                            | softmax 1                  | softmax 2
+ *     the other               scores 1 | output 0          scores 2 | output 1
+ *                                      | softmax 1                  | softmax 2
+ *
+ * The product for the next scores and that of the last weights with V are begun together, and the
+ * softmax runs while the second of them and the other group's do.  V's slot is handed back in the
+ * middle of the softmax: at its end, the next V would come late.
+ *
+ * The last keys come first, for they alone may be fewer than 176.  No sum crosses rows, so a row's
+ * bits follow from the keys and not from what other rows the call is for.
+ *
+ * Read next: hopper.cuh for the instructions.
+ */
+#include <cuda.h>
+
+#include "kernels/hopper.cuh"
+
+enum {
+    DIM = 128,
+    GROUPS = 2,            /* warpgroups that compute                                    */
+    QUERIES = GROUPS * 64, /* of a tile                                                  */
+    KEYS = 176,            /* at a time; Q and all slots take 208 KiB of 227             */
+    THREADS = (GROUPS + 1) * 128,
+    PANEL = 64, /* columns that lie together, 128 bytes a row                 */
+    Q_PANEL = QUERIES * PANEL * 2,
+    KV_PANEL = KEYS * PANEL * 2,
+    Q_BYTES = 2 * Q_PANEL,
+    KV_BYTES = 2 * KV_PANEL,
+    ALIGNMENT = 1024, /* of what the copy engine swizzles                           */
+    BARRIERS_BYTES = 128,
+    SHARED_BYTES = ALIGNMENT + Q_BYTES + 4 * KV_BYTES + BARRIERS_BYTES,
+};
+
+struct work {
+    CUtensorMap   q, k, v; /* boxes of PANEL columns by QUERIES or KEYS rows            */
+    struct matrix out;
+    float         scale;       /* times log2 e                                              */
+    int           keys, steps; /* steps: of KEYS keys                                       */
+    int           tiles_down;  /* of a head                                                 */
+    int           tiles;       /* of all heads                                              */
+};
+
+/* Addresses in shared memory; K and V have two slots, `full` and `free` a barrier for each.  Full:
+ * the bytes have landed.  Free: all warps that read them have said so. */
+struct places {
+    uint32_t q, k, v;
+    uint32_t q_full, q_free, k_full, k_free, v_full, v_free;
+};
+
+DEVICE struct places places_of(void *shared)
+{
+    const uint32_t start = (uint32_t)__cvta_generic_to_shared(shared);
+    struct places  p;
+
+    p.q = (start + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    p.k = p.q + Q_BYTES;
+    p.v = p.k + 2 * KV_BYTES;
+    p.q_full = p.v + 2 * KV_BYTES;
+    p.q_free = p.q_full + 8;
+    p.k_full = p.q_free + 8;
+    p.k_free = p.k_full + 16;
+    p.v_full = p.k_free + 16;
+    p.v_free = p.v_full + 16;
+    return p;
+}
+
+/* The next slot of a ring, and the parity of its phase. */
+struct slot {
+    int index, parity;
+};
+DEVICE void advance(struct slot &s)
+{
+    s.index ^= 1;
+    s.parity ^= s.index == 0;
+}
+
+/* -------------------------------------------------------------------------------------- copies */
+
+DEVICE void fill(uint32_t ring, uint32_t full, uint32_t free, const CUtensorMap *map, int col,
+                 int row, struct slot &s)
+{
+    const uint32_t target = ring + s.index * KV_BYTES, barrier = full + 8 * s.index;
+
+    barrier_wait(free + 8 * s.index, s.parity ^ 1);
+    barrier_arrive_announcing(barrier, KV_BYTES);
+    box_begin(target, map, col, row, barrier);
+    box_begin(target + KV_PANEL, map, col + PANEL, row, barrier);
+    advance(s);
+}
+
+/* In the order in which they are used. */
+DEVICE void bring_all(const struct work &w, const struct places &p)
+{
+    struct slot k = {0, 0}, v = {0, 0};
+    int         q_parity = 0;
+
+    for (int tile = (int)blockIdx.x; tile < w.tiles; tile += (int)gridDim.x, q_parity ^= 1) {
+        const int col = tile / w.tiles_down * DIM, row = tile % w.tiles_down * QUERIES;
+        int       key = (w.steps - 1) * KEYS;
+        barrier_wait(p.q_free, q_parity ^ 1);
+        barrier_arrive_announcing(p.q_full, Q_BYTES);
+        box_begin(p.q, &w.q, col, row, p.q_full);
+        box_begin(p.q + Q_PANEL, &w.q, col + PANEL, row, p.q_full);
+        fill(p.k, p.k_full, p.k_free, &w.k, col, key, k);
+        for (; key > 0; key -= KEYS) {
+            fill(p.k, p.k_full, p.k_free, &w.k, col, key - KEYS, k);
+            fill(p.v, p.v_full, p.v_free, &w.v, col, key, v);
+        }
+        fill(p.v, p.v_full, p.v_free, &w.v, col, 0, v);
+    }
+}
+
+/* ------------------------------------------------------------------------------------- compute */
+
+/* Of a warpgroup's 64 queries a lane has two rows, eight apart: the halves of what follows. */
+struct state {
+    float    o[DIM / 2], s[KEYS / 2];
+    uint32_t weights[KEYS / 4];  /* of the last step, bf16                             */
+    float    top[2], sum[2];     /* sum: of this lane's columns only                   */
+    float    base[2], shrink[2]; /* top in powers of two; what the last top takes away */
+};
+
+DEVICE void scores_begin(struct state &w, uint32_t q, uint32_t k)
+{
+    const uint64_t a = operand(q, 0), b = operand(k, 0);
+
+#pragma unroll
+    for (int i = 0; i < DIM / 16; i++) {
+        const int panel = i / 4, bytes = i % 4 * 32;
+        product_176(w.s, a + ((panel * Q_PANEL + bytes) >> 4),
+                    b + ((panel * KV_PANEL + bytes) >> 4), i > 0);
+    }
+    products_commit();
+}
+DEVICE void output_begin(struct state &w, uint32_t v)
+{
+    const uint64_t b = operand(v, KV_PANEL);
+
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; i++)
+        product_128(w.o, w.weights + 4 * i, b + ((i * 16 * PANEL * 2) >> 4));
+    products_commit();
+}
+
+/* This warp has read what the barrier guards. */
+DEVICE void release(uint32_t free)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(free);
+}
+
+/* Keys from `count` on do not exist. */
+DEVICE void mask_scores(struct state &w, int count)
+{
+    const int col = (int)threadIdx.x % 4 * 2;
+
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i++)
+        if (i / 4 * 8 + col + i % 2 >= count) w.s[i] = -INFINITY;
+}
+
+DEVICE void raise_tops(struct state &w, float scale)
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float top = w.top[half];
+#pragma unroll
+        for (int i = 2 * half; i < KEYS / 2; i += 4)
+            top = fmaxf(top, fmaxf(w.s[i], w.s[i + 1]));
+        top = max_lanes(top, 4);
+        w.shrink[half] = exp2_quick((w.top[half] - top) * scale);
+        w.top[half] = top;
+        w.base[half] = top * scale;
+    }
+}
+/* Scores of one of the two rows become weights. */
+DEVICE void raise_powers(struct state &w, float scale, int half)
+{
+    float sum = 0.0f;
+
+#pragma unroll
+    for (int i = 2 * half; i < KEYS / 2; i += 4) {
+        w.s[i] = exp2_quick(w.s[i] * scale - w.base[half]);
+        w.s[i + 1] = exp2_quick(w.s[i + 1] * scale - w.base[half]);
+        sum += w.s[i] + w.s[i + 1];
+    }
+    w.sum[half] = w.sum[half] * w.shrink[half] + sum;
+}
+DEVICE void round_weights(struct state &w)
+{
+#pragma unroll
+    for (int i = 0; i < KEYS / 4; i++)
+        w.weights[i] = pack_bf16(w.s[2 * i], w.s[2 * i + 1]);
+}
+DEVICE void shrink_output(struct state &w)
+{
+#pragma unroll
+    for (int i = 0; i < DIM / 2; i++)
+        w.o[i] *= w.shrink[i / 2 % 2];
+}
+
+/* Four lanes share a row and have two of every eight columns: they exchange pairs, so that each
+ * writes eight side by side. */
+DEVICE void store_row(struct bf16 *row, const struct state &w, int half, bool real)
+{
+    const int   lane = (int)threadIdx.x % 4;
+    const float inverse = 1.0f / sum_lanes(w.sum[half], 4);
+
+#pragma unroll
+    for (int i = 2 * half; i < DIM / 2; i += 16) {
+        uint32_t pair[4], mine[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            pair[n] = pack_bf16(w.o[i + 4 * n] * inverse, w.o[i + 4 * n + 1] * inverse);
+#pragma unroll
+        for (int turn = 0; turn < 4; turn++) {
+            const int      other = lane ^ turn;
+            const uint32_t low = other % 2 ? pair[1] : pair[0],
+                           high = other % 2 ? pair[3] : pair[2];
+            const uint32_t got = __shfl_xor_sync(0xffffffffu, other / 2 ? high : low, turn);
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                if (other == n) mine[n] = got;
+        }
+        if (real)
+            *(uint4 *)(row + i / 16 * 32 + lane * 8) =
+                make_uint4(mine[0], mine[1], mine[2], mine[3]);
+    }
+}
+DEVICE void store_tile(const struct work &w, const struct state &state, int tile)
+{
+    const int     thread = (int)threadIdx.x, col = tile / w.tiles_down * DIM;
+    const int64_t first =
+        (int64_t)(tile % w.tiles_down) * QUERIES + thread / 32 * 16 + thread % 32 / 4;
+
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int64_t row = first + half * 8;
+        store_row(row_at<struct bf16>(w.out, row) + col, state, half, row < w.out.rows);
+    }
+}
+
+DEVICE void compute_all(const struct work &w, const struct places &p, int group)
+{
+    const uint32_t q = p.q + group * 64 * PANEL * 2;
+    struct slot    k = {0, 0}, v = {0, 0};
+    int            q_parity = 0;
+
+    for (int tile = (int)blockIdx.x; tile < w.tiles; tile += (int)gridDim.x, q_parity ^= 1) {
+        struct state state;
+#pragma unroll
+        for (int i = 0; i < DIM / 2; i++)
+            state.o[i] = 0.0f;
+        state.top[0] = state.top[1] = -INFINITY;
+        state.sum[0] = state.sum[1] = 0.0f;
+
+        barrier_wait(p.q_full, q_parity);
+        barrier_wait(p.k_full + 8 * k.index, k.parity);
+        products_begin();
+        scores_begin(state, q, p.k + k.index * KV_BYTES);
+        products_wait<0>();
+        hold(state.s);
+        release(p.k_free + 8 * k.index);
+        advance(k);
+        const int last_keys = w.keys - (w.steps - 1) * KEYS;
+        if (last_keys < KEYS) mask_scores(state, last_keys);
+        raise_tops(state, w.scale);
+        raise_powers(state, w.scale, 0);
+        raise_powers(state, w.scale, 1);
+        round_weights(state);
+        barrier_wait(p.v_full + 8 * v.index, v.parity);
+
+        for (int step = 1; step < w.steps; step++) {
+            barrier_wait(p.k_full + 8 * k.index, k.parity);
+            hold(state.s), hold(state.o), hold(state.weights);
+            products_begin();
+            scores_begin(state, q, p.k + k.index * KV_BYTES);
+            output_begin(state, p.v + v.index * KV_BYTES);
+            products_wait<1>();
+            hold(state.s);
+            release(p.k_free + 8 * k.index);
+            advance(k);
+            raise_tops(state, w.scale);
+            raise_powers(state, w.scale, 0);
+            /* The wait for the next V, long there, also keeps the assembler from moving the powers
+             * behind the wait for the output. */
+            const uint32_t v_free = p.v_free + 8 * v.index;
+            advance(v);
+            barrier_wait(p.v_full + 8 * v.index, v.parity);
+            products_wait<0>();
+            hold(state.o), hold(state.weights);
+            release(v_free);
+            raise_powers(state, w.scale, 1);
+            shrink_output(state);
+            round_weights(state);
+        }
+        release(p.q_free);
+        hold(state.o), hold(state.weights);
+        products_begin();
+        output_begin(state, p.v + v.index * KV_BYTES);
+        products_wait<0>();
+        hold(state.o);
+        release(p.v_free + 8 * v.index);
+        advance(v);
+        store_tile(w, state, tile);
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS, 1)
+    hopper_kernel(const __grid_constant__ struct work w)
+{
+    extern __shared__ char shared[];
+    const struct places    p = places_of(shared);
+    const int              group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
+
+    if (threadIdx.x == 0) {
+        barrier_init(p.q_full, 1);
+        barrier_init(p.q_free, GROUPS * 4);
+        for (int i = 0; i < 2; i++) {
+            barrier_init(p.k_full + 8 * i, 1);
+            barrier_init(p.v_full + 8 * i, 1);
+            barrier_init(p.k_free + 8 * i, GROUPS * 4);
+            barrier_init(p.v_free + 8 * i, GROUPS * 4);
+        }
+        barriers_show();
+    }
+    __syncthreads();
+    if (group == GROUPS) {
+        registers_fewer<24>();
+        if (threadIdx.x == GROUPS * 128) bring_all(w, p);
+    } else {
+        registers_more<240>();
+        compute_all(w, p, group);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------- host */
+
+static bool is_hopper()
+{
+    int device = 0, major = 0, minor = 0;
+
+    return !cudaGetDevice(&device) &&
+           !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
+           !cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) &&
+           major == 9 && minor == 0;
+}
+
+static bool is_bf16_at_16(struct matrix m)
+{
+    return m.dtype == DTYPE_BF16 && rows_at_16(m);
+}
+
+extern "C" bool k_attention_hopper_fits(const struct attention_request *r, enum dtype compute)
+{
+    return r->dim == DIM && !r->causal && r->bias == NULL && r->scale > 0.0f &&
+           compute == DTYPE_BF16 && is_bf16_at_16(r->q) && is_bf16_at_16(r->k) &&
+           is_bf16_at_16(r->v) && is_bf16_at_16(r->out) && is_hopper();
+}
+
+/* The driver's; programs that may start without one do not link it. */
+typedef decltype(&cuTensorMapEncodeTiled) encode_map;
+
+static int map_boxes(encode_map encode, CUtensorMap *map, struct matrix m, int rows)
+{
+    const cuuint64_t size[2] = {(cuuint64_t)m.cols, (cuuint64_t)m.rows};
+    const cuuint64_t down[1] = {(cuuint64_t)(m.rows > 1 ? m.ld : m.cols) * 2};
+    const cuuint32_t box[2] = {PANEL, (cuuint32_t)rows}, dense[2] = {1, 1};
+    const CUresult   rc =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, m.data, size, down, box, dense,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    return rc == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
+}
+
+extern "C" int k_attention_hopper_cuda(const struct attention_request *r,
+                                       struct CUstream_st             *stream)
+{
+    cudaDriverEntryPointQueryResult found;
+    struct work                     w;
+    void                           *entry = NULL;
+    int                             device = 0, processors = 0;
+
+    w.out = r->out;
+    w.scale = r->scale * LOG2_E;
+    w.keys = (int)r->k.rows;
+    w.steps = (int)ceil_div(r->k.rows, KEYS);
+    w.tiles_down = (int)ceil_div(r->q.rows, QUERIES);
+    w.tiles = w.tiles_down * r->heads;
+    int rc = (int)cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                                   cudaEnableDefault, &found);
+    if (!rc && found != cudaDriverEntryPointSuccess) rc = (int)cudaErrorNotSupported;
+    if (!rc) rc = map_boxes((encode_map)entry, &w.q, r->q, QUERIES);
+    if (!rc) rc = map_boxes((encode_map)entry, &w.k, r->k, KEYS);
+    if (!rc) rc = map_boxes((encode_map)entry, &w.v, r->v, KEYS);
+    if (!rc) rc = (int)cudaGetDevice(&device);
+    if (!rc) rc = (int)cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (!rc)
+        rc = (int)cudaFuncSetAttribute(hopper_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       SHARED_BYTES);
+    if (rc) return rc;
+    const unsigned grid = (unsigned)(w.tiles < processors ? w.tiles : processors);
+    hopper_kernel<<<grid, THREADS, SHARED_BYTES, stream>>>(w);
+    return (int)cudaGetLastError();
+}

@@ -1,0 +1,153 @@
+/*
+ * hopper.cuh - the instructions of sm_90a that attention_hopper.cu uses: barriers that count bytes,
+ * boxes of a matrix brought by the copy engine, products of a whole warpgroup.
+ *
+ * Knows no operation.  Shared memory is told by its 32-bit address.  Names of instructions and the
+ * layout of operands: NVIDIA's PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+ */
+#ifndef MURAL_HOPPER_CUH
+#define MURAL_HOPPER_CUH
+
+#include "kernels/device.cuh"
+
+/* ------------------------------------------------------------------------------------ barriers */
+
+/* A phase of a barrier ends when `arrivals` have come and all bytes that were announced. */
+DEVICE void barrier_init(uint32_t barrier, int arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
+                 : "memory");
+}
+/* To the copy engine; other threads see them after __syncthreads(). */
+DEVICE void barriers_show()
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEVICE void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+DEVICE void barrier_arrive_announcing(uint32_t barrier, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+/* Until the phase of that parity has ended; of a new barrier, the phase of parity 1 has. */
+DEVICE void barrier_wait(uint32_t barrier, int parity)
+{
+    asm volatile("{ .reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again; }" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* ----------------------------------------------------------------------- copies and registers */
+
+/* The map's box at (col, row), zeros beyond its edges; its bytes count at the barrier. */
+DEVICE void box_begin(uint32_t target, const void *map, int col, int row, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
+                 "l"(map), "r"(col), "r"(row), "r"(barrier)
+                 : "memory");
+}
+/* A warpgroup hands registers back, or takes such as others gave back: COUNT a thread remain. */
+template <int COUNT> DEVICE void registers_fewer()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT> DEVICE void registers_more()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+/* ------------------------------------------------------------------------------------ products */
+
+/* An operand in shared memory, in rows of 64 elements, 128 bytes, of which eight lie together at a
+ * multiple of 1024 bytes, chunk c of row r at c ^ (r % 8).  `across`: bytes to the next 64 columns
+ * where columns are the outer dimension of the product; unused where they are summed over.  An
+ * operand `bytes` further on is this + (bytes >> 4). */
+DEVICE uint64_t operand(uint32_t address, int across)
+{
+    const uint64_t chunks_swizzled = (uint64_t)1 << 62, eight_rows = (uint64_t)(1024 >> 4) << 32;
+
+    return chunks_swizzled | eight_rows | (uint64_t)(across >> 4) << 16 | address >> 4;
+}
+
+/* Products run behind the warpgroup's back.  products_begin() comes before the first that reads or
+ * adds to registers which ordinary instructions wrote. */
+DEVICE void products_begin()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+/* Everything begun since the last call becomes one group. */
+DEVICE void products_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/* All groups but the latest PENDING have ended; hold() what they wrote or read. */
+template <int PENDING> DEVICE void products_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+/* The compiler moves no use of x from one side of this to the other. */
+template <int COUNT> DEVICE void hold(float (&x)[COUNT])
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int COUNT> DEVICE void hold(uint32_t (&x)[COUNT])
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        asm volatile("" : "+r"(x[i])::"memory");
+}
+
+#define EIGHT(x, i)                                                                                \
+    "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]),    \
+        "+f"(x[i + 6]), "+f"(x[i + 7])
+
+/* d[64, 176] = a[64, 16] . b[176, 16]^T, added to what d was where `add`, in bf16 with f32 sums.
+ * Lane l of warp w has of each eight columns 2 (l % 4) and the next: two registers of row
+ * 16 w + l / 4, then two of the row eight further. */
+DEVICE void product_176(float (&d)[88], uint64_t a, uint64_t b, bool add)
+{
+    asm volatile("{ .reg .pred add;\n"
+                 "setp.ne.b32 add, %90, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+                 "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+                 "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "
+                 "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+                 "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+                 "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, "
+                 "%60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+                 "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87}, "
+                 "%88, %89, add, 1, 1, 0, 0; }"
+                 : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40),
+                   EIGHT(d, 48), EIGHT(d, 56), EIGHT(d, 64), EIGHT(d, 72), EIGHT(d, 80)
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+/* d[64, 128] += a[64, 16] . b[16, 128]; a in registers, laid out as multiply_add() has it, and the
+ * columns of b its outer dimension. */
+DEVICE void product_128(float (&d)[64], const uint32_t *a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, "
+                 "%10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+                 "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "
+                 "%30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+                 "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+                 "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, "
+                 "%60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40),
+                   EIGHT(d, 48), EIGHT(d, 56)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#undef EIGHT
+
+#endif
