@@ -17,14 +17,6 @@ enum {
 
 /* ----------------------------------------------------------------------------------- sizes */
 
-static struct engine_size draft_size(const struct mural_job *job)
-{
-    return (struct engine_size){.w_px = job->plan.draft_w_px,
-                                .h_px = job->plan.draft_h_px,
-                                .tiles = 1,
-                                .steps = (uint32_t)job->config.draft_steps};
-}
-
 uint32_t job_plan_tiles_per_pass(const struct mural_job *job)
 {
     return job->gpu_shares > 0 ? job->gpu.tiles_per_pass : 1;
@@ -46,6 +38,16 @@ bool job_plan_paints_draft(const struct mural_job *job)
 bool job_plan_paints_tiles(const struct mural_job *job)
 {
     return job->task != MURAL_DRAFT;
+}
+
+static struct engine_size draft_size(const struct mural_job *job)
+{
+    return (struct engine_size){.w_px = job->plan.draft_w_px,
+                                .h_px = job->plan.draft_h_px,
+                                .tiles = 1,
+                                .steps = (uint32_t)job->config.draft_steps,
+                                .steps_next =
+                                    job_plan_paints_tiles(job) ? (uint32_t)job->config.steps : 0};
 }
 
 size_t job_plan_sizes(const struct mural_job *job, struct engine_size *sizes_out)

@@ -88,8 +88,9 @@ struct engine_cost {
 enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 struct engine_size {
     int32_t  w_px, h_px;
-    uint32_t tiles; /* rectangles predicted together */
-    uint32_t steps; /* length of the sigma list      */
+    uint32_t tiles;      /* rectangles predicted together */
+    uint32_t steps;      /* length of the sigma list      */
+    uint32_t steps_next; /* of the list that a prompt may name as `next`; 0: none */
 };
 
 /* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes,
@@ -199,11 +200,15 @@ void scheduler_step(const struct schedule *schedule, uint32_t step, float *laten
 /* ----------------------------------------------------------------------------------- prompt */
 
 /* Text states, pooled vector, and every modulation vector of every step: computed once.
- * The text is UTF-8; invalid UTF-8 is ERR_USAGE. */
+ * The text is UTF-8; invalid UTF-8 is ERR_USAGE.
+ *
+ * `next`, or NULL: a prompt of the same text and guidance is to follow with this schedule.  What it
+ * needs is then made in passing, while a quarter of the model passes anyway, and kept by the engine
+ * until a prompt is opened: that one takes it, or it goes.  No bit depends on it. */
 struct prompt_request {
     const char            *text;
     double                 guidance;
-    const struct schedule *schedule;
+    const struct schedule *schedule, *next;
 };
 int  prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
                  struct err *err);

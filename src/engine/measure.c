@@ -22,10 +22,11 @@ static int check_size(const struct engine *engine, const struct engine_size *siz
               "a rectangle of %d x %d px cannot be painted: this model's sides are multiples of %d "
               "from %d to %d px",
               size->w_px, size->h_px, step, step, most);
-    if (size->tiles < 1 || size->steps < 1 || size->steps > SCHEDULE_STEPS_MAX)
+    if (size->tiles < 1 || size->steps < 1 || size->steps > SCHEDULE_STEPS_MAX ||
+        size->steps_next > SCHEDULE_STEPS_MAX)
         RAISE(err, ERR_USAGE, 0,
-              "%u rectangles at once and %u steps: needed are at least 1, and 1..%d", size->tiles,
-              size->steps, SCHEDULE_STEPS_MAX);
+              "%u rectangles at once, %u steps and then %u: needed are at least 1, 1..%d and 0..%d",
+              size->tiles, size->steps, size->steps_next, SCHEDULE_STEPS_MAX, SCHEDULE_STEPS_MAX);
 out:
     return rc;
 }
@@ -50,23 +51,25 @@ static float *nowhere(struct backend *backend)
     return arena_take(backend_arena(backend), 0, "nowhere");
 }
 
-static int measure_prompt(struct measured *out, const struct engine *engine, uint32_t steps,
-                          struct err *err)
+static int measure_prompt(struct measured *out, const struct engine *engine,
+                          const struct engine_size *size, struct err *err)
 {
     int                 rc = ERR_OK;
     struct backend     *backend = NULL;
-    struct schedule     schedule = {.steps = steps};
+    struct schedule     any = {.sigma = {0}};
     struct prompt_input input = {.clip_count = clip_tokenizer_max(engine->clip_tokenizer),
-                                 .sigmas = schedule.sigma,
-                                 .steps = steps};
+                                 .stage_count = size->steps_next > 0 ? 2 : 1};
     double              before = 0;
 
     TRY(backend_open_dry(&backend, &engine->text_machine, err));
-    prompt_compute(engine, backend, &input, nowhere(backend), nowhere(backend));
+    for (uint32_t i = 0; i < input.stage_count; i++)
+        input.stages[i] = (struct modulation_stage){any.sigma, nowhere(backend),
+                                                    i == 0 ? size->steps : size->steps_next};
+    prompt_compute(engine, backend, &input, nowhere(backend));
     raise_flop(&out->cost.flop_prompt, backend, &before);
     raise_bytes(&out->text_bytes, arena_bytes_peak(backend_arena(backend)));
     raise_bytes(&out->text_workspace_bytes, backend_fixed_bytes(backend));
-    raise_bytes(&out->table_bytes, prompt_bytes(engine, steps));
+    raise_bytes(&out->table_bytes, prompt_bytes(engine, size->steps, size->steps_next));
 out:
     backend_close(backend);
     return rc;
@@ -123,7 +126,7 @@ static int measure_size(struct measured *out, const struct engine *engine,
     struct compute         compute = {.engine = engine, .painters = &painters};
 
     TRY(check_size(engine, size, err));
-    TRY(measure_prompt(out, engine, size->steps, err));
+    TRY(measure_prompt(out, engine, size, err));
     TRY(backend_open_dry(&backend, &machine, err));
     compute.backend = backend;
     TRY(engine_keep(&painters, engine, backend, err));
@@ -329,7 +332,7 @@ int measure_budget(struct budget_facts *out, const struct engine *engine,
     *out = (struct budget_facts){.mlp_levels = BUDGET_CHUNKS_MAX, .strip_levels = VAE_LEVELS};
     for (size_t i = 0; i < size_count; i++) {
         TRY(check_size(engine, &sizes[i], err));
-        TRY(measure_prompt(&measured, engine, sizes[i].steps, err));
+        TRY(measure_prompt(&measured, engine, &sizes[i], err));
     }
     out->text_bytes = engine->text_machine.machine == MACHINE_CPU ? 0 : measured.text_bytes;
     TRY(backend_open_dry(&compute.backend, &engine->machine, err));

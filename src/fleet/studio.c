@@ -9,7 +9,7 @@
 struct studio {
     struct engine  *engine;
     struct prompt  *prompt;
-    struct schedule schedule;
+    struct schedule schedule, next; /* of the stage that has begun, and of one to follow */
     uint32_t        tiles_max;
 };
 
@@ -50,22 +50,33 @@ void studio_close(struct studio *studio)
     os_free(studio);
 }
 
+static int make_schedule(struct schedule *out, const struct studio *studio,
+                         const struct painter_levels *levels, struct err *err)
+{
+    struct schedule_request request = {.steps = levels->steps,
+                                       .tokens = levels->tokens,
+                                       .sigma_start = levels->sigma_start,
+                                       .strength = levels->strength,
+                                       .mu = levels->mu,
+                                       .mu_max = levels->mu_max};
+
+    return schedule_make(out, studio->engine, &request, err);
+}
+
 static int studio_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
                         struct err *err)
 {
-    int                     rc = ERR_OK;
-    struct studio          *studio = self;
-    struct schedule_request schedule = {.steps = stage->steps,
-                                        .tokens = stage->tokens,
-                                        .sigma_start = stage->sigma_start,
-                                        .strength = stage->strength,
-                                        .mu = stage->mu,
-                                        .mu_max = stage->mu_max};
-    struct prompt_request   prompt = {
-          .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
+    int                   rc = ERR_OK;
+    struct studio        *studio = self;
+    struct prompt_request prompt = {
+        .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
 
     must(studio->prompt == NULL);
-    TRY(schedule_make(&studio->schedule, studio->engine, &schedule, err));
+    TRY(make_schedule(&studio->schedule, studio, &stage->levels, err));
+    if (stage->next.steps > 0) {
+        TRY(make_schedule(&studio->next, studio, &stage->next, err));
+        prompt.next = &studio->next;
+    }
     TRY(prompt_open(&studio->prompt, studio->engine, &prompt, err));
     *steps_out = studio->schedule.steps;
 out:
