@@ -41,8 +41,7 @@ struct engine_memory {
     uint32_t tiles_per_pass; /* most tiles that advance together; 0: the planner's choice      */
     bool     expandable; /* arenas grow and shrink by segments; else one piece of the plan's size */
     uint64_t segment_bytes;     /* growth step                                                    */
-    double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to
-                                   others */
+    double   fragmentation_max; /* share of mapped memory that may lie idle, kept from others     */
     uint64_t pool_bytes;        /* mapped at start, never given back                              */
     /* What was counted with when tiles_per_pass was decided; 0: not known. */
     double link_bytes_per_second, disk_bytes_per_second, flop_per_second;
@@ -88,14 +87,13 @@ struct engine_cost {
 enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 struct engine_size {
     int32_t  w_px, h_px;
-    uint32_t tiles;      /* rectangles predicted together */
-    uint32_t steps;      /* length of the sigma list      */
-    uint32_t steps_next; /* of the list that a prompt may name as `next`; 0: none */
+    uint32_t tiles;             /* rectangles predicted together */
+    uint32_t steps, steps_next; /* of the sigma list, and of a prompt's `next`; 0: it has none */
 };
 
 /* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes,
  * each number is the largest; the bytes are then what engine_reserve takes for them, and
- * prompt_open for one prompt. */
+ * prompt_open for one prompt and what it makes in passing. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
@@ -149,8 +147,7 @@ void engine_close(struct engine *engine);
 struct engine_facts engine_facts(const struct engine *engine);
 uint64_t            engine_model_identity(const struct engine *engine);
 
-/* What decides the bits of a picture besides its settings.  Two engines with the same identity
- * paint the same. */
+/* What decides the bits of a picture besides its settings: where two agree, they paint the same. */
 struct engine_identity {
     uint64_t model;        /* engine_model_identity */
     char     numeric[128]; /* version and precision of the arithmetic, library, machine */
@@ -199,12 +196,10 @@ void scheduler_step(const struct schedule *schedule, uint32_t step, float *laten
 
 /* ----------------------------------------------------------------------------------- prompt */
 
-/* Text states, pooled vector, and every modulation vector of every step: computed once.
- * The text is UTF-8; invalid UTF-8 is ERR_USAGE.
- *
- * `next`, or NULL: a prompt of the same text and guidance is to follow with this schedule.  What it
- * needs is then made in passing, while a quarter of the model passes anyway, and kept by the engine
- * until a prompt is opened: that one takes it, or it goes.  No bit depends on it. */
+/* Text states, pooled vector, every modulation vector of every step: computed once.  The text is
+ * UTF-8; invalid UTF-8 is ERR_USAGE.  `next`, or NULL: the schedule of a prompt that is to follow
+ * with the same text and guidance.  Its modulation is made in passing, and kept for the very next
+ * prompt_open; no bit depends on it. */
 struct prompt_request {
     const char            *text;
     double                 guidance;
