@@ -71,29 +71,30 @@ struct engine_facts {
     int32_t  px_per_lat;      /* 8: 2^(VAE levels - 1) */
     int32_t  px_per_token;    /* 16: sides must be multiples of it */
     uint32_t text_tokens;
-    bool     guidance; /* false: the guidance value is ignored (schnell) */
-    bool     bf16;
+    bool     bf16, guidance; /* guidance false: its value is ignored (schnell) */
 };
 
+enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 /* What a rectangle costs, measured by a dry run of the very code that paints it. */
 struct engine_cost {
     uint64_t scratch_bytes; /* of encode, predict and decode, and of a prompt while it is made */
     uint64_t fixed_bytes;   /* workspace; on the CPU also vectors and tables of one prompt     */
     uint64_t kept_bytes;    /* of a GPU: weights that stay there                               */
     uint64_t host_bytes;    /* beside a GPU: vectors, tables of one prompt, buffers            */
-    double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
+    struct {
+        double prompt, encode, predict, decode;
+    } flop[ENGINE_SIZES_MAX]; /* of each size; predict: one step */
 };
 
-enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 struct engine_size {
     int32_t  w_px, h_px;
     uint32_t tiles;             /* rectangles predicted together */
     uint32_t steps, steps_next; /* of the sigma list, and of a prompt's `next`; 0: it has none */
 };
 
-/* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes,
- * each number is the largest; the bytes are then what engine_reserve takes for them, and
- * prompt_open for one prompt and what it makes in passing. */
+/* Reads configurations, and for a GPU the headers of weights, but no weights.  Bytes are the most
+ * of all sizes: what engine_reserve takes, and prompt_open for one prompt and what it makes ahead.
+ */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
@@ -197,9 +198,8 @@ void scheduler_step(const struct schedule *schedule, uint32_t step, float *laten
 /* ----------------------------------------------------------------------------------- prompt */
 
 /* Text states, pooled vector, every modulation vector of every step: computed once.  The text is
- * UTF-8; invalid UTF-8 is ERR_USAGE.  `next`, or NULL: the schedule of a prompt that is to follow
- * with the same text and guidance.  Its modulation is made in passing, and kept for the very next
- * prompt_open; no bit depends on it. */
+ * UTF-8; invalid UTF-8 is ERR_USAGE.  `next`, or NULL: the schedule of a prompt of the same text
+ * and guidance that follows: made ahead, for the very next prompt_open.  No bit depends on it. */
 struct prompt_request {
     const char            *text;
     double                 guidance;

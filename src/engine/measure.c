@@ -37,12 +37,12 @@ static void raise_bytes(uint64_t *most, uint64_t bytes)
 }
 
 /* FLOPs asked for since `*before`, which moves on. */
-static void raise_flop(double *most, const struct backend *backend, double *before)
+static double lap_of(const struct backend *backend, double *before)
 {
     double all = backend_flops(backend), lap = all - *before;
 
     *before = all;
-    if (lap > *most) *most = lap;
+    return lap;
 }
 
 /* An address that arithmetic may start from; nothing reads it. */
@@ -51,7 +51,8 @@ static float *nowhere(struct backend *backend)
     return arena_take(backend_arena(backend), 0, "nowhere");
 }
 
-static int measure_prompt(struct measured *out, const struct engine *engine,
+/* Of size number `index`, as all that follows. */
+static int measure_prompt(struct measured *out, const struct engine *engine, size_t index,
                           const struct engine_size *size, struct err *err)
 {
     int                 rc = ERR_OK;
@@ -66,7 +67,7 @@ static int measure_prompt(struct measured *out, const struct engine *engine,
         input.stages[i] = (struct modulation_stage){any.sigma, nowhere(backend),
                                                     i == 0 ? size->steps : size->steps_next};
     prompt_compute(engine, backend, &input, nowhere(backend));
-    raise_flop(&out->cost.flop_prompt, backend, &before);
+    out->cost.flop[index].prompt = lap_of(backend, &before);
     raise_bytes(&out->text_bytes, arena_bytes_peak(backend_arena(backend)));
     raise_bytes(&out->text_workspace_bytes, backend_fixed_bytes(backend));
     raise_bytes(&out->table_bytes, prompt_bytes(engine, size->steps, size->steps_next));
@@ -76,7 +77,7 @@ out:
 }
 
 /* Encode, predict and decode.  `tiles` and `work` have room for size->tiles. */
-static void rehearse(struct measured *out, const struct compute *compute,
+static void rehearse(struct measured *out, const struct compute *compute, size_t index,
                      const struct engine_size *size, struct engine_tile *tiles,
                      struct transformer_tile *work)
 {
@@ -85,22 +86,21 @@ static void rehearse(struct measured *out, const struct compute *compute,
                                                .modulation = nowhere(backend),
                                                .text_tokens = compute->engine->facts.text_tokens,
                                                .steps = size->steps}};
-    double          before = backend_flops(backend), predict = 0;
+    double          before = backend_flops(backend);
 
     compute_encode(compute, NULL, size->w_px, size->h_px, NULL);
-    raise_flop(&out->cost.flop_encode, backend, &before);
+    out->cost.flop[index].encode = lap_of(backend, &before);
     for (uint32_t t = 0; t < size->tiles; t++)
         tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
     compute_predict(compute, work, tiles, size->tiles, 0);
-    raise_flop(&predict, backend, &before);
-    out->cost.flop_predict = fmax(out->cost.flop_predict, predict / size->tiles);
+    out->cost.flop[index].predict = lap_of(backend, &before) / size->tiles;
     compute_decode(compute, NULL, size->w_px, size->h_px, NULL);
-    raise_flop(&out->cost.flop_decode, backend, &before);
+    out->cost.flop[index].decode = lap_of(backend, &before);
     raise_bytes(&out->tile_bytes, arena_bytes_peak(backend_arena(backend)));
     raise_bytes(&out->tile_workspace_bytes, backend_fixed_bytes(backend));
 }
 
-static int rehearse_size(struct measured *out, const struct compute *compute,
+static int rehearse_size(struct measured *out, const struct compute *compute, size_t index,
                          const struct engine_size *size, struct err *err)
 {
     int                      rc = ERR_OK;
@@ -109,14 +109,14 @@ static int rehearse_size(struct measured *out, const struct compute *compute,
 
     TRY(os_alloc((void **)&tiles, size->tiles, sizeof *tiles, "a list of tiles", err));
     TRY(os_alloc((void **)&work, size->tiles, sizeof *work, "a list of tiles", err));
-    rehearse(out, compute, size, tiles, work);
+    rehearse(out, compute, index, size, tiles, work);
 out:
     os_free(work);
     os_free(tiles);
     return rc;
 }
 
-static int measure_size(struct measured *out, const struct engine *engine,
+static int measure_size(struct measured *out, const struct engine *engine, size_t index,
                         const struct engine_size *size, struct err *err)
 {
     int                    rc = ERR_OK;
@@ -126,14 +126,14 @@ static int measure_size(struct measured *out, const struct engine *engine,
     struct compute         compute = {.engine = engine, .painters = &painters};
 
     TRY(check_size(engine, size, err));
-    TRY(measure_prompt(out, engine, size, err));
+    TRY(measure_prompt(out, engine, index, size, err));
     TRY(backend_open_dry(&backend, &machine, err));
     compute.backend = backend;
     TRY(engine_keep(&painters, engine, backend, err));
     raise_bytes(&out->kept_matrix_bytes, backend_kept_matrix_bytes(backend));
     raise_bytes(&out->kept_vector_bytes, backend_kept_vector_bytes(backend));
     out->parcels = *backend_parcels(backend);
-    TRY(rehearse_size(out, &compute, size, err));
+    TRY(rehearse_size(out, &compute, index, size, err));
 out:
     engine_release(&painters, engine);
     backend_close(backend);
@@ -160,9 +160,10 @@ int measure_sizes(struct measured *out, const struct engine *engine,
     int      rc = ERR_OK;
     uint64_t host_bytes;
 
+    must(size_count <= ENGINE_SIZES_MAX);
     *out = (struct measured){.tile_bytes = 0};
     for (size_t i = 0; i < size_count; i++)
-        TRY(measure_size(out, engine, &sizes[i], err));
+        TRY(measure_size(out, engine, i, &sizes[i], err));
     host_bytes = out->table_bytes + arena_bytes_peak(engine->vectors);
     out->cost.scratch_bytes = out->tile_bytes;
     out->cost.fixed_bytes = out->tile_workspace_bytes;
@@ -196,7 +197,7 @@ int measure_rehearse(const struct engine *engine, const struct engine_size *size
 
     backend_rehearse(engine->backend, true);
     for (size_t i = 0; i < size_count; i++)
-        TRY(rehearse_size(&ignored, &compute, &sizes[i], err));
+        TRY(rehearse_size(&ignored, &compute, i, &sizes[i], err));
     TRY(backend_wait(engine->backend, err));
 out:
     backend_rehearse(engine->backend, false);
@@ -332,7 +333,7 @@ int measure_budget(struct budget_facts *out, const struct engine *engine,
     *out = (struct budget_facts){.mlp_levels = BUDGET_CHUNKS_MAX, .strip_levels = VAE_LEVELS};
     for (size_t i = 0; i < size_count; i++) {
         TRY(check_size(engine, &sizes[i], err));
-        TRY(measure_prompt(&measured, engine, &sizes[i], err));
+        TRY(measure_prompt(&measured, engine, i, &sizes[i], err));
     }
     out->text_bytes = engine->text_machine.machine == MACHINE_CPU ? 0 : measured.text_bytes;
     TRY(backend_open_dry(&compute.backend, &engine->machine, err));

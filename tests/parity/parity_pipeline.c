@@ -245,8 +245,8 @@ static void what_was_measured_is_what_is_taken(void **state)
                      p->engine->machine.arena_limit_bytes);
     assert_int_equal(cost.scratch_bytes, p->engine->machine.arena_limit_bytes +
                                              p->engine->text_machine.arena_limit_bytes);
-    assert_true(cost.flop_prompt > 0 && cost.flop_encode > 0);
-    assert_true(cost.flop_predict > 0 && cost.flop_decode > 0);
+    assert_true(cost.flop[0].prompt > 0 && cost.flop[0].encode > 0);
+    assert_true(cost.flop[0].predict > 0 && cost.flop[0].decode > 0);
     prompt_close(prompt);
     free(latent);
     free(velocity);
