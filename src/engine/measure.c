@@ -329,7 +329,8 @@ int measure_budget(struct budget_facts *out, const struct engine *engine,
     struct compute  compute = {.engine = engine, .painters = &painters};
     struct measured measured = {.tile_bytes = 0};
 
-    must(size_count > 0 && engine->machine.machine != MACHINE_CPU);
+    must(size_count > 0 && size_count <= ENGINE_SIZES_MAX);
+    must(engine->machine.machine != MACHINE_CPU);
     *out = (struct budget_facts){.mlp_levels = BUDGET_CHUNKS_MAX, .strip_levels = VAE_LEVELS};
     for (size_t i = 0; i < size_count; i++) {
         TRY(check_size(engine, &sizes[i], err));
