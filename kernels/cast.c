@@ -13,7 +13,7 @@
 KERNEL_INLINE float f16_value(uint16_t bits)
 {
     uint32_t magnitude = (uint32_t)(bits & 0x7fffu) << 13;
-    float value = float_from_bits(magnitude) * 0x1p112f;
+    float    value = float_from_bits(magnitude) * 0x1p112f;
     uint32_t result = (bits & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : float_bits(value);
     return float_from_bits(result | (uint32_t)(bits & 0x8000u) << 16);
 }
@@ -21,7 +21,7 @@ KERNEL_INLINE float f16_value(uint16_t bits)
 KERNEL_INLINE float e4m3_value(uint8_t bits)
 {
     uint32_t magnitude = (uint32_t)(bits & 0x7fu) << 20;
-    float value = float_from_bits(magnitude) * 0x1p120f;
+    float    value = float_from_bits(magnitude) * 0x1p120f;
     uint32_t result = (bits & 0x7fu) == 0x7fu ? 0x7fc00000u : float_bits(value);
     return float_from_bits(result | (uint32_t)(bits & 0x80u) << 24);
 }
@@ -56,14 +56,10 @@ uint16_t cast_from_f32(float value, enum dtype dtype)
 KERNEL_INLINE float load_any(const void *data, enum dtype dtype, int64_t i)
 {
     switch (dtype) {
-    case DTYPE_F32:
-        return ((const any_f32 *)data)[i];
-    case DTYPE_BF16:
-        return bf16_to_f32(((const any_u16 *)data)[i]);
-    case DTYPE_F16:
-        return f16_value(((const any_u16 *)data)[i]);
-    case DTYPE_F8_E4M3:
-        return e4m3_value(((const uint8_t *)data)[i]);
+    case DTYPE_F32: return ((const any_f32 *)data)[i];
+    case DTYPE_BF16: return bf16_to_f32(((const any_u16 *)data)[i]);
+    case DTYPE_F16: return f16_value(((const any_u16 *)data)[i]);
+    case DTYPE_F8_E4M3: return e4m3_value(((const uint8_t *)data)[i]);
     case DTYPE_F8_E5M2: /* the upper byte of an f16 */
         return f16_value((uint16_t)(((const uint8_t *)data)[i] << 8));
     }
@@ -90,21 +86,11 @@ KERNEL_INLINE void cast_from(enum dtype target_dtype, enum dtype source_dtype, v
                              const void *source, int64_t count)
 {
     switch (source_dtype) {
-    case DTYPE_F32:
-        cast_body(target_dtype, DTYPE_F32, target, source, count);
-        break;
-    case DTYPE_BF16:
-        cast_body(target_dtype, DTYPE_BF16, target, source, count);
-        break;
-    case DTYPE_F16:
-        cast_body(target_dtype, DTYPE_F16, target, source, count);
-        break;
-    case DTYPE_F8_E4M3:
-        cast_body(target_dtype, DTYPE_F8_E4M3, target, source, count);
-        break;
-    case DTYPE_F8_E5M2:
-        cast_body(target_dtype, DTYPE_F8_E5M2, target, source, count);
-        break;
+    case DTYPE_F32: cast_body(target_dtype, DTYPE_F32, target, source, count); break;
+    case DTYPE_BF16: cast_body(target_dtype, DTYPE_BF16, target, source, count); break;
+    case DTYPE_F16: cast_body(target_dtype, DTYPE_F16, target, source, count); break;
+    case DTYPE_F8_E4M3: cast_body(target_dtype, DTYPE_F8_E4M3, target, source, count); break;
+    case DTYPE_F8_E5M2: cast_body(target_dtype, DTYPE_F8_E5M2, target, source, count); break;
     }
 }
 
@@ -129,13 +115,14 @@ void cast_elements(void *target, enum dtype target_dtype, const void *source,
         cast_row(target_dtype, source_dtype, target, source, count);
 }
 
-/* Without gaps there are no rows: pixels are millions of three elements, a vector is one of all. */
+/* Without gaps there are no rows: pixels are millions of three elements, a vector is one of all.
+ * A bias is too short to be shared out: who wakes other threads for it waits longer for them. */
 static void cast_flat(struct matrix target, struct matrix source)
 {
     const int64_t all = source.rows * source.cols, each = 16384;
     const int64_t from = dtype_bytes(source.dtype), to = dtype_bytes(target.dtype);
 
-#pragma omp parallel for schedule(static) if (all > each)
+#pragma omp parallel for schedule(static) if (all > 4 * each)
     for (int64_t first = 0; first < all; first += each)
         cast_elements((char *)target.data + first * to, target.dtype,
                       (const char *)source.data + first * from, source.dtype,

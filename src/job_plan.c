@@ -17,14 +17,6 @@ enum {
 
 /* ----------------------------------------------------------------------------------- sizes */
 
-static struct engine_size draft_size(const struct mural_job *job)
-{
-    return (struct engine_size){.w_px = job->plan.draft_w_px,
-                                .h_px = job->plan.draft_h_px,
-                                .tiles = 1,
-                                .steps = (uint32_t)job->config.draft_steps};
-}
-
 uint32_t job_plan_tiles_per_pass(const struct mural_job *job)
 {
     return job->gpu_shares > 0 ? job->gpu.tiles_per_pass : 1;
@@ -46,6 +38,16 @@ bool job_plan_paints_draft(const struct mural_job *job)
 bool job_plan_paints_tiles(const struct mural_job *job)
 {
     return job->task != MURAL_DRAFT;
+}
+
+static struct engine_size draft_size(const struct mural_job *job)
+{
+    return (struct engine_size){.w_px = job->plan.draft_w_px,
+                                .h_px = job->plan.draft_h_px,
+                                .tiles = 1,
+                                .steps = (uint32_t)job->config.draft_steps,
+                                .steps_next =
+                                    job_plan_paints_tiles(job) ? (uint32_t)job->config.steps : 0};
 }
 
 size_t job_plan_sizes(const struct mural_job *job, struct engine_size *sizes_out)
@@ -107,26 +109,26 @@ static void count_host_bytes(struct mural_job *job)
 static int measure(struct mural_job *job, struct err *err)
 {
     int                rc = ERR_OK;
-    struct engine_size sizes[2], draft = draft_size(job), tile = tile_size(job);
-    size_t             count = job_plan_sizes(job, sizes);
-    struct engine_cost draft_cost = {0}, tile_cost = {0}, both;
+    struct engine_size sizes[2];
+    size_t             count = job_plan_sizes(job, sizes), tile = count - 1; /* the last */
+    struct engine_cost cost;
 
-    TRY(engine_estimate(&both, &job->facts, &job->options, sizes, count, err));
+    TRY(engine_estimate(&cost, &job->facts, &job->options, sizes, count, err));
     TRY(check_cells(job, err));
-    if (job_plan_paints_draft(job))
-        TRY(engine_estimate(&draft_cost, &job->facts, &job->options, &draft, 1, err));
-    if (job_plan_paints_tiles(job))
-        TRY(engine_estimate(&tile_cost, &job->facts, &job->options, &tile, 1, err));
     job->scratch_bytes =
-        job_device_is_gpu(job) ? both.host_bytes : both.scratch_bytes + both.fixed_bytes;
+        job_device_is_gpu(job) ? cost.host_bytes : cost.scratch_bytes + cost.fixed_bytes;
     if (job->worker_count > 1) job->scratch_bytes *= job->worker_count;
     count_host_bytes(job);
-    job->costs = (struct render_costs){.draft_predict = draft_cost.flop_predict,
-                                       .draft_decode = draft_cost.flop_decode,
-                                       .encode = tile_cost.flop_encode,
-                                       .predict = tile_cost.flop_predict,
-                                       .decode = tile_cost.flop_decode,
-                                       .prompt = both.flop_prompt};
+    job->costs = (struct render_costs){.prompt = cost.flop[0].prompt};
+    if (job_plan_paints_draft(job)) {
+        job->costs.draft_predict = cost.flop[0].predict;
+        job->costs.draft_decode = cost.flop[0].decode;
+    }
+    if (job_plan_paints_tiles(job)) {
+        job->costs.encode = cost.flop[tile].encode;
+        job->costs.predict = cost.flop[tile].predict;
+        job->costs.decode = cost.flop[tile].decode;
+    }
 out:
     return rc;
 }

@@ -76,7 +76,7 @@ static bool has_room(struct workshop_load *load, const struct workshop_load *wan
     for (size_t i = 0; i < wanted->size_count; i++) {
         const struct engine_size *size = find_size(load, &wanted->sizes[i]);
         if (size == NULL || size->tiles < wanted->sizes[i].tiles ||
-            size->steps < wanted->sizes[i].steps)
+            size->steps < wanted->sizes[i].steps || size->steps_next < wanted->sizes[i].steps_next)
             return false;
     }
     return true;
@@ -99,6 +99,7 @@ static void make_room(struct workshop_load *load, const struct workshop_load *ot
         }
         if (mine->tiles < size->tiles) mine->tiles = size->tiles;
         if (mine->steps < size->steps) mine->steps = size->steps;
+        if (mine->steps_next < size->steps_next) mine->steps_next = size->steps_next;
     }
     if (load->options.memory.tiles_per_pass < other->options.memory.tiles_per_pass)
         load->options.memory.tiles_per_pass = other->options.memory.tiles_per_pass;

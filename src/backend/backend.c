@@ -35,6 +35,11 @@ static void place_dry_slots(struct backend *backend)
     }
 }
 
+bool backend_is_dry(const struct backend *backend)
+{
+    return backend->ops == NULL;
+}
+
 int backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err)
 {
     int             rc = ERR_OK;

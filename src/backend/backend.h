@@ -36,14 +36,14 @@ struct parcel_sizes {
 };
 
 struct backend_options {
-    enum machine        machine;
-    int32_t             device;  /* number of the GPU                                            */
-    enum dtype          compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
-    uint32_t            threads; /* 0: all CPUs this process may use                             */
-    uint64_t            conv_weight_elements_max; /* largest convolution weight of the model     */
-    uint64_t            arena_limit_bytes;        /* scratch may never exceed this               */
-    uint64_t            kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
-    struct pool        *pool;    /* of a distant machine: what all its memory comes from; outlives
+    enum machine machine;
+    int32_t      device;  /* number of the GPU                                            */
+    enum dtype   compute; /* DTYPE_F32 or DTYPE_BF16: products and activations            */
+    uint32_t     threads; /* 0: all CPUs this process may use                             */
+    uint64_t     conv_weight_elements_max; /* largest convolution weight of the model     */
+    uint64_t     arena_limit_bytes;        /* scratch may never exceed this               */
+    uint64_t     kept_matrix_bytes, kept_vector_bytes; /* of a distant machine; 0: none   */
+    struct pool *pool;           /* of a distant machine: what all its memory comes from; outlives
                                     the backend; NULL: a pool for each arena              */
     struct parcel_sizes parcels; /* of a distant machine: as a dry run found them         */
     uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
@@ -59,6 +59,7 @@ int backend_open(struct backend **out, const struct backend_options *options, st
 /* Measures for options->machine; needs no such machine. */
 int  backend_open_dry(struct backend **out, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend);
+bool backend_is_dry(const struct backend *backend);
 
 /* Whose memory a pool for this machine is made of; NULL where it has none of its own. */
 const struct vmem_ops *backend_vmem(enum machine machine);

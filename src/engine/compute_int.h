@@ -29,6 +29,13 @@ struct embedded_text {
     bool     known;
 };
 
+/* Modulation of that text that was made in passing, for the stage that is to follow. */
+struct modulation_ahead {
+    float          *table; /* [schedule.steps, modulation_count]; NULL: none */
+    struct schedule schedule;
+    double          guidance;
+};
+
 /* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
 struct engine {
     struct model            *model;
@@ -43,7 +50,7 @@ struct engine {
     struct pool             *pool;         /* of a distant machine: all that both backends take */
     struct backend          *backend;      /* for tiles; NULL until engine_reserve              */
     struct transformer_tile *tiles;        /* [tiles_max]                                       */
-    uint32_t                 tiles_max, steps_max;
+    uint32_t                 tiles_max, steps_max, steps_next_max;
     struct engine_memory     memory; /* what is allowed of a distant machine              */
     struct engine_size       sizes[ENGINE_SIZES_MAX]; /* what was reserved for                  */
     size_t                   size_count;
@@ -52,6 +59,7 @@ struct engine {
     int64_t                  mlp_rows; /* see transformer_set_mlp_rows                         */
     struct memory_use        told;     /* calls and link at the last engine_memory_restart     */
     struct embedded_text     embedded; /* allocated by the first prompt                        */
+    struct modulation_ahead  ahead;    /* of a prompt to come, with the text of `embedded`     */
 };
 
 /* An engine that measures only: no file of weights is mapped. */
@@ -112,17 +120,18 @@ struct prompt {
 struct prompt_input {
     const int32_t *clip_ids, *t5_ids; /* [clip_count], [text_tokens] */
     uint32_t       clip_count;
-    const float   *sigmas; /* [steps] */
-    uint32_t       steps;
     double         guidance;
     float         *pooled;   /* [clip.hidden], on the host: filled on the way            */
     bool           embedded; /* text_out and pooled are there already, and only read     */
+
+    uint32_t                stage_count; /* of the prompt itself, and of one to come */
+    struct modulation_stage stages[MODULATION_STAGES_MAX];
 };
 void prompt_compute(const struct engine *engine, struct backend *backend,
-                    const struct prompt_input *input, float *text_out, float *modulation_out);
-/* Frees what engine.embedded points to. */
+                    const struct prompt_input *input, float *text_out);
+/* Frees what engine.embedded and engine.ahead point to. */
 void prompt_forget(struct engine *engine);
-/* Bytes of a prompt's own tables. */
-uint64_t prompt_bytes(const struct engine *engine, uint32_t steps);
+/* Bytes of a prompt's own tables, with those that are made in passing. */
+uint64_t prompt_bytes(const struct engine *engine, uint32_t steps, uint32_t steps_next);
 
 #endif

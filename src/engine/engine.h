@@ -41,8 +41,7 @@ struct engine_memory {
     uint32_t tiles_per_pass; /* most tiles that advance together; 0: the planner's choice      */
     bool     expandable; /* arenas grow and shrink by segments; else one piece of the plan's size */
     uint64_t segment_bytes;     /* growth step                                                    */
-    double   fragmentation_max; /* share of mapped memory that may lie idle before it is given to
-                                   others */
+    double   fragmentation_max; /* share of mapped memory that may lie idle, kept from others     */
     uint64_t pool_bytes;        /* mapped at start, never given back                              */
     /* What was counted with when tiles_per_pass was decided; 0: not known. */
     double link_bytes_per_second, disk_bytes_per_second, flop_per_second;
@@ -72,29 +71,30 @@ struct engine_facts {
     int32_t  px_per_lat;      /* 8: 2^(VAE levels - 1) */
     int32_t  px_per_token;    /* 16: sides must be multiples of it */
     uint32_t text_tokens;
-    bool     guidance; /* false: the guidance value is ignored (schnell) */
-    bool     bf16;
+    bool     bf16, guidance; /* guidance false: its value is ignored (schnell) */
 };
 
+enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 /* What a rectangle costs, measured by a dry run of the very code that paints it. */
 struct engine_cost {
     uint64_t scratch_bytes; /* of encode, predict and decode, and of a prompt while it is made */
     uint64_t fixed_bytes;   /* workspace; on the CPU also vectors and tables of one prompt     */
     uint64_t kept_bytes;    /* of a GPU: weights that stay there                               */
     uint64_t host_bytes;    /* beside a GPU: vectors, tables of one prompt, buffers            */
-    double   flop_prompt, flop_encode, flop_predict, flop_decode; /* predict: one step */
+    struct {
+        double prompt, encode, predict, decode;
+    } flop[ENGINE_SIZES_MAX]; /* of each size; predict: one step */
 };
 
-enum { ENGINE_SIZES_MAX = 8 }; /* of one engine */
 struct engine_size {
     int32_t  w_px, h_px;
-    uint32_t tiles; /* rectangles predicted together */
-    uint32_t steps; /* length of the sigma list      */
+    uint32_t tiles;             /* rectangles predicted together */
+    uint32_t steps, steps_next; /* of the sigma list, and of a prompt's `next`; 0: it has none */
 };
 
-/* Reads configurations, and for a GPU the headers of weights, but no weights.  Of several sizes,
- * each number is the largest; the bytes are then what engine_reserve takes for them, and
- * prompt_open for one prompt. */
+/* Reads configurations, and for a GPU the headers of weights, but no weights.  Bytes are the most
+ * of all sizes: what engine_reserve takes, and prompt_open for one prompt and what it makes ahead.
+ */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
@@ -148,8 +148,7 @@ void engine_close(struct engine *engine);
 struct engine_facts engine_facts(const struct engine *engine);
 uint64_t            engine_model_identity(const struct engine *engine);
 
-/* What decides the bits of a picture besides its settings.  Two engines with the same identity
- * paint the same. */
+/* What decides the bits of a picture besides its settings: where two agree, they paint the same. */
 struct engine_identity {
     uint64_t model;        /* engine_model_identity */
     char     numeric[128]; /* version and precision of the arithmetic, library, machine */
@@ -198,12 +197,13 @@ void scheduler_step(const struct schedule *schedule, uint32_t step, float *laten
 
 /* ----------------------------------------------------------------------------------- prompt */
 
-/* Text states, pooled vector, and every modulation vector of every step: computed once.
- * The text is UTF-8; invalid UTF-8 is ERR_USAGE. */
+/* Text states, pooled vector, every modulation vector of every step: computed once.  The text is
+ * UTF-8; invalid UTF-8 is ERR_USAGE.  `next`, or NULL: the schedule of a prompt of the same text
+ * and guidance that follows: made ahead, for the very next prompt_open.  No bit depends on it. */
 struct prompt_request {
     const char            *text;
     double                 guidance;
-    const struct schedule *schedule;
+    const struct schedule *schedule, *next;
 };
 int  prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
                  struct err *err);

@@ -85,6 +85,9 @@ bool layer_merge(struct linear *out, const struct linear *parts, size_t count);
 /* y = act(x w^T + bias) with weights of the host, fetched for this once. */
 void layer_run(struct backend *backend, struct matrix y, struct matrix x,
                const struct linear *linear, enum activation act);
+/* The same for each of `count`, with weights fetched for all of them once. */
+void layer_run_each(struct backend *backend, const struct matrix *y, const struct matrix *x,
+                    size_t count, const struct linear *linear, enum activation act);
 
 /* --------------------------------------------------------------------------------- networks */
 
@@ -150,15 +153,21 @@ struct conditioning {
 void    transformer_embed_text(const struct transformer *transformer, struct backend *backend,
                                struct matrix states, struct matrix text_out);
 int64_t modulation_count(const struct transformer *transformer);
-struct modulation_request {
-    const float  *sigmas; /* [steps]; read also in a dry run */
-    uint32_t      steps;
-    double        guidance;
-    struct matrix pooled; /* [1, pooled_width] f32 */
+/* Of these many stages of a picture while the weights pass once: a draft, and its tiles. */
+enum { MODULATION_STAGES_MAX = 2 };
+struct modulation_stage {
+    const float *sigmas;    /* [steps]; read also in a dry run      */
+    float       *table_out; /* [steps, modulation_count], host memory */
+    uint32_t     steps;
 };
-/* modulation_out [steps, modulation_count], host memory. */
+struct modulation_request {
+    double                  guidance;
+    struct matrix           pooled;      /* [1, pooled_width] f32                    */
+    uint32_t                stage_count; /* at least 1; none has a bit from another */
+    struct modulation_stage stages[MODULATION_STAGES_MAX];
+};
 void modulation_make(const struct transformer *transformer, struct backend *backend,
-                     const struct modulation_request *request, float *modulation_out);
+                     const struct modulation_request *request);
 
 /* Token grids have at most this many rows and columns: the length of the RoPE tables. */
 enum { TRANSFORMER_SIDE_TOKENS_MAX = 4096 };

@@ -162,13 +162,20 @@ bool layer_merge(struct linear *out, const struct linear *parts, size_t count)
     return true;
 }
 
-void layer_run(struct backend *backend, struct matrix y, struct matrix x,
-               const struct linear *linear, enum activation act)
+void layer_run_each(struct backend *backend, const struct matrix *y, const struct matrix *x,
+                    size_t count, const struct linear *linear, enum activation act)
 {
     struct arena_mark mark = arena_mark(backend_arena(backend));
     struct matrix     w = backend_fetch(backend, linear->w);
     const float      *bias = backend_fetch_vector(backend, linear->bias, linear->w.rows);
 
-    backend_linear(backend, y, x, w, bias, act);
+    for (size_t i = 0; i < count; i++)
+        backend_linear(backend, y[i], x[i], w, bias, act);
     arena_rewind(backend_arena(backend), mark);
+}
+
+void layer_run(struct backend *backend, struct matrix y, struct matrix x,
+               const struct linear *linear, enum activation act)
+{
+    layer_run_each(backend, &y, &x, 1, linear, act);
 }

@@ -22,10 +22,11 @@ static int check_size(const struct engine *engine, const struct engine_size *siz
               "a rectangle of %d x %d px cannot be painted: this model's sides are multiples of %d "
               "from %d to %d px",
               size->w_px, size->h_px, step, step, most);
-    if (size->tiles < 1 || size->steps < 1 || size->steps > SCHEDULE_STEPS_MAX)
+    if (size->tiles < 1 || size->steps < 1 || size->steps > SCHEDULE_STEPS_MAX ||
+        size->steps_next > SCHEDULE_STEPS_MAX)
         RAISE(err, ERR_USAGE, 0,
-              "%u rectangles at once and %u steps: needed are at least 1, and 1..%d", size->tiles,
-              size->steps, SCHEDULE_STEPS_MAX);
+              "%u rectangles at once, %u steps and then %u: needed are at least 1, 1..%d and 0..%d",
+              size->tiles, size->steps, size->steps_next, SCHEDULE_STEPS_MAX, SCHEDULE_STEPS_MAX);
 out:
     return rc;
 }
@@ -36,12 +37,12 @@ static void raise_bytes(uint64_t *most, uint64_t bytes)
 }
 
 /* FLOPs asked for since `*before`, which moves on. */
-static void raise_flop(double *most, const struct backend *backend, double *before)
+static double lap_of(const struct backend *backend, double *before)
 {
     double all = backend_flops(backend), lap = all - *before;
 
     *before = all;
-    if (lap > *most) *most = lap;
+    return lap;
 }
 
 /* An address that arithmetic may start from; nothing reads it. */
@@ -50,30 +51,33 @@ static float *nowhere(struct backend *backend)
     return arena_take(backend_arena(backend), 0, "nowhere");
 }
 
-static int measure_prompt(struct measured *out, const struct engine *engine, uint32_t steps,
-                          struct err *err)
+/* Of size number `index`, as all that follows. */
+static int measure_prompt(struct measured *out, const struct engine *engine, size_t index,
+                          const struct engine_size *size, struct err *err)
 {
     int                 rc = ERR_OK;
     struct backend     *backend = NULL;
-    struct schedule     schedule = {.steps = steps};
+    struct schedule     any = {.sigma = {0}};
     struct prompt_input input = {.clip_count = clip_tokenizer_max(engine->clip_tokenizer),
-                                 .sigmas = schedule.sigma,
-                                 .steps = steps};
+                                 .stage_count = size->steps_next > 0 ? 2 : 1};
     double              before = 0;
 
     TRY(backend_open_dry(&backend, &engine->text_machine, err));
-    prompt_compute(engine, backend, &input, nowhere(backend), nowhere(backend));
-    raise_flop(&out->cost.flop_prompt, backend, &before);
+    for (uint32_t i = 0; i < input.stage_count; i++)
+        input.stages[i] = (struct modulation_stage){any.sigma, nowhere(backend),
+                                                    i == 0 ? size->steps : size->steps_next};
+    prompt_compute(engine, backend, &input, nowhere(backend));
+    out->cost.flop[index].prompt = lap_of(backend, &before);
     raise_bytes(&out->text_bytes, arena_bytes_peak(backend_arena(backend)));
     raise_bytes(&out->text_workspace_bytes, backend_fixed_bytes(backend));
-    raise_bytes(&out->table_bytes, prompt_bytes(engine, steps));
+    raise_bytes(&out->table_bytes, prompt_bytes(engine, size->steps, size->steps_next));
 out:
     backend_close(backend);
     return rc;
 }
 
 /* Encode, predict and decode.  `tiles` and `work` have room for size->tiles. */
-static void rehearse(struct measured *out, const struct compute *compute,
+static void rehearse(struct measured *out, const struct compute *compute, size_t index,
                      const struct engine_size *size, struct engine_tile *tiles,
                      struct transformer_tile *work)
 {
@@ -82,22 +86,21 @@ static void rehearse(struct measured *out, const struct compute *compute,
                                                .modulation = nowhere(backend),
                                                .text_tokens = compute->engine->facts.text_tokens,
                                                .steps = size->steps}};
-    double          before = backend_flops(backend), predict = 0;
+    double          before = backend_flops(backend);
 
     compute_encode(compute, NULL, size->w_px, size->h_px, NULL);
-    raise_flop(&out->cost.flop_encode, backend, &before);
+    out->cost.flop[index].encode = lap_of(backend, &before);
     for (uint32_t t = 0; t < size->tiles; t++)
         tiles[t] = (struct engine_tile){.prompt = &prompt, .w_px = size->w_px, .h_px = size->h_px};
     compute_predict(compute, work, tiles, size->tiles, 0);
-    raise_flop(&predict, backend, &before);
-    out->cost.flop_predict = fmax(out->cost.flop_predict, predict / size->tiles);
+    out->cost.flop[index].predict = lap_of(backend, &before) / size->tiles;
     compute_decode(compute, NULL, size->w_px, size->h_px, NULL);
-    raise_flop(&out->cost.flop_decode, backend, &before);
+    out->cost.flop[index].decode = lap_of(backend, &before);
     raise_bytes(&out->tile_bytes, arena_bytes_peak(backend_arena(backend)));
     raise_bytes(&out->tile_workspace_bytes, backend_fixed_bytes(backend));
 }
 
-static int rehearse_size(struct measured *out, const struct compute *compute,
+static int rehearse_size(struct measured *out, const struct compute *compute, size_t index,
                          const struct engine_size *size, struct err *err)
 {
     int                      rc = ERR_OK;
@@ -106,14 +109,14 @@ static int rehearse_size(struct measured *out, const struct compute *compute,
 
     TRY(os_alloc((void **)&tiles, size->tiles, sizeof *tiles, "a list of tiles", err));
     TRY(os_alloc((void **)&work, size->tiles, sizeof *work, "a list of tiles", err));
-    rehearse(out, compute, size, tiles, work);
+    rehearse(out, compute, index, size, tiles, work);
 out:
     os_free(work);
     os_free(tiles);
     return rc;
 }
 
-static int measure_size(struct measured *out, const struct engine *engine,
+static int measure_size(struct measured *out, const struct engine *engine, size_t index,
                         const struct engine_size *size, struct err *err)
 {
     int                    rc = ERR_OK;
@@ -123,14 +126,14 @@ static int measure_size(struct measured *out, const struct engine *engine,
     struct compute         compute = {.engine = engine, .painters = &painters};
 
     TRY(check_size(engine, size, err));
-    TRY(measure_prompt(out, engine, size->steps, err));
+    TRY(measure_prompt(out, engine, index, size, err));
     TRY(backend_open_dry(&backend, &machine, err));
     compute.backend = backend;
     TRY(engine_keep(&painters, engine, backend, err));
     raise_bytes(&out->kept_matrix_bytes, backend_kept_matrix_bytes(backend));
     raise_bytes(&out->kept_vector_bytes, backend_kept_vector_bytes(backend));
     out->parcels = *backend_parcels(backend);
-    TRY(rehearse_size(out, &compute, size, err));
+    TRY(rehearse_size(out, &compute, index, size, err));
 out:
     engine_release(&painters, engine);
     backend_close(backend);
@@ -157,9 +160,10 @@ int measure_sizes(struct measured *out, const struct engine *engine,
     int      rc = ERR_OK;
     uint64_t host_bytes;
 
+    must(size_count <= ENGINE_SIZES_MAX);
     *out = (struct measured){.tile_bytes = 0};
     for (size_t i = 0; i < size_count; i++)
-        TRY(measure_size(out, engine, &sizes[i], err));
+        TRY(measure_size(out, engine, i, &sizes[i], err));
     host_bytes = out->table_bytes + arena_bytes_peak(engine->vectors);
     out->cost.scratch_bytes = out->tile_bytes;
     out->cost.fixed_bytes = out->tile_workspace_bytes;
@@ -193,7 +197,7 @@ int measure_rehearse(const struct engine *engine, const struct engine_size *size
 
     backend_rehearse(engine->backend, true);
     for (size_t i = 0; i < size_count; i++)
-        TRY(rehearse_size(&ignored, &compute, &sizes[i], err));
+        TRY(rehearse_size(&ignored, &compute, i, &sizes[i], err));
     TRY(backend_wait(engine->backend, err));
 out:
     backend_rehearse(engine->backend, false);
@@ -325,11 +329,12 @@ int measure_budget(struct budget_facts *out, const struct engine *engine,
     struct compute  compute = {.engine = engine, .painters = &painters};
     struct measured measured = {.tile_bytes = 0};
 
-    must(size_count > 0 && engine->machine.machine != MACHINE_CPU);
+    must(size_count > 0 && size_count <= ENGINE_SIZES_MAX);
+    must(engine->machine.machine != MACHINE_CPU);
     *out = (struct budget_facts){.mlp_levels = BUDGET_CHUNKS_MAX, .strip_levels = VAE_LEVELS};
     for (size_t i = 0; i < size_count; i++) {
         TRY(check_size(engine, &sizes[i], err));
-        TRY(measure_prompt(&measured, engine, sizes[i].steps, err));
+        TRY(measure_prompt(&measured, engine, i, &sizes[i], err));
     }
     out->text_bytes = engine->text_machine.machine == MACHINE_CPU ? 0 : measured.text_bytes;
     TRY(backend_open_dry(&compute.backend, &engine->machine, err));

@@ -5,7 +5,8 @@
  * before the first tile.  The text encoders run once here and leave nothing else behind: they have
  * a backend of their own for the time being.  The engine remembers what the last text became, for
  * the next stage of a picture differs in its noise levels only, and the encoders are half of all
- * that a prompt reads.
+ * that a prompt reads.  The other half are the layers that make modulation: where the noise levels
+ * of the next stage are known by then, they pass for both stages at once.
  *
  * It computes in fp32 whatever tiles are painted in.  A prompt is less than a thousandth of a
  * poster's work, and T5 does not scale its attention scores: a rounding to bf16, 2^-9 of a score of
@@ -28,9 +29,10 @@ static uint64_t modulation_values(const struct engine *engine, uint32_t steps)
     return steps * (uint64_t)modulation_count(engine->networks.transformer);
 }
 
-uint64_t prompt_bytes(const struct engine *engine, uint32_t steps)
+uint64_t prompt_bytes(const struct engine *engine, uint32_t steps, uint32_t steps_next)
 {
-    return sizeof(float) * (text_values(engine) + modulation_values(engine, steps));
+    return sizeof(float) * (text_values(engine) + modulation_values(engine, steps) +
+                            modulation_values(engine, steps_next));
 }
 
 /* Where a stage began. */
@@ -82,12 +84,12 @@ static void tell_stage(struct backend *backend, const char *stage, struct prompt
 }
 
 void prompt_compute(const struct engine *engine, struct backend *backend,
-                    const struct prompt_input *input, float *text_out, float *modulation_out)
+                    const struct prompt_input *input, float *text_out)
 {
     struct arena_mark         mark = arena_mark(backend_arena(backend));
-    struct modulation_request request = {
-        .sigmas = input->sigmas, .steps = input->steps, .guidance = input->guidance};
-    struct prompt_lap lap = {.began = os_seconds(), .uploads = backend_uploads(backend)};
+    struct modulation_request request = {.guidance = input->guidance,
+                                         .stage_count = input->stage_count};
+    struct prompt_lap         lap = {.began = os_seconds(), .uploads = backend_uploads(backend)};
 
     if (!input->embedded) {
         embed_text(engine, backend, input->t5_ids, text_out);
@@ -97,7 +99,8 @@ void prompt_compute(const struct engine *engine, struct backend *backend,
     }
     request.pooled = backend_take(backend, DTYPE_F32, 1, engine->model->clip.hidden, "pooled text");
     backend_upload(backend, request.pooled, input->pooled);
-    modulation_make(engine->networks.transformer, backend, &request, modulation_out);
+    memcpy(request.stages, input->stages, sizeof request.stages);
+    modulation_make(engine->networks.transformer, backend, &request);
     tell_stage(backend, "modulation", &lap);
     arena_rewind(backend_arena(backend), mark);
 }
@@ -162,12 +165,51 @@ static void remember(struct engine *engine, const struct prompt_input *input, co
     last->known = true;
 }
 
+/* ------------------------------------------------------------------------- the next stage */
+
+/* Is it the stage that was expected?  Of the text of last time. */
+static bool is_expected(const struct engine *engine, const struct prompt_request *request)
+{
+    const struct modulation_ahead *ahead = &engine->ahead;
+    uint32_t                       steps = request->schedule->steps;
+
+    return ahead->table != NULL && request->next == NULL && ahead->guidance == request->guidance &&
+           ahead->schedule.steps == steps &&
+           memcmp(ahead->schedule.sigma, request->schedule->sigma,
+                  steps * sizeof request->schedule->sigma[0]) == 0;
+}
+
+static void drop_ahead(struct engine *engine)
+{
+    os_free(engine->ahead.table);
+    engine->ahead.table = NULL;
+}
+
+/* Room for what is made in passing, as the second stage of `input`. */
+static int expect(struct engine *engine, const struct prompt_request *request,
+                  struct prompt_input *input, struct err *err)
+{
+    int                      rc = ERR_OK;
+    struct modulation_ahead *ahead = &engine->ahead;
+
+    must(request->next->steps > 0 && request->next->steps <= engine->steps_next_max);
+    TRY(os_alloc((void **)&ahead->table, modulation_values(engine, request->next->steps),
+                 sizeof(float), "the next stage's modulation", err));
+    ahead->schedule = *request->next;
+    ahead->guidance = request->guidance;
+    input->stages[input->stage_count++] =
+        (struct modulation_stage){ahead->schedule.sigma, ahead->table, ahead->schedule.steps};
+out:
+    return rc;
+}
+
 void prompt_forget(struct engine *engine)
 {
     os_free(engine->embedded.ids);
     os_free(engine->embedded.text);
     os_free(engine->embedded.pooled);
     engine->embedded = (struct embedded_text){.known = false};
+    drop_ahead(engine);
 }
 
 /* ---------------------------------------------------------------------------------- a prompt */
@@ -197,16 +239,59 @@ static int make_prompt(struct prompt **out, const struct engine *engine, uint32_
     TRY(os_alloc((void **)&prompt, 1, sizeof *prompt, "a prompt", err));
     TRY(os_alloc((void **)&prompt->text, text_values(engine), sizeof(float), "a prompt's text",
                  err));
-    TRY(os_alloc((void **)&prompt->modulation, modulation_values(engine, steps), sizeof(float),
-                 "a prompt's modulation", err));
-    prompt->conditioning = (struct conditioning){.text = prompt->text,
-                                                 .modulation = prompt->modulation,
-                                                 .text_tokens = engine->facts.text_tokens,
-                                                 .steps = steps};
+    prompt->conditioning = (struct conditioning){
+        .text = prompt->text, .text_tokens = engine->facts.text_tokens, .steps = steps};
     *out = prompt;
     prompt = NULL;
 out:
     prompt_close(prompt);
+    return rc;
+}
+
+/* All of `input`, on a machine of its own that has the memory of tiles meanwhile. */
+static int run(struct engine *engine, const struct prompt_input *input, float *text_out,
+               struct err *err)
+{
+    int             rc = ERR_OK;
+    struct backend *backend = NULL;
+    struct err      ignored = {.code = ERR_OK};
+
+    engine_lend_memory(engine);
+    TRY(backend_open(&backend, &engine->text_machine, err));
+    TRY(arena_seal(backend_arena(backend), engine->text_machine.arena_limit_bytes, err));
+    prompt_compute(engine, backend, input, text_out);
+    TRY(backend_wait(backend, err));
+    TRY(check_numbers(text_out, text_values(engine), "text's states", err));
+    for (uint32_t i = 0; i < input->stage_count; i++)
+        TRY(check_numbers(input->stages[i].table_out,
+                          modulation_values(engine, input->stages[i].steps), "modulation", err));
+out:
+    backend_close(backend);
+    if (rc == ERR_OK)
+        rc = engine_reclaim_memory(engine, err);
+    else
+        (void)engine_reclaim_memory(engine, &ignored);
+    return rc;
+}
+
+/* Modulation of the prompt, and of the one to come.  The engine knows nothing while it is made. */
+static int make_anew(struct prompt *prompt, struct engine *engine,
+                     const struct prompt_request *request, struct prompt_input *input,
+                     struct err *err)
+{
+    int      rc = ERR_OK;
+    uint32_t steps = request->schedule->steps;
+
+    drop_ahead(engine);
+    TRY(os_alloc((void **)&prompt->modulation, modulation_values(engine, steps), sizeof(float),
+                 "a prompt's modulation", err));
+    input->stages[input->stage_count++] =
+        (struct modulation_stage){request->schedule->sigma, prompt->modulation, steps};
+    if (request->next != NULL) TRY(expect(engine, request, input, err));
+    engine->embedded.known = input->embedded; /* pooled is written to */
+    TRY(run(engine, input, prompt->text, err));
+out:
+    if (rc != ERR_OK) drop_ahead(engine);
     return rc;
 }
 
@@ -215,14 +300,10 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
 {
     int                 rc = ERR_OK;
     uint32_t            steps = request->schedule->steps;
-    struct prompt_input input = {
-        .sigmas = request->schedule->sigma, .steps = steps, .guidance = request->guidance};
-    struct backend *backend = NULL;
-    struct prompt  *prompt = NULL;
-    int32_t        *ids = NULL;
-    bool            lent = false;
-    struct err      ignored = {.code = ERR_OK};
-    const double    began = os_seconds();
+    struct prompt_input input = {.guidance = request->guidance};
+    struct prompt      *prompt = NULL;
+    int32_t            *ids = NULL;
+    const double        began = os_seconds();
 
     must(engine->size_count > 0 && steps > 0 && steps <= engine->steps_max);
     if (!isfinite(request->guidance))
@@ -234,26 +315,18 @@ int prompt_open(struct prompt **out, struct engine *engine, const struct prompt_
     TRY(make_room(engine, err));
     input.pooled = engine->embedded.pooled;
     input.embedded = recall(engine, &input, ids, prompt->text);
-    engine->embedded.known = input.embedded; /* pooled is written to */
-    engine_lend_memory(engine);
-    lent = true;
-    TRY(backend_open(&backend, &engine->text_machine, err));
-    TRY(arena_seal(backend_arena(backend), engine->text_machine.arena_limit_bytes, err));
-    prompt_compute(engine, backend, &input, prompt->text, prompt->modulation);
-    TRY(backend_wait(backend, err));
-    TRY(check_numbers(prompt->text, text_values(engine), "text's states", err));
-    TRY(check_numbers(prompt->modulation, modulation_values(engine, steps), "modulation", err));
-    remember(engine, &input, ids, prompt->text);
-    backend_close(backend);
-    backend = NULL;
-    lent = false;
-    TRY(engine_reclaim_memory(engine, err));
+    if (input.embedded && is_expected(engine, request)) {
+        prompt->modulation = engine->ahead.table;
+        engine->ahead.table = NULL;
+    } else {
+        TRY(make_anew(prompt, engine, request, &input, err));
+        remember(engine, &input, ids, prompt->text);
+    }
+    prompt->conditioning.modulation = prompt->modulation;
     log_line(LOG_INFO, "prompt: %.2f s in all", os_seconds() - began);
     *out = prompt;
     prompt = NULL;
 out:
-    backend_close(backend);
-    if (lent) (void)engine_reclaim_memory(engine, &ignored);
     os_free(ids);
     prompt_close(prompt);
     return rc;

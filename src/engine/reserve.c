@@ -287,6 +287,8 @@ int engine_reserve(struct engine *engine, const struct engine_size *sizes, size_
         engine->sizes[i] = sizes[i];
         if (sizes[i].tiles > most) most = sizes[i].tiles;
         if (sizes[i].steps > engine->steps_max) engine->steps_max = sizes[i].steps;
+        if (sizes[i].steps_next > engine->steps_next_max)
+            engine->steps_next_max = sizes[i].steps_next;
     }
     TRY(os_alloc((void **)&engine->tiles, most, sizeof *engine->tiles, "a list of tiles", err));
     /* What a cap leaves is shared out; without one all that the sizes take is taken. */

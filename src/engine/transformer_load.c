@@ -138,12 +138,20 @@ out:
  * an error of 1e-4. */
 static void fill_rope(float *cosines, float *sines, int64_t pairs, bool still)
 {
-    for (int64_t row = 0; row < TRANSFORMER_SIDE_TOKENS_MAX; row++)
-        for (int64_t k = 0; k < pairs; k++) {
-            double angle = still ? 0 : (double)row * pow(10000.0, -(double)k / (double)pairs);
+    for (int64_t k = 0; k < pairs; k++) {
+        double frequency = still ? 0 : pow(10000.0, -(double)k / (double)pairs);
+        for (int64_t row = 0; row < TRANSFORMER_SIDE_TOKENS_MAX; row++) {
+            double angle = (double)row * frequency;
             cosines[row * pairs + k] = (float)cos(angle);
             sines[row * pairs + k] = (float)sin(angle);
         }
+    }
+}
+
+/* Will anybody read what is loaded? */
+static bool is_read(const struct layer_loader *loader)
+{
+    return loader->keeper != NULL ? !backend_is_dry(loader->keeper) : !loader->dry;
 }
 
 static int make_rope(struct transformer *transformer, struct layer_loader *loader, struct err *err)
@@ -162,7 +170,7 @@ static int make_rope(struct transformer *transformer, struct layer_loader *loade
         TRY(os_alloc((void **)&cosines, count, sizeof *cosines, "RoPE cosines", err));
         TRY(os_alloc((void **)&sines, count, sizeof *sines, "RoPE sines", err));
         /* Axis 0 is for sequences of pictures: here every token is at its position 0. */
-        if (!loader->dry) fill_rope(cosines, sines, pairs, axis == 0);
+        if (is_read(loader)) fill_rope(cosines, sines, pairs, axis == 0);
         table.rows = TRANSFORMER_SIDE_TOKENS_MAX;
         table.data = cosines;
         TRY(layer_table(&transformer->cos[axis], loader, table, err));

@@ -9,7 +9,7 @@
 struct studio {
     struct engine  *engine;
     struct prompt  *prompt;
-    struct schedule schedule;
+    struct schedule schedule, next; /* of the stage that has begun, and of one to follow */
     uint32_t        tiles_max;
 };
 
@@ -22,16 +22,50 @@ uint32_t studio_tiles_max(const struct engine_size *sizes, size_t size_count)
     return most;
 }
 
+/* The driver of a GPU takes a quarter of a second to start: as long as it takes to map the weights
+ * and to read what they are, so both at once.  What fails here fails again when the GPU is asked
+ * for, and is told then. */
+struct waking {
+    const struct engine_options *options;
+    pthread_t                    thread;
+    bool                         begun;
+};
+
+static void *wake(void *argument)
+{
+    const struct waking *waking = argument;
+    struct engine_device ignored;
+    struct err           err = {.code = ERR_OK};
+
+    (void)engine_find_device(&ignored, waking->options, &err);
+    return NULL;
+}
+
+static void wake_begin(struct waking *waking)
+{
+    if (waking->options->machine != ENGINE_CUDA) return;
+    waking->begun = os.thread_create(&waking->thread, wake, waking) == 0;
+}
+
+static void wake_end(const struct waking *waking)
+{
+    if (waking->begun) (void)pthread_join(waking->thread, NULL);
+}
+
 int studio_open(struct studio **out, const struct engine_options *options,
                 const struct engine_size *sizes, size_t size_count, struct err *err)
 {
     int            rc = ERR_OK;
     struct studio *studio = NULL;
+    struct waking  waking = {.options = options};
 
     TRY(os_alloc((void **)&studio, 1, sizeof *studio, "a studio", err));
     studio->tiles_max = studio_tiles_max(sizes, size_count);
     must(studio->tiles_max <= PAINTER_TILES_MAX);
-    TRY(engine_open(&studio->engine, options, err));
+    wake_begin(&waking);
+    rc = engine_open(&studio->engine, options, err);
+    wake_end(&waking);
+    TRY(rc);
     log_line(LOG_INFO, "weights %016llx",
              (unsigned long long)engine_model_identity(studio->engine));
     TRY(engine_reserve(studio->engine, sizes, size_count, err));
@@ -50,22 +84,33 @@ void studio_close(struct studio *studio)
     os_free(studio);
 }
 
+static int make_schedule(struct schedule *out, const struct studio *studio,
+                         const struct painter_levels *levels, struct err *err)
+{
+    struct schedule_request request = {.steps = levels->steps,
+                                       .tokens = levels->tokens,
+                                       .sigma_start = levels->sigma_start,
+                                       .strength = levels->strength,
+                                       .mu = levels->mu,
+                                       .mu_max = levels->mu_max};
+
+    return schedule_make(out, studio->engine, &request, err);
+}
+
 static int studio_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
                         struct err *err)
 {
-    int                     rc = ERR_OK;
-    struct studio          *studio = self;
-    struct schedule_request schedule = {.steps = stage->steps,
-                                        .tokens = stage->tokens,
-                                        .sigma_start = stage->sigma_start,
-                                        .strength = stage->strength,
-                                        .mu = stage->mu,
-                                        .mu_max = stage->mu_max};
-    struct prompt_request   prompt = {
-          .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
+    int                   rc = ERR_OK;
+    struct studio        *studio = self;
+    struct prompt_request prompt = {
+        .text = stage->prompt, .guidance = stage->guidance, .schedule = &studio->schedule};
 
     must(studio->prompt == NULL);
-    TRY(schedule_make(&studio->schedule, studio->engine, &schedule, err));
+    TRY(make_schedule(&studio->schedule, studio, &stage->levels, err));
+    if (stage->next.steps > 0) {
+        TRY(make_schedule(&studio->next, studio, &stage->next, err));
+        prompt.next = &studio->next;
+    }
     TRY(prompt_open(&studio->prompt, studio->engine, &prompt, err));
     *steps_out = studio->schedule.steps;
 out:

@@ -10,7 +10,7 @@
  *
  *     offset  size  field
  *          0     4  magic "MURW"
- *          4     2  version of this format, 1
+ *          4     2  version of this format, 2
  *          6     2  kind
  *          8     4  sequence: questions count up, an answer repeats its question's number
  *         12     4  bytes of the whole message, at most 65,536
@@ -18,11 +18,13 @@
  *
  *     OPEN     u32 precision, machine, GPU, threads, text tokens; i32 channels;
  *              u64 bytes of shared memory;
- *              u32 count of sizes, each: i32 w, h, u32 tiles, steps;
+ *              u32 count of sizes, each: i32 w, h, u32 tiles, steps, steps next;
  *              texts: model folder, transformer, VAE (the last two may be empty);
  *              memory of a GPU: u64 bytes, segment, pool; u32 offload, expandable, tiles a pass,
  *              text on the CPU; f64 share kept, share idle, bytes and FLOP per second
- *     BEGIN    u32 steps; i64 tokens; f64 guidance, sigma start, strength, mu, mu max; text prompt
+ *     BEGIN    noise levels: u32 steps; i64 tokens; f64 sigma start, strength, mu, mu max;
+ *              those of the stage to follow: the same, or u32 0 alone for none;
+ *              f64 guidance; text prompt
  *     ENCODE, DECODE   i32 w, h
  *     PREDICT  u32 step, u32 count of rectangles, each: i32 w, h
  *     YIELD    nothing
@@ -54,13 +56,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { HEAD_BYTES = 16, SEQUENCE_AT = 8, VERSION = 1 };
+enum { HEAD_BYTES = 16, SEQUENCE_AT = 8, VERSION = 2 };
 static const char MAGIC[4] = {'M', 'U', 'R', 'W'};
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are copied as they lie");
-_Static_assert(HEAD_BYTES + 64 + WIRE_SIZES_MAX * 16 + 3 * (WIRE_PATH_MAX + 5) < WIRE_BYTES_MAX,
+_Static_assert(HEAD_BYTES + 64 + WIRE_SIZES_MAX * 20 + 3 * (WIRE_PATH_MAX + 5) < WIRE_BYTES_MAX,
                "the longest OPEN fits");
-_Static_assert(HEAD_BYTES + 64 + WIRE_PROMPT_MAX + 5 < WIRE_BYTES_MAX, "the longest BEGIN fits");
+_Static_assert(HEAD_BYTES + 128 + WIRE_PROMPT_MAX + 5 < WIRE_BYTES_MAX, "the longest BEGIN fits");
 _Static_assert(HEAD_BYTES + 64 + MEMORY_CALLS * 8 + POOL_SAMPLES_MAX * 40 < WIRE_BYTES_MAX,
                "the longest USED fits");
 
@@ -201,6 +203,8 @@ static void walk_open(struct walk *w, struct wire_open *open)
         size->h_px = side(w, size->h_px);
         size->tiles = u32(w, size->tiles, 1, WIRE_TILES_MAX, "the tiles of a size");
         size->steps = u32(w, size->steps, 1, SCHEDULE_STEPS_MAX, "the steps of a size");
+        size->steps_next =
+            u32(w, size->steps_next, 0, SCHEDULE_STEPS_MAX, "the next steps of a size");
     }
     o->model_folder = text(w, o->model_folder, WIRE_PATH_MAX, "the model folder");
     o->transformer = text(w, o->transformer, WIRE_PATH_MAX, "the transformer");
@@ -210,18 +214,28 @@ static void walk_open(struct walk *w, struct wire_open *open)
     if (o->vae[0] == '\0') o->vae = NULL;
 }
 
-static void walk_begin(struct walk *w, struct painter_stage *stage)
+static void walk_noise(struct walk *w, struct painter_levels *levels, uint32_t steps_least)
 {
     const uint64_t tokens_max = (uint64_t)1 << 40;
 
-    stage->steps = u32(w, stage->steps, 1, SCHEDULE_STEPS_MAX, "the steps");
-    stage->tokens = (int64_t)u64(w, (uint64_t)stage->tokens, tokens_max, "the tokens");
-    need(w, stage->tokens >= 1, "the tokens");
+    levels->steps = u32(w, levels->steps, steps_least, SCHEDULE_STEPS_MAX, "the steps");
+    if (levels->steps == 0) {
+        *levels = (struct painter_levels){.steps = 0};
+        return;
+    }
+    levels->tokens = (int64_t)u64(w, (uint64_t)levels->tokens, tokens_max, "the tokens");
+    need(w, levels->tokens >= 1, "the tokens");
+    levels->sigma_start = f64(w, levels->sigma_start, -DBL_MAX, DBL_MAX, "the first noise level");
+    levels->strength = f64(w, levels->strength, -DBL_MAX, DBL_MAX, "the strength");
+    levels->mu = f64(w, levels->mu, -DBL_MAX, DBL_MAX, "mu");
+    levels->mu_max = f64(w, levels->mu_max, -DBL_MAX, DBL_MAX, "the bound of mu");
+}
+
+static void walk_begin(struct walk *w, struct painter_stage *stage)
+{
+    walk_noise(w, &stage->levels, 1);
+    walk_noise(w, &stage->next, 0);
     stage->guidance = f64(w, stage->guidance, -DBL_MAX, DBL_MAX, "the guidance");
-    stage->sigma_start = f64(w, stage->sigma_start, -DBL_MAX, DBL_MAX, "the first noise level");
-    stage->strength = f64(w, stage->strength, -DBL_MAX, DBL_MAX, "the strength");
-    stage->mu = f64(w, stage->mu, -DBL_MAX, DBL_MAX, "mu");
-    stage->mu_max = f64(w, stage->mu_max, -DBL_MAX, DBL_MAX, "the bound of mu");
     stage->prompt = text(w, stage->prompt, WIRE_PROMPT_MAX, "the prompt");
 }
 

@@ -154,13 +154,16 @@ static int begin_stage(struct worker *worker, const struct painter_stage *stage,
                        struct wire_message *answer, struct err *err)
 {
     int      rc = ERR_OK;
-    uint32_t steps = 0, steps_max = 0;
+    uint32_t steps = 0, steps_max = 0, next_max = 0;
 
-    for (uint32_t i = 0; i < worker->open.size_count; i++)
+    for (uint32_t i = 0; i < worker->open.size_count; i++) {
         steps_max = (uint32_t)max_i64(steps_max, worker->open.sizes[i].steps);
-    if (stage->steps > steps_max)
-        RAISE(err, ERR_PEER, 0, "the supervisor asks for %u steps, and planned at most %u",
-              stage->steps, steps_max);
+        next_max = (uint32_t)max_i64(next_max, worker->open.sizes[i].steps_next);
+    }
+    if (stage->levels.steps > steps_max || stage->next.steps > next_max)
+        RAISE(err, ERR_PEER, 0,
+              "the supervisor asks for %u steps and then %u, and planned at most %u and %u",
+              stage->levels.steps, stage->next.steps, steps_max, next_max);
     end_stage(worker); /* first: there is room for one prompt */
     TRY(worker->painter.begin(worker->painter.self, stage, &steps, err));
     worker->begun = true;

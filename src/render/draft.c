@@ -81,12 +81,12 @@ out:
     return rc;
 }
 
-int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err)
+int draft_begin(struct meter *meter, bool tiles_follow, uint32_t *steps_out, struct err *err)
 {
     const struct render_request *request = meter->request;
     const struct painter        *painter = &request->painters[0];
-    struct painter_stage         stage = render_draft_stage(request->config, request->plan);
-    uint32_t                     attempts = 0;
+    struct painter_stage stage = render_draft_stage(request->config, request->plan, tiles_follow);
+    uint32_t             attempts = 0;
 
     while (painter->begin(painter->self, &stage, steps_out, err) != ERR_OK)
         if (!attempt_may_retry(meter, painter, ++attempts, "the draft's prompt", err))

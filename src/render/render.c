@@ -113,26 +113,33 @@ static int64_t tokens_of(int32_t w_px, int32_t h_px)
     return (int64_t)(w_px / TILING_PX_PER_TOKEN) * (h_px / TILING_PX_PER_TOKEN);
 }
 
-struct painter_stage render_draft_stage(const struct config *config, const struct render_plan *plan)
-{
-    return (struct painter_stage){.prompt = config->prompt,
-                                  .guidance = config->guidance,
-                                  .steps = (uint32_t)config->draft_steps,
-                                  .tokens = tokens_of(plan->draft_w_px, plan->draft_h_px),
-                                  .sigma_start = 1,
-                                  .mu = config->mu};
-}
-
 struct painter_stage render_tile_stage(const struct config *config, const struct render_plan *plan)
 {
+    const struct grid *grid = &plan->grid;
+
     return (struct painter_stage){.prompt = config->prompt,
                                   .guidance = config->guidance,
-                                  .steps = (uint32_t)config->steps,
-                                  .tokens = tokens_of(plan->grid.tile_w_px, plan->grid.tile_h_px),
-                                  .sigma_start = config->sigma,
-                                  .strength = config->strength,
-                                  .mu = config->mu,
-                                  .mu_max = config->strength > 0 ? 0 : TILE_MU_MAX};
+                                  .levels = {.steps = (uint32_t)config->steps,
+                                             .tokens = tokens_of(grid->tile_w_px, grid->tile_h_px),
+                                             .sigma_start = config->sigma,
+                                             .strength = config->strength,
+                                             .mu = config->mu,
+                                             .mu_max = config->strength > 0 ? 0 : TILE_MU_MAX}};
+}
+
+struct painter_stage render_draft_stage(const struct config *config, const struct render_plan *plan,
+                                        bool tiles_follow)
+{
+    struct painter_stage stage = {
+        .prompt = config->prompt,
+        .guidance = config->guidance,
+        .levels = {.steps = (uint32_t)config->draft_steps,
+                   .tokens = tokens_of(plan->draft_w_px, plan->draft_h_px),
+                   .sigma_start = 1,
+                   .mu = config->mu}};
+
+    if (tiles_follow) stage.next = render_tile_stage(config, plan).levels;
+    return stage;
 }
 
 /* ------------------------------------------------------------------------------------ disk */
@@ -230,7 +237,7 @@ int render_drafts(const struct render_request *request, struct err *err)
     meter.now.tiles_total = count;
     TRY(check_numbered(config, err));
     TRY(os_alloc((void **)&drafts, count, sizeof *drafts, "the drafts", err));
-    TRY(draft_begin(&meter, &steps, err));
+    TRY(draft_begin(&meter, false, &steps, err));
     for (uint32_t i = 0; i < count; i++) {
         TRY(draft_paint(&drafts[i], &meter, config->seed + i, steps, err));
         meter_tile_done(&meter);
@@ -281,7 +288,7 @@ static int make_guide(struct image *out, const struct render_request *request, s
     uint32_t              steps = 0;
 
     if (config->input[0] != '\0') return image_read(out, config->input, err);
-    rc = draft_begin(meter, &steps, err);
+    rc = draft_begin(meter, true, &steps, err);
     if (rc == ERR_OK) rc = draft_paint(out, meter, config->seed, steps, err);
     painter->end(painter->self);
     return rc;

@@ -17,15 +17,22 @@
 #include "memory/memory.h"
 #include "tiling/tiling.h"
 
+/* What the noise levels of a stage follow from. */
+struct painter_levels {
+    uint32_t steps;
+    int64_t  tokens;      /* of one rectangle of this stage                                 */
+    double   sigma_start; /* 1: from pure noise; below: from an encoded picture             */
+    double   strength;    /* > 0: the reference image-to-image rule instead of sigma_start  */
+    double   mu, mu_max;  /* shift exponent: fixed, or bounded; 0: the model's rule         */
+};
+
 /* What is the same for all rectangles of one stage (a draft, or the tiles of a poster). */
 struct painter_stage {
-    const char *prompt;
-    double      guidance;
-    uint32_t    steps;
-    int64_t     tokens;      /* of one rectangle of this stage                                 */
-    double      sigma_start; /* 1: from pure noise; below: from an encoded picture             */
-    double      strength;    /* > 0: the reference image-to-image rule instead of sigma_start  */
-    double      mu, mu_max;  /* shift exponent: fixed, or bounded; 0: the model's rule         */
+    const char           *prompt;
+    double                guidance;
+    struct painter_levels levels;
+    struct painter_levels next; /* of the stage that is to follow, of the same prompt and guidance:
+                                   a painter may prepare for it in passing; steps 0: none      */
 };
 
 struct painter_tile {
@@ -111,9 +118,9 @@ uint64_t render_host_bytes(const struct config *config, const struct render_plan
 uint32_t render_tile_steps(const struct config *config);
 /* Room on the disk that `output` goes to. */
 int render_disk_free(uint64_t *bytes_out, const char *output, struct err *err);
-/* Noise levels and sizes of the two stages, as the painter will get them. */
-struct painter_stage render_draft_stage(const struct config      *config,
-                                        const struct render_plan *plan);
+/* The two stages, as the painter will get them; `tiles_follow`: the draft is that of a poster. */
+struct painter_stage render_draft_stage(const struct config *config, const struct render_plan *plan,
+                                        bool tiles_follow);
 struct painter_stage render_tile_stage(const struct config *config, const struct render_plan *plan);
 
 struct render_progress {

@@ -51,7 +51,7 @@ int render_file_request(struct bigtiff_request *out, const struct config *config
 /* ------------------------------------------------------------------------------- draft.c */
 
 /* Begin the stage of drafts, with attempts as below. */
-int draft_begin(struct meter *meter, uint32_t *steps_out, struct err *err);
+int draft_begin(struct meter *meter, bool tiles_follow, uint32_t *steps_out, struct err *err);
 /* Paint one draft from pure noise with `seed` (the stage has begun), as often as the settings and
  * its failures allow. */
 int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t steps,

@@ -175,6 +175,12 @@ static void what_cannot_start_says_why(void **state)
     request = usual_request();
     request.options.model_folder = none;
     ASSERT_REFUSED(ERR_FORMAT, "none' does not exist", fleet_open(&fleet, &request, &err));
+    /* The driver is woken meanwhile, and what it says comes after what the model says. */
+    request.options.machine = ENGINE_CUDA;
+    request.options.gpu = 999;
+    ASSERT_REFUSED(ERR_FORMAT, "none' does not exist", fleet_open(&fleet, &request, &err));
+    request.options.model_folder = model;
+    ASSERT_REFUSED(ERR_DEVICE, "device: ", fleet_open(&fleet, &request, &err));
     request = usual_request();
     request.channels = 4;
     ASSERT_REFUSED(ERR_FORMAT, "16 latent channels", fleet_open(&fleet, &request, &err));

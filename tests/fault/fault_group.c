@@ -324,17 +324,21 @@ static struct wire_message question(enum wire_kind kind, uint32_t count, uint32_
 /* What was not planned would not fit its memory: the worker ends, and answers nothing. */
 static void a_worker_does_only_what_was_planned(void **state)
 {
-    const struct wire_message rows[] = {question(WIRE_PREDICT, GROUP + 1, 0, SIDE),
-                                        question(WIRE_PREDICT, WIRE_TILES_MAX, 0, SIDE),
-                                        question(WIRE_PREDICT, GROUP, 0, SIDE + 16),
-                                        question(WIRE_PREDICT, 1, 0, SIDE - 16),
-                                        question(WIRE_PREDICT, GROUP, STEPS, SIDE),
-                                        question(WIRE_ENCODE, 1, 0, 2 * SIDE),
-                                        question(WIRE_DECODE, 1, 0, SIDE / 2),
-                                        {.kind = WIRE_OPEN}};
-    struct fleet_request      request = usual_request();
-    struct wire_message       open = {.kind = WIRE_OPEN}, stage = {.kind = WIRE_BEGIN};
-    struct remains            before = look();
+    const struct painter_levels noise = {.steps = STEPS, .tokens = 16, .sigma_start = 0.8};
+    const struct painter_levels more = {.steps = STEPS + 1, .tokens = 16, .sigma_start = 0.8};
+    const struct wire_message   rows[] = {question(WIRE_PREDICT, GROUP + 1, 0, SIDE),
+                                          question(WIRE_PREDICT, WIRE_TILES_MAX, 0, SIDE),
+                                          question(WIRE_PREDICT, GROUP, 0, SIDE + 16),
+                                          question(WIRE_PREDICT, 1, 0, SIDE - 16),
+                                          question(WIRE_PREDICT, GROUP, STEPS, SIDE),
+                                          question(WIRE_ENCODE, 1, 0, 2 * SIDE),
+                                          question(WIRE_DECODE, 1, 0, SIDE / 2),
+                                          {.kind = WIRE_BEGIN, .as.begin = {"a", 2, more, {0}}},
+                                          {.kind = WIRE_BEGIN, .as.begin = {"a", 2, noise, noise}},
+                                          {.kind = WIRE_OPEN}};
+    struct fleet_request        request = usual_request();
+    struct wire_message         open = {.kind = WIRE_OPEN}, stage = {.kind = WIRE_BEGIN};
+    struct remains              before = look();
 
     (void)state;
     open.as.open = (struct wire_open){.options = request.options,
@@ -342,8 +346,7 @@ static void a_worker_does_only_what_was_planned(void **state)
                                       .shared_bytes = shared_bytes(&SIZE, 1, CHANNELS),
                                       .size_count = 1,
                                       .sizes = {SIZE}};
-    stage.as.begin = (struct painter_stage){
-        .prompt = "a fox", .steps = STEPS, .tokens = 16, .guidance = 3.5, .sigma_start = 0.8};
+    stage.as.begin = (struct painter_stage){.prompt = "a fox", .guidance = 3.5, .levels = noise};
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
         struct child        child = {.channel = -1};
         struct shared       shared = {.fd = -1};

@@ -58,12 +58,11 @@ static inline struct fleet_request usual_request(void)
 static inline int begin(const struct painter *painter, struct err *err)
 {
     uint32_t             steps = 0;
-    struct painter_stage stage = {.prompt = "a fox in the snow",
-                                  .guidance = 3.5,
-                                  .steps = STEPS,
-                                  .tokens = (SIDE / 16) * (SIDE / 16),
-                                  .sigma_start = 0.8};
-    int                  rc = painter->begin(painter->self, &stage, &steps, err);
+    struct painter_stage stage = {
+        .prompt = "a fox in the snow",
+        .guidance = 3.5,
+        .levels = {.steps = STEPS, .tokens = (SIDE / 16) * (SIDE / 16), .sigma_start = 0.8}};
+    int rc = painter->begin(painter->self, &stage, &steps, err);
 
     if (rc == ERR_OK) assert_int_equal(steps, STEPS);
     return rc;
@@ -363,10 +362,15 @@ static inline void plan_poster(uint32_t tiles)
     poster.config.draft_steps = 2;
     poster.config.steps = 2;
     ASSERT_OK(render_plan_make(&poster.plan, &poster.config, &err));
-    poster.sizes[0] =
-        (struct engine_size){poster.plan.draft_w_px, poster.plan.draft_h_px, .tiles = 1, STEPS};
-    poster.sizes[1] = (struct engine_size){poster.plan.grid.tile_w_px, poster.plan.grid.tile_h_px,
-                                           .tiles = tiles, STEPS};
+    poster.sizes[0] = (struct engine_size){.w_px = poster.plan.draft_w_px,
+                                           .h_px = poster.plan.draft_h_px,
+                                           .tiles = 1,
+                                           .steps = STEPS,
+                                           .steps_next = STEPS};
+    poster.sizes[1] = (struct engine_size){.w_px = poster.plan.grid.tile_w_px,
+                                           .h_px = poster.plan.grid.tile_h_px,
+                                           .tiles = tiles,
+                                           .steps = STEPS};
 }
 
 static inline uint64_t render(const char *name, const struct painter *painters, uint32_t count,

@@ -24,7 +24,8 @@ static void check_open(const struct wire_open *open)
     must(open->size_count >= 1 && open->size_count <= WIRE_SIZES_MAX && open->channels > 0);
     for (uint32_t i = 0; i < open->size_count; i++)
         must(open->sizes[i].w_px > 0 && open->sizes[i].w_px % TILING_PX_PER_TOKEN == 0 &&
-             open->sizes[i].tiles <= WIRE_TILES_MAX);
+             open->sizes[i].tiles <= WIRE_TILES_MAX &&
+             open->sizes[i].steps_next <= SCHEDULE_STEPS_MAX);
     check_text(open->options.model_folder, WIRE_PATH_MAX);
     must(open->options.memory.keep_share >= 0 && open->options.memory.keep_share <= 1);
     must(open->options.memory.fragmentation_max >= 0 &&
@@ -32,6 +33,14 @@ static void check_open(const struct wire_open *open)
     /* No layout may wrap around; no descriptor is there to map. */
     must(shared_attach(&shared, -1, open, &err) == ERR_PEER);
     must(shared_bytes(open->sizes, open->size_count, open->channels) > 4096);
+}
+
+static void check_stage(const struct painter_stage *stage)
+{
+    check_text(stage->prompt, WIRE_PROMPT_MAX);
+    must(stage->levels.steps >= 1 && stage->levels.steps <= SCHEDULE_STEPS_MAX);
+    must(stage->next.steps <= SCHEDULE_STEPS_MAX);
+    must(stage->next.steps == 0 || stage->next.tokens >= 1);
 }
 
 /* What render, journal and plot rely on. */
@@ -56,7 +65,7 @@ static void check_message(const struct wire_message *message)
 {
     if (message->kind == WIRE_OPEN) check_open(&message->as.open);
     if (message->kind == WIRE_USED) check_used(&message->as.used);
-    if (message->kind == WIRE_BEGIN) check_text(message->as.begin.prompt, WIRE_PROMPT_MAX);
+    if (message->kind == WIRE_BEGIN) check_stage(&message->as.begin);
     if (message->kind == WIRE_YIELDED) check_text(message->as.yielded, WIRE_WORDS_MAX);
     if (message->kind == WIRE_LOG) check_text(message->as.log.words, WIRE_WORDS_MAX);
     if (message->kind == WIRE_FAILED) {

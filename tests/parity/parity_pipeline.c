@@ -204,6 +204,35 @@ static void a_group_gives_what_each_tile_gives_alone(void **state)
     group_close(&g);
 }
 
+/* Work is each size's own, and memory the most of all. */
+static void several_sizes_are_measured_as_each_alone(void **state)
+{
+    struct err            err = {0};
+    struct parity        *p = parity_begin(state);
+    int32_t               px = p->engine->facts.px_per_token;
+    char                  folder[160];
+    struct engine_options options = {.model_folder = folder,
+                                     .precision = p->variant->precision,
+                                     .machine = machine_under_test(),
+                                     .text_tokens = p->engine->facts.text_tokens};
+    struct engine_size    sizes[] = {{6 * px, 5 * px, .tiles = 2, .steps = 2},
+                                     {3 * px, 4 * px, .tiles = 1, .steps = 4, .steps_next = 3}};
+    struct engine_cost    both, alone[2];
+    struct engine_facts   facts;
+
+    (void)snprintf(folder, sizeof folder, "%s/model", p->folder);
+    ASSERT_OK(engine_estimate(&both, &facts, &options, sizes, 2, &err));
+    for (int i = 0; i < 2; i++) {
+        ASSERT_OK(engine_estimate(&alone[i], &facts, &options, &sizes[i], 1, &err));
+        assert_memory_equal(&both.flop[i], &alone[i].flop[0], sizeof both.flop[i]);
+    }
+    assert_true(both.flop[0].predict > both.flop[1].predict);
+    assert_true(both.flop[1].prompt > both.flop[0].prompt);
+    assert_true(both.scratch_bytes >= max_u64(alone[0].scratch_bytes, alone[1].scratch_bytes));
+    assert_true(both.fixed_bytes >= max_u64(alone[0].fixed_bytes, alone[1].fixed_bytes));
+    assert_true(both.host_bytes == max_u64(alone[0].host_bytes, alone[1].host_bytes));
+}
+
 static void what_was_measured_is_what_is_taken(void **state)
 {
     struct err            err = {0};
@@ -245,8 +274,8 @@ static void what_was_measured_is_what_is_taken(void **state)
                      p->engine->machine.arena_limit_bytes);
     assert_int_equal(cost.scratch_bytes, p->engine->machine.arena_limit_bytes +
                                              p->engine->text_machine.arena_limit_bytes);
-    assert_true(cost.flop_prompt > 0 && cost.flop_encode > 0);
-    assert_true(cost.flop_predict > 0 && cost.flop_decode > 0);
+    assert_true(cost.flop[0].prompt > 0 && cost.flop[0].encode > 0);
+    assert_true(cost.flop[0].predict > 0 && cost.flop[0].decode > 0);
     prompt_close(prompt);
     free(latent);
     free(velocity);
@@ -329,6 +358,7 @@ int main(void)
         cmocka_unit_test(text_to_image_agrees),
         cmocka_unit_test(image_to_image_agrees),
         cmocka_unit_test(a_group_gives_what_each_tile_gives_alone),
+        cmocka_unit_test(several_sizes_are_measured_as_each_alone),
         cmocka_unit_test(what_was_measured_is_what_is_taken),
         cmocka_unit_test(nothing_is_taken_while_tiles_are_painted),
         cmocka_unit_test(numbers_that_are_none_are_reported),

@@ -8,10 +8,11 @@ static struct conditioning make_conditioning(struct parity *p, double sigma)
     const struct transformer *transformer = p->engine->networks.transformer;
     int64_t                   tokens = p->engine->facts.text_tokens, count;
     float                     first = (float)sigma;
-    struct modulation_request request = {.sigmas = &first, .steps = 1};
-    struct matrix             text;
-    float                    *modulation;
-    const float              *states = golden(p, &count, "t5.states", 1), *pooled;
+    float *modulation = calloc((size_t)modulation_count(transformer), sizeof *modulation);
+    struct modulation_request request = {
+        .stage_count = 1, .stages = {{.sigmas = &first, .table_out = modulation, .steps = 1}}};
+    struct matrix text;
+    const float  *states = golden(p, &count, "t5.states", 1), *pooled;
 
     assert_int_equal(count, tokens * p->engine->model->t5.hidden);
     text = backend_take(p->exact, DTYPE_F32, tokens, p->engine->facts.hidden, "text");
@@ -20,9 +21,8 @@ static struct conditioning make_conditioning(struct parity *p, double sigma)
     pooled = golden(p, &count, "clip.pooled", 1);
     request.pooled = sent(p->exact, pooled, 1, count);
     request.guidance = spec_number(p->spec, "guidance");
-    modulation = calloc((size_t)modulation_count(transformer), sizeof *modulation);
     assert_non_null(modulation);
-    modulation_make(transformer, p->exact, &request, modulation);
+    modulation_make(transformer, p->exact, &request);
     return (struct conditioning){.text = received(p->exact, text),
                                  .modulation = modulation,
                                  .text_tokens = tokens,

@@ -35,6 +35,9 @@ struct fake {
     uint8_t       widths[WIDTHS_MAX]; /* of all predictions so far */
     float         shift; /* of a tile whose seed or prompt is another than the story's */
     float         prompt_shift;
+    /* What was told of the stage to follow, and how many stages began that were told of. */
+    struct painter_levels next;
+    int                   foreseen;
 };
 
 /* True: this call is to give NaN; or *rc is an error. */
@@ -50,6 +53,14 @@ static inline bool fake_breaks(struct fake *fake, int *rc, struct err *err)
     return false;
 }
 
+static inline bool fake_same_levels(const struct painter_levels *one,
+                                    const struct painter_levels *other)
+{
+    return one->steps == other->steps && one->tokens == other->tokens &&
+           one->sigma_start == other->sigma_start && one->strength == other->strength &&
+           one->mu == other->mu && one->mu_max == other->mu_max;
+}
+
 static inline int fake_begin(void *self, const struct painter_stage *stage, uint32_t *steps_out,
                              struct err *err)
 {
@@ -59,9 +70,11 @@ static inline int fake_begin(void *self, const struct painter_stage *stage, uint
     (void)fake_breaks(fake, &rc, err);
     if (rc != ERR_OK) return rc;
     fake->begun++;
-    fake->drafting = stage->sigma_start >= 1;
+    fake->foreseen += fake_same_levels(&fake->next, &stage->levels);
+    fake->next = stage->next;
+    fake->drafting = stage->levels.sigma_start >= 1;
     fake->prompt_shift = strcmp(stage->prompt, "a test") == 0 ? 0 : 0.02f;
-    *steps_out = stage->steps;
+    *steps_out = stage->levels.steps;
     return ERR_OK;
 }
 static inline void fake_end(void *self)

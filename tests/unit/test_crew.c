@@ -166,7 +166,7 @@ static void wait_until(const int *count, int least)
 static int begin_first(void *self, const struct painter_stage *stage, uint32_t *steps_out,
                        struct err *err)
 {
-    if (stage->sigma_start < 1) {
+    if (stage->levels.sigma_start < 1) {
         if (__atomic_add_fetch(&first_began, 1, __ATOMIC_ACQ_REL) == 1)
             return err_set(err, ERR_PEER, 0, ERR_WHERE, "it died");
         wait_until(&second_failed, 3);

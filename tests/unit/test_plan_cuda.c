@@ -183,7 +183,7 @@ static void facts_are_in_order(void **state)
     struct err            err = {0};
     struct engine_options options = {
         .model_folder = model, .machine = ENGINE_CUDA, .precision = PRECISION_BF16};
-    const struct engine_size sizes[] = {{512, 288, 1, 28}, {1536, 1024, 5, 12}};
+    const struct engine_size sizes[] = {{512, 288, 1, 28, 12}, {1536, 1024, 5, 12, 0}};
     struct engine           *engine;
     struct budget_facts      facts, tile;
     double                   flop = 0;
@@ -248,7 +248,7 @@ static void an_engine_decides_as_the_plan_did(void **state)
                                    .keep_share = 0.2,
                                    .link_bytes_per_second = 12e9,
                                    .flop_per_second = 120e12};
-    struct engine_size   sizes[] = {{512, 512, 1, 12}, {1024, 1024, 3, 12}};
+    struct engine_size   sizes[] = {{512, 512, 1, 12, 12}, {1024, 1024, 3, 12, 0}};
     struct engine       *engine;
     struct budget_facts  facts;
     struct budget        budget;

@@ -72,6 +72,7 @@ static void lossless_painter_gives_back_the_enlarged_draft(const char *fit)
     (void)snprintf(story.config.draft, sizeof story.config.draft, "%s", draft_path);
     ASSERT_OK(render_poster(&story.request, &err));
     assert_int_equal(story.fake.begun, 2);
+    assert_int_equal(story.fake.foreseen, 1); /* the tiles, when the draft began */
     assert_int_equal(story.fake.predictions, 2 + 3 * (int)grid_count(&story.plan.grid));
 
     /* The poster again, from the draft's own painter noise at full precision. */
@@ -286,6 +287,8 @@ static void numbered_drafts_are_not_replaced_unasked(void **state)
     ASSERT_REFUSED(ERR_USAGE, "d-43.png' exists", render_drafts(&story.request, &err));
     story.config.overwrite = true;
     ASSERT_OK(render_drafts(&story.request, &err));
+    assert_int_equal(story.fake.begun, 1);
+    assert_int_equal(story.fake.next.steps, 0); /* no tiles follow */
     story_close(&story);
 }
 

@@ -1,6 +1,7 @@
 /*
  * test_text_place.c - where text is encoded: beside a machine with memory of its own, the CPU may
- * do it, and then it does what it would do alone.
+ * do it, and then it does what it would do alone.  And what of a prompt is there already when it is
+ * asked for: the text of the last one, and what was made in passing for the next stage.
  */
 #include "../scratch_model.h"
 
@@ -122,6 +123,122 @@ static void the_last_text_is_remembered(void **state)
     forget(&one);
 }
 
+/* ------------------------------------------------------------------------- the next stage */
+
+/* What follows a prompt at (1, 0.4) that foresaw three steps at (1, 0.7, 0.2). */
+static const struct turn {
+    const char     *name, *text;
+    double          guidance;
+    struct schedule schedule;
+    bool            foreseen, foresees;
+} follows[] = {
+    {"as foreseen", "a fox", 2, {3, {1, 0.7f, 0.2f, 0}}, true, false},
+    {"other text", "foxes", 2, {3, {1, 0.7f, 0.2f, 0}}, false, false},
+    {"other guidance", "a fox", 3, {3, {1, 0.7f, 0.2f, 0}}, false, false},
+    {"other levels", "a fox", 2, {3, {1, 0.7f, 0.1f, 0}}, false, false},
+    {"fewer levels", "a fox", 2, {2, {1, 0.7f, 0}}, false, false},
+    {"the first again", "a fox", 2, {2, {1, 0.4f, 0}}, false, true},
+    {"as foreseen, and another", "a fox", 2, {3, {1, 0.7f, 0.2f, 0}}, false, true},
+};
+static const struct schedule FIRST = {2, {1, 0.4f, 0}}, NEXT = {3, {1, 0.7f, 0.2f, 0}};
+
+static struct engine *engine_for_two(enum engine_machine machine)
+{
+    struct err            err = {0};
+    struct engine        *engine = NULL;
+    struct engine_options options = {
+        .model_folder = model, .machine = machine, .precision = PRECISION_F32, .threads = 1};
+    struct engine_size size = {.w_px = 64, .h_px = 64, .tiles = 1, .steps = 3, .steps_next = 3};
+
+    ASSERT_OK(engine_open(&engine, &options, &err));
+    ASSERT_OK(engine_reserve(engine, &size, 1, &err));
+    return engine;
+}
+
+static struct prompt *ask(struct engine *engine, const struct turn *turn,
+                          const struct schedule *next, int *reads_out)
+{
+    struct err            err = {0};
+    struct prompt        *prompt = NULL;
+    struct prompt_request request = {
+        .text = turn->text, .guidance = turn->guidance, .schedule = &turn->schedule, .next = next};
+
+    reads = 0;
+    ASSERT_OK(prompt_open(&prompt, engine, &request, &err));
+    *reads_out = reads;
+    return prompt;
+}
+
+static void assert_same_prompts(const struct engine *engine, const struct prompt *one,
+                                const struct prompt *other)
+{
+    size_t text = engine->facts.text_tokens * (size_t)engine->facts.hidden;
+    size_t modulation =
+        one->conditioning.steps * (size_t)modulation_count(engine->networks.transformer);
+
+    assert_int_equal(one->conditioning.steps, other->conditioning.steps);
+    assert_ptr_equal(one->conditioning.modulation, one->modulation);
+    assert_memory_equal(one->text, other->text, text * sizeof(float));
+    assert_memory_equal(one->modulation, other->modulation, modulation * sizeof(float));
+}
+
+/* Nothing is read for it, and its bits are those that it has alone; so are those of anything else
+ * that may follow instead. */
+static void the_next_stage_is_made_in_passing(void **state)
+{
+    static const struct turn  first = {"first", "a fox", 2, {2, {1, 0.4f, 0}}, false, true};
+    const enum engine_machine machines[] = {ENGINE_WALLED, ENGINE_CPU};
+
+    (void)state;
+    read_whole = os.map_read;
+    os.map_read = read_and_count;
+    for (size_t i = 0; i < ARRAY_COUNT(follows) * ARRAY_COUNT(machines); i++) {
+        const struct turn  *turn = &follows[i / ARRAY_COUNT(machines)];
+        enum engine_machine machine = machines[i % ARRAY_COUNT(machines)];
+        struct engine      *one = engine_for_two(machine), *other = engine_for_two(machine);
+        int                 pair, some, single, all;
+        struct prompt      *passing = ask(one, &first, &NEXT, &pair);
+        struct prompt      *got = ask(one, turn, turn->foresees ? &FIRST : NULL, &some);
+        struct prompt      *alone = ask(other, &first, NULL, &single);
+        struct prompt      *wanted = ask(other, turn, NULL, &all);
+
+        assert_same_prompts(one, passing, alone);
+        assert_same_prompts(one, got, wanted);
+        assert_true((one->ahead.table != NULL) == turn->foresees);
+        if (machine == ENGINE_WALLED && (some == 0) != turn->foreseen) fail_msg("%s", turn->name);
+        if (machine == ENGINE_WALLED && turn->foreseen) /* only the noise levels' own embedder */
+            assert_true(all > 0 && pair - single < all / 2);
+        prompt_close(passing);
+        prompt_close(got);
+        prompt_close(alone);
+        prompt_close(wanted);
+        engine_close(one);
+        engine_close(other);
+    }
+    os.map_read = read_whole;
+}
+
+static void its_tables_are_planned(void **state)
+{
+    struct err            err = {0};
+    struct engine_options options = {
+        .model_folder = model, .machine = ENGINE_WALLED, .text_on_cpu = true};
+    struct engine_size  size = {.w_px = 64, .h_px = 64, .tiles = 1, .steps = 2};
+    struct engine_cost  without, with;
+    struct engine_facts facts;
+    struct told         told = told_by(ENGINE_CPU, false);
+    uint64_t table = sizeof(float) * (uint64_t)modulation_count(told.engine->networks.transformer);
+
+    (void)state;
+    ASSERT_OK(engine_estimate(&without, &facts, &options, &size, 1, &err));
+    size.steps_next = 5;
+    ASSERT_OK(engine_estimate(&with, &facts, &options, &size, 1, &err));
+    assert_true(with.host_bytes >= without.host_bytes + 5 * table);
+    size.steps_next = SCHEDULE_STEPS_MAX + 1;
+    ASSERT_REFUSED(ERR_USAGE, "0..1000", engine_estimate(&with, &facts, &options, &size, 1, &err));
+    forget(&told);
+}
+
 /* Its scratch is then the host's. */
 static void it_takes_memory_where_it_is(void **state)
 {
@@ -156,6 +273,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_cpu_encodes_as_if_alone),
                                        cmocka_unit_test(the_last_text_is_remembered),
+                                       cmocka_unit_test(the_next_stage_is_made_in_passing),
+                                       cmocka_unit_test(its_tables_are_planned),
                                        cmocka_unit_test(it_takes_memory_where_it_is),
                                        cmocka_unit_test(the_arithmetic_has_another_name)};
     return cmocka_run_group_tests_name("text_place", tests, make_model, scratch_model_remove);

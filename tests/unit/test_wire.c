@@ -44,11 +44,22 @@ static void any_open(struct wire_open *open, uint64_t *state)
     open->shared_bytes = random_u64(state);
     open->size_count = (uint32_t)random_between(state, 1, WIRE_SIZES_MAX);
     for (uint32_t i = 0; i < open->size_count; i++)
-        open->sizes[i] =
-            (struct engine_size){.w_px = any_side(state),
-                                 .h_px = any_side(state),
-                                 .tiles = (uint32_t)random_between(state, 1, WIRE_TILES_MAX),
-                                 .steps = (uint32_t)random_between(state, 1, SCHEDULE_STEPS_MAX)};
+        open->sizes[i] = (struct engine_size){
+            .w_px = any_side(state),
+            .h_px = any_side(state),
+            .tiles = (uint32_t)random_between(state, 1, WIRE_TILES_MAX),
+            .steps = (uint32_t)random_between(state, 1, SCHEDULE_STEPS_MAX),
+            .steps_next = (uint32_t)random_between(state, 0, SCHEDULE_STEPS_MAX)};
+}
+
+static struct painter_levels any_noise(uint64_t *state)
+{
+    return (struct painter_levels){.steps = (uint32_t)random_between(state, 1, SCHEDULE_STEPS_MAX),
+                                   .tokens = random_between(state, 1, 1 << 30),
+                                   .sigma_start = 0.1 * (double)random_between(state, 0, 10),
+                                   .strength = 0.1 * (double)random_between(state, 0, 10),
+                                   .mu = 0.5 * (double)random_between(state, 0, 5),
+                                   .mu_max = 0.25 * (double)random_between(state, 0, 9)};
 }
 
 static void any_schedule(struct schedule *schedule, uint64_t *state)
@@ -102,12 +113,8 @@ static void any_message(struct wire_message *message, enum wire_kind kind, uint6
         message->as.begin =
             (struct painter_stage){.prompt = texts[random_between(state, 0, 3)],
                                    .guidance = 0.25 * (double)random_between(state, 0, 100),
-                                   .steps = (uint32_t)random_between(state, 1, SCHEDULE_STEPS_MAX),
-                                   .tokens = random_between(state, 1, 1 << 30),
-                                   .sigma_start = 0.1 * (double)random_between(state, 0, 10),
-                                   .strength = 0.1 * (double)random_between(state, 0, 10),
-                                   .mu = 0.5 * (double)random_between(state, 0, 5),
-                                   .mu_max = 0.25 * (double)random_between(state, 0, 9)};
+                                   .levels = any_noise(state)};
+        if (random_u64(state) % 2 == 0) message->as.begin.next = any_noise(state);
         break;
     case WIRE_ENCODE:
     case WIRE_PREDICT:
@@ -184,16 +191,22 @@ static void assert_same_open(const struct wire_open *a, const struct wire_open *
     assert_same_text(a->options.vae, b->options.vae);
 }
 
-static void assert_same_stage(const struct painter_stage *a, const struct painter_stage *b)
+static void assert_same_noise(const struct painter_levels *a, const struct painter_levels *b)
 {
-    assert_same_text(a->prompt, b->prompt);
-    SAME(guidance);
     SAME(steps);
     SAME(tokens);
     SAME(sigma_start);
     SAME(strength);
     SAME(mu);
     SAME(mu_max);
+}
+
+static void assert_same_stage(const struct painter_stage *a, const struct painter_stage *b)
+{
+    assert_same_text(a->prompt, b->prompt);
+    SAME(guidance);
+    assert_same_noise(&a->levels, &b->levels);
+    assert_same_noise(&a->next, &b->next);
 }
 
 static void assert_same_memory(const struct painter_memory *a, const struct painter_memory *b)
@@ -263,7 +276,7 @@ static void fields_keep_their_places(void **state)
                                    .sequence = 7,
                                    .as.work = {.step = 3, .count = 1, .rects = {{64, 128}}}};
     static const char   expected[] =
-        "MURW\1\0\4\0\7\0\0\0\x20\0\0\0\3\0\0\0\1\0\0\0\x40\0\0\0\x80\0\0";
+        "MURW\2\0\4\0\7\0\0\0\x20\0\0\0\3\0\0\0\1\0\0\0\x40\0\0\0\x80\0\0";
 
     (void)state;
     assert_int_equal(wire_pack(bytes, &message), 32);
