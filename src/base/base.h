@@ -209,6 +209,9 @@ int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char 
 int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
                 struct err *err);
 int os_sync(int fd, const char *path, struct err *err);
+/* Ask the disk to begin with these bytes of a file, and wait for nothing: a hint, after which
+ * os_sync has less to do and still tells every failure. */
+void os_start_sync(int fd, uint64_t offset, uint64_t bytes);
 /* Bring a folder's list of names to the disk: of the folder that holds `path`. */
 int os_sync_folder(const char *path, struct err *err);
 int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err);
