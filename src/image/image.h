@@ -108,8 +108,8 @@ int bigtiff_open(struct bigtiff **out, const struct bigtiff_request *request, st
  * After a failure only bigtiff_close is left to call. */
 int bigtiff_write_band(struct bigtiff *tiff, const void *samples, int32_t rows, struct err *err);
 /* Write directory and pyramid, fsync and read back: directories, every tile's place, the pixels of
- * a sample of tiles.  The file is then whole, and still called path.part.  Its size, and its hash as
- * hash64_file has it. */
+ * a sample of tiles.  The file is then whole, and still called path.part.  Its size, and its hash
+ * as hash64_file has it. */
 int bigtiff_complete(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out,
                      struct err *err);
 /* Rename a complete file to its final name and fsync its folder. */
