@@ -14,10 +14,10 @@
 
 enum { BAND_BYTES = 512 * 512 * 3, EARLY_BANDS = 2 };
 
-static struct story    *watched;
-static struct os_calls  working;
-static int64_t          early_bytes; /* of the file before the last tile; negative: it is gone */
-static enum render_stop answer;      /* before the last tile */
+static struct story   *watched;
+static struct os_calls working;
+static int64_t early_bytes; /* of the file before the last tile; negative: it is gone; 0: not yet */
+static enum render_stop answer; /* before the last tile */
 static _Atomic bool     paints, broken;
 static _Atomic int      warnings;
 
@@ -40,7 +40,8 @@ static int wait_for_bands(const struct render_progress *now, void *user)
     (void)user;
     paints = strcmp(now->phase, "tiles") == 0;
     if (!paints || watched->request.painter_count > 1) return RENDER_GO_ON;
-    if (now->step == 0 || now->tiles_done + 1 != now->tiles_total) return RENDER_GO_ON;
+    if (early_bytes != 0 || now->step == 0 || now->tiles_done + 1 != now->tiles_total)
+        return RENDER_GO_ON;
     for (int i = 0; i < 2000; i++) {
         early_bytes = part_bytes();
         if (broken ? early_bytes < 0 : early_bytes >= wanted) break;
