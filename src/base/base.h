@@ -199,8 +199,7 @@ int  os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what,
 void os_free(void *pointer);
 
 int os_open_read(int *fd_out, const char *path, struct err *err);
-/* Creates or empties `path`. */
-int os_open_write(int *fd_out, const char *path, struct err *err);
+int os_open_write(int *fd_out, const char *path, struct err *err); /* creates or empties it */
 /* Creates `path`, or opens it as it is, to read and write. */
 int os_open_update(int *fd_out, const char *path, struct err *err);
 int os_close(int fd, const char *path, struct err *err);
@@ -209,6 +208,8 @@ int os_read_at(int fd, uint64_t offset, void *x_out, uint64_t bytes, const char 
 int os_write_at(int fd, uint64_t offset, const void *x, uint64_t bytes, const char *path,
                 struct err *err);
 int os_sync(int fd, const char *path, struct err *err);
+/* Ask the disk to begin with these bytes: waits for nothing; os_sync tells all failures still */
+void os_start_sync(int fd, uint64_t offset, uint64_t bytes);
 /* Bring a folder's list of names to the disk: of the folder that holds `path`. */
 int os_sync_folder(const char *path, struct err *err);
 int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err);

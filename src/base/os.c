@@ -252,6 +252,11 @@ out:
     return rc;
 }
 
+void os_start_sync(int fd, uint64_t offset, uint64_t bytes)
+{
+    (void)sync_file_range(fd, (off_t)offset, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
+}
+
 int os_sync_folder(const char *path, struct err *err)
 {
     int  rc = ERR_OK, fd = -1;

@@ -19,10 +19,11 @@
  * filled up by repeating the last pixel.  Levels hang from tag 330 and not from the chain of pages,
  * so every reader sees one picture.
  *
- * Nothing is trusted until it was synced and read back: only then is `.part` renamed.
+ * Nothing is trusted until it was synced and read back: only then is `.part` renamed.  The disk is
+ * asked to begin with each row of tiles as soon as it is written, so that little is left to sync.
  *
- * Threads: the caller's, plus OpenMP's while a row of tiles is packed; only the thread whose turn
- * it is touches libtiff.
+ * Threads: the caller's, plus OpenMP's while a row of tiles is packed, when only the thread whose
+ * turn it is touches libtiff, and while the finished file is checked.
  *
  * Read next: tiff_encode.c for a tile, tiff_pyramid.c for the levels, tiff_verify.c for the check.
  */
@@ -238,9 +239,10 @@ static int write_tile(struct bigtiff *tiff, struct tiff_tile *tile, uint32_t ind
 static int write_tile_row(struct bigtiff *tiff, struct tiff_level *level, int32_t row,
                           const struct tile_origin *origin, struct err *err)
 {
-    int rc = ERR_OK;
+    int       rc = ERR_OK;
+    const int threads = (int)min_i64(omp_get_max_threads(), tiff->threads);
 
-#pragma omp parallel for ordered schedule(dynamic, 1) num_threads(tiff->threads)
+#pragma omp parallel for ordered schedule(dynamic, 1) num_threads(threads)
     for (int32_t col = 0; col < level->cols; col++) {
         const int            thread = omp_get_thread_num();
         const uint32_t       index = (uint32_t)row * (uint32_t)level->cols + (uint32_t)col;
@@ -291,10 +293,12 @@ int bigtiff_write_band(struct bigtiff *tiff, const void *samples, int32_t rows, 
     int                      rc = ERR_OK;
     struct band              band = {.tiff = tiff, .samples = samples, .rows = rows};
     const struct tile_origin origin = {.fill = fill_from_band, .self = &band};
+    const uint64_t           begin = tiff->io.bytes;
 
     must(rows > 0 && rows == min_i64(TILE, tiff->request.h - tiff->rows_done));
     TRY(write_tile_row(tiff, &tiff->levels[0], tiff->rows_done / TILE, &origin, err));
     tiff->rows_done += rows;
+    os_start_sync(tiff->fd, begin, tiff->io.bytes - begin);
 out:
     return rc;
 }
@@ -326,6 +330,49 @@ out:
     return rc;
 }
 
+/* A thread's encoder is done with its pixels, so they are room for those that come back. */
+static int check_tile(const struct bigtiff *tiff, const struct tiff_check *check, uint32_t number,
+                      struct err *err)
+{
+    struct tiff_encoder *encoder = tiff->encoders[omp_get_thread_num()];
+
+    return tiff_verify_tile(check, number, encoder->pixels, encoder->pixel_bytes, err);
+}
+
+/* Everything that the file has to stand before it is trusted.  The disk, the hash and the decoding
+ * take about as long as each other, and none needs what another finds. */
+static int check_file(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out,
+                      struct err *err)
+{
+    int                rc = ERR_OK, threads = (int)min_i64(omp_get_max_threads(), tiff->threads);
+    struct tiff_check *check = NULL;
+    uint32_t           tiles = 0, failed = UINT32_MAX;
+
+    TRY(tiff_verify_open(&check, tiff->part, &tiff->request, tiff->levels, tiff->level_count, err));
+    tiles = tiff_verify_tiles(check);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (uint32_t i = 0; i < tiles + 2; i++) {
+        struct err mine = {0};
+        int        code;
+        if (i == 0)
+            code = os_sync(tiff->fd, tiff->part, &mine);
+        else if (i == 1)
+            code = hash64_file(hash_out, bytes_out, tiff->part, &mine);
+        else
+            code = check_tile(tiff, check, i - 2, &mine);
+        if (code == ERR_OK) continue;
+#pragma omp critical(bigtiff_check)
+        if (i < failed) { /* of several failures, always the same one is told */
+            failed = i;
+            *err = mine;
+            rc = code;
+        }
+    }
+out:
+    tiff_verify_close(check);
+    return rc;
+}
+
 int bigtiff_complete(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out, struct err *err)
 {
     int rc = ERR_OK;
@@ -337,9 +384,7 @@ int bigtiff_complete(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_o
         TRY(write_level(tiff, i, err));
     tiff_io_close(&tiff->io);
     if (tiff->io.fault.code != ERR_OK) TRY(tiff_io_error(&tiff->io, ERR_IO, "cannot end", err));
-    TRY(os_sync(tiff->fd, tiff->part, err));
-    TRY(tiff_verify(tiff->part, &tiff->request, tiff->levels, tiff->level_count, err));
-    TRY(hash64_file(hash_out, bytes_out, tiff->part, err));
+    TRY(check_file(tiff, bytes_out, hash_out, err));
     tiff->complete = true;
 out:
     return rc;

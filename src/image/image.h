@@ -96,8 +96,9 @@ struct bigtiff_request {
 
 /* A tiled BigTIFF, written top to bottom in bands.  The same request and samples give the same
  * bytes, whatever the day and the number of threads.  Its own memory is taken at open: 40 bytes per
- * tile of the file, and 3 to 7 MB a thread, at most eight threads (zstd above level 9: 40 MB).
- * Calls come from one thread at a time. */
+ * tile of the file, and 3 to 7 MB a thread, at most 16 threads (zstd above level 9: 40 MB).
+ * Calls come from one thread at a time, and use as many as OpenMP grants it, at most those that
+ * there were at open. */
 struct bigtiff;
 enum { BIGTIFF_TILE_PX = 512 };
 
@@ -106,9 +107,9 @@ int bigtiff_open(struct bigtiff **out, const struct bigtiff_request *request, st
  * `samples`: [rows, w, 3], uint8_t or uint16_t as `bits` says.  Tiles are compressed in parallel.
  * After a failure only bigtiff_close is left to call. */
 int bigtiff_write_band(struct bigtiff *tiff, const void *samples, int32_t rows, struct err *err);
-/* Write directory and pyramid, fsync, read back: directories, every tile's place, the pixels of a
- * sample of tiles.  The file is then whole, and still called path.part.  Its size, and its hash as
- * hash64_file has it. */
+/* Write directory and pyramid, fsync and read back: directories, every tile's place, the pixels of
+ * a sample of tiles.  The file is then whole, and still called path.part.  Its size, and its hash
+ * as hash64_file has it. */
 int bigtiff_complete(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out,
                      struct err *err);
 /* Rename a complete file to its final name and fsync its folder. */

@@ -118,7 +118,7 @@ struct tiff_level {
     int32_t           w, h, cols, rows;
     struct tiff_tile *tiles; /* [rows, cols] */
 };
-enum { TIFF_LEVELS_MAX = 12, TIFF_THREADS_MAX = 8 };
+enum { TIFF_LEVELS_MAX = 12, TIFF_THREADS_MAX = 16 };
 
 /* Fills levels[0..] with the picture's size and, for a pyramid, its halves down to one tile,
  * without `tiles`; returns their number. */
@@ -139,10 +139,21 @@ int tiff_pyramid_fill(struct tiff_pyramid *pyramid, int thread, struct tiff_enco
 /* Make `level` of the file the current directory (0: the picture, n: its n-th SubIFD). */
 int tiff_pyramid_select(struct tiff_io *io, uint32_t level, struct err *err);
 
-/* Open the finished file as a stranger would: every level's size and tile places, the picture's
- * profile, and the pixels of some tiles against their hashes. */
-int tiff_verify(const char *path, const struct bigtiff_request *request,
-                const struct tiff_level *levels, uint32_t level_count, struct err *err);
+/* ----------------------------------------------------------------------------- tiff_verify */
+
+/* Opens the finished file as a stranger would, and checks every level's size and tile places and
+ * the picture's profile.  `path` and `levels` are borrowed until close. */
+struct tiff_check;
+int  tiff_verify_open(struct tiff_check **out, const char *path,
+                      const struct bigtiff_request *request, const struct tiff_level *levels,
+                      uint32_t level_count, struct err *err);
+void tiff_verify_close(struct tiff_check *check); /* NULL is fine */
+/* How many tiles are to be decoded, a sample of all. */
+uint32_t tiff_verify_tiles(const struct tiff_check *check);
+/* Decode number 0.. of them into pixels_out [512, 512, 3], which is `pixel_bytes`, and compare it
+ * with its hash.  Several threads may check tiles at once. */
+int tiff_verify_tile(const struct tiff_check *check, uint32_t number, void *pixels_out,
+                     uint64_t pixel_bytes, struct err *err);
 
 /* -------------------------------------------------------------------------------- metadata */
 

@@ -73,7 +73,10 @@ static int store_tile(struct hand *hand, const struct task *task, const struct t
     if (rc == ERR_OK) rc = journal_add_tile(store->journal, &record, err);
     if (rc == ERR_OK) plot_memory(hand, task->number, known);
     (void)pthread_mutex_unlock(&crew->shelf);
-    if (rc == ERR_OK) meter_tile_done(crew->work->meter);
+    if (rc == ERR_OK) {
+        assemble_tile(crew->work->assembly, task->number);
+        meter_tile_done(crew->work->meter);
+    }
     return rc;
 }
 

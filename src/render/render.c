@@ -426,6 +426,8 @@ static int paint_and_assemble(struct store *store, struct meter *meter, struct e
     TRY(take_guide(&draft, store, meter, err));
     warn_of_stretch(&draft, request->config);
     TRY(upscale_open(&guide, &draft, request->config->width_px, request->config->height_px, err));
+    TRY(assemble_early(assembly, store, err));
+    crew.assembly = assembly;
     crew.guide = guide;
     crew.noise_map = noise_map;
     meter->now.phase = "tiles";

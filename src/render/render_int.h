@@ -148,8 +148,10 @@ void gauge_plot(const struct gauge *gauge, uint32_t number, const char *path);
 
 /* -------------------------------------------------------------------------------- crew.c */
 
+struct assembly;
 struct crew_work {
     struct store         *store;
+    struct assembly      *assembly; /* hears of each tile that is stored */
     struct meter         *meter;
     const struct upscale *guide;
     const float          *noise_map;
@@ -174,15 +176,31 @@ int provenance_json(char **text_out, const struct config *used, const struct jou
  * knows the name.  False also when it cannot be read, or says nothing. */
 bool provenance_fits(const struct config *used);
 
+/* ------------------------------------------------------------------------------ mosaic.c */
+
+/* Makes rows of the canvas from stored tiles; all memory is taken at open. */
+struct mosaic;
+int      mosaic_open(struct mosaic **out, const struct grid *grid, int bits, struct err *err);
+void     mosaic_close(struct mosaic *mosaic); /* NULL is fine */
+uint64_t mosaic_bytes(const struct grid *grid); /* that open takes at most */
+/* Blend canvas rows [top, top + rows) into samples_out [rows, canvas_w, 3] of 8 or 16 bits.  All
+ * tiles that touch them must be in the spool.  Works in parallel. */
+int mosaic_rows(struct mosaic *mosaic, struct spool *spool, int32_t top, int32_t rows,
+                char *samples_out, struct err *err);
+
 /* ---------------------------------------------------------------------------- assemble.c */
 
 /* The poster's file and all that is needed to fill it, opened before anything is painted: what
  * would refuse it refuses it now. */
-struct assembly;
 int  assemble_open(struct assembly **out, const struct render_request *request,
                    struct journal_facts *facts, struct err *err);
 void assemble_close(struct assembly *assembly); /* an unfinished file goes; NULL is fine */
-/* Blend the spooled tiles band by band into the poster's file and finish it. */
+/* From now on a thread makes what can be made of the file: of tiles that are done now, and those
+ * that assemble_tile, from any thread, says are done.  The spool stays open until assemble_poster
+ * or assemble_close. */
+int  assemble_early(struct assembly *assembly, const struct store *store, struct err *err);
+void assemble_tile(struct assembly *assembly, uint32_t number);
+/* All tiles are stored: blend what is left of them into the poster's file and finish it. */
 int      assemble_poster(struct assembly *assembly, struct store *store, struct meter *meter,
                          struct err *err);
 uint64_t assemble_bytes(const struct grid *grid, int bits);

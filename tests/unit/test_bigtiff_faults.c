@@ -13,8 +13,9 @@
 
 enum fault { NO_SPACE, SHORT_THEN_NO_SPACE, SHORT, FLIPPED };
 
-static enum fault fault_kind;
-static int        fault_at, calls_made;
+static enum fault  fault_kind;
+static int         fault_at;
+static _Atomic int calls_made; /* a file is checked by several threads */
 
 static int64_t faulty_pwrite(int fd, const void *x, size_t bytes, int64_t offset)
 {

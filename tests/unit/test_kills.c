@@ -14,13 +14,15 @@
 
 static struct os_calls working;
 
-static int  calls_made, dies_at;
-static bool once; /* only that one call fails, and life goes on */
-static bool dead(void)
+static int         dies_at;
+static _Atomic int calls_made; /* tiles are read by several threads */
+static bool        once;       /* only that one call fails, and life goes on */
+static bool        dead(void)
 {
-    calls_made++;
+    const int call = ++calls_made;
+
     errno = EIO;
-    return dies_at > 0 && (once ? calls_made == dies_at : calls_made >= dies_at);
+    return dies_at > 0 && (once ? call == dies_at : call >= dies_at);
 }
 static int64_t dying_pwrite(int fd, const void *x, size_t bytes, int64_t offset)
 {
