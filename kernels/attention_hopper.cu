@@ -32,12 +32,12 @@ enum {
     QUERIES = GROUPS * 64, /* of a tile                                                  */
     KEYS = 176,            /* at a time; Q and all slots take 208 KiB of 227             */
     THREADS = (GROUPS + 1) * 128,
-    PANEL = 64, /* columns that lie together, 128 bytes a row                 */
+    PANEL = 64,            /* columns that lie together, 128 bytes a row                 */
     Q_PANEL = QUERIES * PANEL * 2,
     KV_PANEL = KEYS * PANEL * 2,
     Q_BYTES = 2 * Q_PANEL,
     KV_BYTES = 2 * KV_PANEL,
-    ALIGNMENT = 1024, /* of what the copy engine swizzles                           */
+    ALIGNMENT = 1024,      /* of what the copy engine swizzles                           */
     BARRIERS_BYTES = 128,
     SHARED_BYTES = ALIGNMENT + Q_BYTES + 4 * KV_BYTES + BARRIERS_BYTES,
 };

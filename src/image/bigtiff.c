@@ -236,13 +236,18 @@ static int write_tile(struct bigtiff *tiff, struct tiff_tile *tile, uint32_t ind
 
 /* Pack a row of tiles in parallel and write them from left to right.  A thread waits for its turn
  * with its packed tile in hand, so memory is one tile a thread and needs no queue. */
+/* Threads of a team: as many as OpenMP grants the caller, and as have an encoder. */
+static int team_of(const struct bigtiff *tiff)
+{
+    return (int)min_i64(omp_get_max_threads(), tiff->threads);
+}
+
 static int write_tile_row(struct bigtiff *tiff, struct tiff_level *level, int32_t row,
                           const struct tile_origin *origin, struct err *err)
 {
-    int       rc = ERR_OK;
-    const int threads = (int)min_i64(omp_get_max_threads(), tiff->threads);
+    int rc = ERR_OK;
 
-#pragma omp parallel for ordered schedule(dynamic, 1) num_threads(threads)
+#pragma omp parallel for ordered schedule(dynamic, 1) num_threads(team_of(tiff))
     for (int32_t col = 0; col < level->cols; col++) {
         const int            thread = omp_get_thread_num();
         const uint32_t       index = (uint32_t)row * (uint32_t)level->cols + (uint32_t)col;
@@ -344,13 +349,13 @@ static int check_tile(const struct bigtiff *tiff, const struct tiff_check *check
 static int check_file(struct bigtiff *tiff, uint64_t *bytes_out, uint64_t *hash_out,
                       struct err *err)
 {
-    int                rc = ERR_OK, threads = (int)min_i64(omp_get_max_threads(), tiff->threads);
+    int                rc = ERR_OK;
     struct tiff_check *check = NULL;
     uint32_t           tiles = 0, failed = UINT32_MAX;
 
     TRY(tiff_verify_open(&check, tiff->part, &tiff->request, tiff->levels, tiff->level_count, err));
     tiles = tiff_verify_tiles(check);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team_of(tiff))
     for (uint32_t i = 0; i < tiles + 2; i++) {
         struct err mine = {0};
         int        code;

@@ -159,12 +159,17 @@ out:
     return rc;
 }
 
+/* Of the next band; 0: there is none. */
+static int32_t next_rows(const struct assembly *assembly)
+{
+    return (int32_t)min_i64(BIGTIFF_TILE_PX,
+                            assembly->request->plan->grid.canvas_h_px - assembly->next_px);
+}
+
 static int write_band(struct assembly *assembly, struct spool *spool, struct err *err)
 {
-    int                rc = ERR_OK;
-    const struct grid *grid = &assembly->request->plan->grid;
-    const int32_t      top = assembly->next_px;
-    const int32_t      rows = (int32_t)min_i64(BIGTIFF_TILE_PX, grid->canvas_h_px - top);
+    int           rc = ERR_OK;
+    const int32_t top = assembly->next_px, rows = next_rows(assembly);
 
     TRY(mosaic_rows(assembly->mosaic, spool, top, rows, assembly->samples, err));
     TRY(bigtiff_write_band(assembly->file, assembly->samples, rows, err));
@@ -179,8 +184,7 @@ out:
 static bool has_ready_band(const struct assembly *assembly)
 {
     const struct grid *grid = &assembly->request->plan->grid;
-    const int32_t      top = assembly->next_px;
-    const int32_t      rows = (int32_t)min_i64(BIGTIFF_TILE_PX, grid->canvas_h_px - top);
+    const int32_t      top = assembly->next_px, rows = next_rows(assembly);
     uint32_t           first, count;
 
     if (assembly->left == 0 || rows == 0) return false; /* the render thread does the rest */
@@ -275,7 +279,7 @@ int assemble_poster(struct assembly *assembly, struct store *store, struct meter
         log_line(LOG_WARN, "the poster's file is begun again: %s", assembly->fault.text);
     TRY(renew_file(assembly, err));
     meter->now.phase = "file";
-    while (assembly->next_px < assembly->request->plan->grid.canvas_h_px) {
+    while (next_rows(assembly) > 0) {
         TRY(write_band(assembly, store->spool, err));
         TRY(meter_advance(meter, 0, err));
     }

@@ -92,16 +92,17 @@ static void tall_close(struct story *story)
     story_close(story);
 }
 
-/* The hash of the poster, made at once out of the tiles that the story has stored. */
-static uint64_t assembled_at_once(struct story *story)
+/* The poster is the one that is made at once out of the tiles that the story has stored. */
+static void check_against_one_made_at_once(struct story *story)
 {
     struct err err = {0};
+    uint64_t   hash = hash_of(story);
 
     assert_int_equal(unlink(story->config.output), 0);
     story->fake = (struct fake){0};
     ASSERT_OK(render_poster(&story->request, &err));
     assert_int_equal(story->fake.predictions, 0);
-    return hash_of(story);
+    assert_true(hash_of(story) == hash);
 }
 
 static void bands_are_made_before_the_last_tile(void **state)
@@ -112,7 +113,6 @@ static void bands_are_made_before_the_last_tile(void **state)
         struct err     err = {0};
         struct fake    fakes[3] = {{0}};
         struct painter painters[3];
-        uint64_t       hash;
 
         tall_open(&story);
         for (uint32_t i = 0; i < hands; i++)
@@ -121,8 +121,7 @@ static void bands_are_made_before_the_last_tile(void **state)
         story.request.painter_count = hands;
         ASSERT_OK(render_poster(&story.request, &err));
         if (hands == 1) assert_in_range(early_bytes, EARLY_BANDS * BAND_BYTES, 3 * BAND_BYTES - 1);
-        hash = hash_of(&story);
-        assert_true(assembled_at_once(&story) == hash);
+        check_against_one_made_at_once(&story);
         assert_int_equal(warnings, 0);
         tall_close(&story);
     }
@@ -132,7 +131,6 @@ static void a_file_that_fails_early_is_begun_again(void **state)
 {
     struct story story;
     struct err   err = {0};
-    uint64_t     hash;
 
     (void)state;
     tall_open(&story);
@@ -141,8 +139,7 @@ static void a_file_that_fails_early_is_begun_again(void **state)
     ASSERT_OK(render_poster(&story.request, &err));
     assert_true(early_bytes < 0); /* its room on the disk was the tiles' */
     assert_int_equal(warnings, 1);
-    hash = hash_of(&story);
-    assert_true(assembled_at_once(&story) == hash);
+    check_against_one_made_at_once(&story);
     tall_close(&story);
 }
 
@@ -150,7 +147,6 @@ static void a_stopped_run_leaves_no_part_of_the_file(void **state)
 {
     struct story story;
     struct err   err = {0};
-    uint64_t     hash;
 
     (void)state;
     tall_open(&story);
@@ -161,8 +157,7 @@ static void a_stopped_run_leaves_no_part_of_the_file(void **state)
     answer = RENDER_GO_ON;
     err = (struct err){0};
     ASSERT_OK(render_poster(&story.request, &err));
-    hash = hash_of(&story);
-    assert_true(assembled_at_once(&story) == hash);
+    check_against_one_made_at_once(&story);
     tall_close(&story);
 }
 
