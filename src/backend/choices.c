@@ -4,8 +4,8 @@
  * Owns the file `mural/choices` in $XDG_CACHE_HOME, or in $HOME/.cache where that names no folder
  * from the root on.  Knows nothing of what is chosen: keys and choices are hashes of others.
  *
- *     BUCKETS buckets of WAYS records; a key belongs in the bucket that it is a multiple of BUCKETS
- *     away from.  A record, in the machine's order of bytes:
+ *     BUCKETS buckets of WAYS records; a key belongs in bucket key % BUCKETS.  A record, in the
+ *     machine's order of bytes:
  *          0     8  key
  *          8     8  choice
  *         16     8  hash64 of the 16 bytes above, seeded with FORMAT
@@ -13,7 +13,7 @@
  * Each record stands for itself, at a place that follows from its key.  So the file may be shorter,
  * cut, or something else altogether: what does not pass its hash is not there, and is written over.
  * Processes write without asking each other, one whole record at a time: the last one wins.  The
- * file has no head to damage, and never grows beyond BUCKET_COUNT buckets.
+ * file has no head to damage, and never grows beyond its buckets, 98,304 bytes.
  *
  * A cache: whatever fails is told to those who debug, and costs no more than another trial.
  */
@@ -80,13 +80,13 @@ static uint64_t offset_of(uint64_t key, uint32_t way)
     return (key % BUCKETS * WAYS + way) * sizeof(struct record);
 }
 
-/* The record that belongs to `key` at this place, whole; false: another's, or none. */
+/* What stands at one of the places of `key`, whoever's it is; false: nothing whole. */
 static bool read_record(struct record *out, int fd, uint64_t key, uint32_t way, const char *path)
 {
     struct err ignored = {.code = ERR_OK};
 
     return os_read_at(fd, offset_of(key, way), out, sizeof *out, path, &ignored) == ERR_OK &&
-           out->hash == hash_of(out) && out->key % BUCKETS == key % BUCKETS;
+           out->hash == hash_of(out);
 }
 
 bool choices_find(uint64_t *choice_out, uint64_t key)
@@ -110,14 +110,11 @@ static uint32_t find_way(int fd, uint64_t key, const char *path)
 {
     struct record record;
     uint32_t      chosen = (uint32_t)(key / BUCKETS % WAYS);
-    bool          found_free = false;
 
     for (uint32_t way = 0; way < WAYS; way++) {
         bool used = read_record(&record, fd, key, way, path);
         if (used && record.key == key) return way;
-        if (used || found_free) continue;
-        found_free = true;
-        chosen = way;
+        if (!used) chosen = way;
     }
     return chosen;
 }
