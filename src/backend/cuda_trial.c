@@ -25,7 +25,7 @@
 enum { RUNS_ALONE = 3, ROUNDS = 3 /* the first one only warms the card */ };
 
 static const double FLOP_LEAST = 1e10;   /* below, the choice of an algorithm is not felt     */
-static const double FLOP_LARGE = 1e11;   /* from here on, products bring a card to its limit  */
+static const double FLOP_LARGE = 2e11;   /* above the products of a draft, in those of tiles   */
 static const double MARGIN = 0.02;       /* what runs alone may differ by, by chance          */
 static const double CLOSE = 1.1;         /* alone; a card at its limit seldom mends more      */
 static const double TURN_SECONDS = 0.06; /* some times what a card takes to set its clocks    */
@@ -200,14 +200,15 @@ static int try_all(struct trial *trial, const cublasLtMatmulHeuristicResult_t *r
 {
     const struct gemm_shape *shape = &trial->plan->shape;
     const struct entrant    *winner;
+    const bool               large = flop_of(shape) >= FLOP_LARGE;
     double                   began = os_seconds();
     int                      status = enter(trial, results, count);
 
-    if (!status && trial->count > 1 && flop_of(shape) >= FLOP_LARGE) status = sustain(trial);
+    if (!status && large && trial->count > 1) status = sustain(trial);
     if (status) return status;
     winner = winner_of(trial);
     *algo_out = *winner->algo;
-    log_line(LOG_DEBUG,
+    log_line(large ? LOG_INFO : LOG_DEBUG,
              "product %lld x %lld x %lld: proposal %d of %d, %d others of the same bits; %.0f us, "
              "the first %.0f us; tried for %.2f s",
              (long long)shape->m, (long long)shape->n, (long long)shape->k, winner->number, count,

@@ -11,6 +11,8 @@ export MURAL_TEST_DATA=$PWD OMP_WAIT_POLICY=passive CMOCKA_MESSAGE_OUTPUT=TAP
 passed=0 failed=0 skipped=0
 logs=${LOGS:-$PWD/logs}
 mkdir -p "$logs"
+XDG_CACHE_HOME=$(realpath "$logs")/cache # what trials choose here is none of the user's
+export XDG_CACHE_HOME
 
 stage() { echo; echo "== $1"; }
 
