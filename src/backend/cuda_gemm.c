@@ -19,7 +19,7 @@
  * of them. Kernels that multiply in the same order of k agree to the bit whatever their tiles are,
  * so there is something to choose from; one that does not agree is not chosen, however fast.
  *
- * Read next: cuda_trial.c, which chooses; cuda_linear.c.
+ * Read next: cuda_contest.c, which chooses; cuda_linear.c.
  */
 #include "backend/cuda_int.h"
 
@@ -303,8 +303,8 @@ static int make(struct gemm *gemm, const struct gemm_request *request,
         return STATUS_CUBLAS + status;
     }
     if (!ask_for_many(gemm, &made, request, &made.algo)) made.algo = results[0].algo;
-    if (rehearsing && trial_is_worth(shape))
-        status = trial_choose(gemm, &made, request, results, count, stream);
+    if (rehearsing && contest_is_worth(shape))
+        status = contest_choose(gemm, &made, request, results, count, stream);
     if (status)
         close_plan(&gemm->calls, &made);
     else

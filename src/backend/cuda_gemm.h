@@ -1,5 +1,5 @@
 /*
- * cuda_gemm.h - products on a GPU, and what cuda_gemm.c shares with the trials of cuda_trial.c.
+ * cuda_gemm.h - products on a GPU, and what cuda_gemm.c shares with the trials of cuda_contest.c.
  *
  * Private to backend/, and only in builds that have CUDA.
  */
@@ -90,7 +90,7 @@ int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehears
 /* Pure: the shape of a request. */
 struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 
-/* --------------------------------------------- between cuda_gemm.c and its trials (cuda_trial.c)
+/* ------------------------------------------- between cuda_gemm.c and its trials (cuda_contest.c)
  */
 
 /* With any algorithm that is of the plan's shape. */
@@ -98,11 +98,11 @@ int gemm_multiply(const struct gemm *gemm, const struct gemm_plan *plan,
                   const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
                   cudaStream_t stream);
 /* Is a choice felt? */
-bool trial_is_worth(const struct gemm_shape *shape);
+bool contest_is_worth(const struct gemm_shape *shape);
 /* Puts the fastest of the proposals in the place of the plan's algorithm, which is the reference,
  * or leaves that: only one whose result has the same bits.  Overwrites the request's operands as a
  * rehearsal does, and has the algorithm run once at least, so that its code is on the card. */
-int trial_choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
-                 const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream);
+int contest_choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
+                   const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * test_trial_cuda.c - which proposal a product gets, on a card that only pretends to multiply: no
+ * test_contest_cuda.c - which proposal a product gets, on a card that only pretends to multiply: no
  * GPU is needed.
  *
  * Its clock is made: each proposal takes one time on a cool card, and another once the card has run
@@ -119,8 +119,8 @@ static int made_checksum(uint64_t *sum_out, struct matrix y, struct CUstream_st 
 }
 
 #define gemm_multiply         made_multiply
-#define trial_is_worth        made_is_worth
-#define trial_choose          made_choose
+#define contest_is_worth      made_is_worth
+#define contest_choose        made_choose
 #define k_fill_cuda           made_fill
 #define k_checksum_cuda       made_checksum
 #define cudaEventRecord       made_record
@@ -129,7 +129,7 @@ static int made_checksum(uint64_t *sum_out, struct matrix y, struct CUstream_st 
 #define cudaMemsetAsync       made_set
 #define cudaMemcpyAsync       made_copy
 #define cudaStreamSynchronize made_wait
-#include "src/backend/cuda_trial.c"
+#include "src/backend/cuda_contest.c"
 
 /* --------------------------------------------------------------------------------------- tests */
 
@@ -174,13 +174,13 @@ static int choose_of(int64_t rows, bool kept, int proposals, uint64_t *chosen_ou
     cublasLtMatmulHeuristicResult_t results[GEMM_PROPOSALS_MAX] = {{.state = 0}};
     int                             status;
 
-    assert_true(trial_is_worth(&plan.shape));
+    assert_true(contest_is_worth(&plan.shape));
     for (int i = 0; i < proposals; i++)
         results[i].algo.data[0] = (uint64_t)i + 1;
     for (int i = 0; i <= PROPOSALS; i++)
         made_proposals[i].runs = 0;
     made.runs = made.fills = made.calls = made.since_pause = 0;
-    status = trial_choose(&made_gemm, &plan, &request, results, proposals, NULL);
+    status = contest_choose(&made_gemm, &plan, &request, results, proposals, NULL);
     *chosen_out = plan.algo.data[0];
     return status;
 }
@@ -396,5 +396,5 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_not_proposed_is_not_used, begin, end),
         cmocka_unit_test_setup_teardown(a_damaged_file_costs_a_trial, begin, end),
         cmocka_unit_test_setup_teardown(every_call_may_fail, begin, end)};
-    return cmocka_run_group_tests_name("trial", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("contest", tests, NULL, NULL);
 }
