@@ -29,7 +29,7 @@ static const double FLOP_LARGE = 2e11;   /* above the products of a draft, below
 static const double MARGIN = 0.02;       /* what runs alone may differ by, by chance         */
 static const double CLOSE = 1.1;         /* alone; a card at its limit seldom mends more     */
 static const double TURN_SECONDS = 0.06; /* several times what a card takes to set its clock */
-static const double ALL_SECONDS = 1;     /* all turns of a product together                  */
+static const double ALL_SECONDS = 1.5;   /* all turns of a product together                  */
 
 struct entrant {
     const cublasLtMatmulAlgo_t *algo;

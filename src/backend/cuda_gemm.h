@@ -17,6 +17,7 @@
     X(cublasLtDestroy)                                                                             \
     X(cublasLtMatmul)                                                                              \
     X(cublasLtMatmulAlgoCheck)                                                                     \
+    X(cublasLtMatmulAlgoConfigSetAttribute)                                                        \
     X(cublasLtMatmulAlgoGetHeuristic)                                                              \
     X(cublasLtMatmulDescCreate)                                                                    \
     X(cublasLtMatmulDescDestroy)                                                                   \
@@ -51,9 +52,9 @@ struct gemm_plan {
     cublasLtMatmulAlgo_t   algo;
 };
 
-/* More than the shapes of any model at two sizes of picture; and as many algorithms as are asked
- * for. */
-enum { GEMM_PLANS_MAX = 512, GEMM_PROPOSALS_MAX = 12 };
+/* More than the shapes of any model at two sizes of picture; and of algorithms as many as the
+ * library is asked for, and variants of them. */
+enum { GEMM_PLANS_MAX = 512, GEMM_ASKED_MAX = 12, GEMM_PROPOSALS_MAX = GEMM_ASKED_MAX + 16 };
 #define GEMM_WORKSPACE_BYTES ((uint64_t)32 << 20)
 #define GEMM_SCRATCH_BYTES   (GEMM_WORKSPACE_BYTES + WORKSPACE_ALIGNMENT)
 
@@ -73,6 +74,7 @@ struct gemm_request {
     enum activation  act;     /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
     bool             plain;   /* w is [k, n] */
     bool             of_map; /* x and y are rows of a map, which may come in strips of any height */
+    bool             fixed_rows;        /* these rows never come in another number */
     bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
     struct workspace workspace;
 };

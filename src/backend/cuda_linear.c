@@ -177,12 +177,14 @@ static int wide_attention(struct cuda *cuda, const struct attention_request *req
                 .y = matrix_rows(scores, 0, count),
                 .x = matrix_cols(matrix_rows(request->q, row, count), col, request->dim),
                 .w = matrix_cols(request->k, col, request->dim),
+                .fixed_rows = true,
                 .workspace = scratch};
             struct gemm_request second = {
                 .y = matrix_cols(matrix_rows(request->out, row, count), col, request->dim),
                 .x = matrix_rows(weights, 0, count),
                 .w = matrix_cols(request->v, col, request->dim),
                 .plain = true,
+                .fixed_rows = true,
                 .workspace = scratch};
             status = wide_band(cuda, &first, &second, request->scale);
         }

@@ -170,7 +170,7 @@ static struct gemm gemm_of_it(void)
     return gemm;
 }
 
-static int run(struct gemm *gemm, int64_t rows, bool of_map)
+static int run_rows(struct gemm *gemm, int64_t rows, bool of_map, bool fixed)
 {
     static char         nothing[64] __attribute__((aligned(64)));
     struct gemm_request request = {
@@ -178,16 +178,22 @@ static int run(struct gemm *gemm, int64_t rows, bool of_map)
         .x = {nothing, DTYPE_BF16, rows, 32, 32},
         .w = {nothing, DTYPE_BF16, 64, 32, 32},
         .of_map = of_map,
+        .fixed_rows = fixed,
         .workspace = {nothing, GEMM_WORKSPACE_BYTES},
     };
 
     return gemm_run(gemm, &request, false, NULL);
 }
 
+static int run(struct gemm *gemm, int64_t rows, bool of_map)
+{
+    return run_rows(gemm, rows, of_map, false);
+}
+
 /* --------------------------------------------------------------------------------------- tests */
 
 /* A map's rows are multiplied in the same way however few come at a time, and so are those of any
- * step of more than BACKEND_ROWS_FEW; a text's few rows are their own. */
+ * step of more than BACKEND_ROWS_FEW; a text's few rows are their own, and so is a fixed number. */
 static void parts_of_many_rows_are_asked_about_alike(void **state)
 {
     static const int64_t rows[] = {1, 2, 63, 511, 512, 513, 4097, 40000};
@@ -204,6 +210,8 @@ static void parts_of_many_rows_are_asked_about_alike(void **state)
             assert_int_equal(made.used, many);
             assert_int_equal(run(&gemm, rows[i], false), 0);
             assert_int_equal(made.used, rows[i] > BACKEND_ROWS_FEW ? many : (uint64_t)rows[i]);
+            assert_int_equal(run_rows(&gemm, rows[i], false, true), 0);
+            assert_int_equal(made.used, rows[i]);
         }
     gemm_close(&gemm);
     assert_int_equal(made.alive, 0);
