@@ -3,7 +3,7 @@
  * tensor cores do, with the copy engine and the warpgroup products of that architecture.
  *
  * A block stays on its multiprocessor and takes tile after tile of 128 queries of one head.  Two
- * warpgroups compute, 64 queries each; one thread of a third brings K and V, 176 keys at a time,
+ * warpgroups compute, 64 queries each; one thread of a third brings K and V, 192 keys at a time,
  * into two slots for each:
  *
  *     one group     scores 1 | output 0          scores 2 | output 1
@@ -13,12 +13,20 @@
  *
  * The product for the next scores and that of the last weights with V are begun together, and the
  * softmax runs while the second of them and the other group's do.  V's slot is handed back in the
- * middle of the softmax: at its end, the next V would come late.  Of the places tried there, and of
- * the orders in which the assembler then mixes maxima, powers and sums, this one is the fastest by
- * 4 %: look at its timing after every change, and after a new compiler.
+ * middle of the softmax: at its end, the next V would come late.  Of the places tried there, this
+ * one is the fastest by up to 8 %: look at its timing after every change, and after a new compiler.
  *
- * The last keys come first, for they alone may be fewer than 176.  No sum crosses rows, so a row's
- * bits follow from the keys and not from what other rows the call is for.
+ * Weights are powers of two below or above the highest of a row's first scores, and not of all so
+ * far: any number would do that lets none of them, nor their sums, leave the range of f32, which
+ * bf16 has as well.  Then no step looks for a maximum, nor multiplies what was summed before: a
+ * third of a softmax's instructions and 9 % of the time.  Where a later score is so much higher, by
+ * 80 or so, that something overflows, the row's result is infinite or NaN.  It is marked by NaN,
+ * and the block goes through its tiles once more, carefully, with the highest score so far as
+ * everybody does it, and writes the rows that are marked.
+ *
+ * The last keys come first, for they alone may be fewer than 192.  No sum crosses rows, so a row's
+ * bits, and whether care is taken of it, follow from the keys and not from what other rows the call
+ * is for.
  *
  * Read next: hopper.cuh for the instructions.
  */
@@ -28,7 +36,7 @@ enum {
     DIM = 128,
     GROUPS = 2,            /* warpgroups that compute                                    */
     QUERIES = GROUPS * 64, /* of a tile                                                  */
-    KEYS = 176,            /* at a time; Q and all slots take 208 KiB of 227             */
+    KEYS = 192,            /* at a time; Q and all slots take 224 KiB of 227             */
     THREADS = (GROUPS + 1) * 128,
     Q_PANEL = QUERIES * PANEL * 2,
     KV_PANEL = KEYS * PANEL * 2,
@@ -85,25 +93,28 @@ DEVICE void fill(uint32_t ring, uint32_t full, uint32_t free, const CUtensorMap 
     advance<2>(s);
 }
 
-/* In the order in which they are used. */
-DEVICE void bring_all(const struct work &w, const struct places &p)
-{
-    struct slot k = {0, 0}, v = {0, 0};
-    int         q_parity = 0;
+/* Where a thread is in the order of all copies. */
+struct turn {
+    struct slot k, v;
+    int         q_parity;
+};
 
-    for (int tile = (int)blockIdx.x; tile < w.tiles; tile += (int)gridDim.x, q_parity ^= 1) {
+/* In the order in which they are used. */
+DEVICE void bring_all(const struct work &w, const struct places &p, struct turn &t)
+{
+    for (int tile = (int)blockIdx.x; tile < w.tiles; tile += (int)gridDim.x, t.q_parity ^= 1) {
         const int col = tile / w.tiles_down * DIM, row = tile % w.tiles_down * QUERIES;
         int       key = (w.steps - 1) * KEYS;
-        barrier_wait(p.q_free, q_parity ^ 1);
+        barrier_wait(p.q_free, t.q_parity ^ 1);
         barrier_arrive_announcing(p.q_full, Q_BYTES);
         box_begin(p.q, &w.q, col, row, p.q_full);
         box_begin(p.q + Q_PANEL, &w.q, col + PANEL, row, p.q_full);
-        fill(p.k, p.k_full, p.k_free, &w.k, col, key, k);
+        fill(p.k, p.k_full, p.k_free, &w.k, col, key, t.k);
         for (; key > 0; key -= KEYS) {
-            fill(p.k, p.k_full, p.k_free, &w.k, col, key - KEYS, k);
-            fill(p.v, p.v_full, p.v_free, &w.v, col, key, v);
+            fill(p.k, p.k_full, p.k_free, &w.k, col, key - KEYS, t.k);
+            fill(p.v, p.v_full, p.v_free, &w.v, col, key, t.v);
         }
-        fill(p.v, p.v_full, p.v_free, &w.v, col, 0, v);
+        fill(p.v, p.v_full, p.v_free, &w.v, col, 0, t.v);
     }
 }
 
@@ -124,7 +135,7 @@ DEVICE void scores_begin(struct state &w, uint32_t q, uint32_t k)
 #pragma unroll
     for (int i = 0; i < DIM / 16; i++) {
         const int panel = i / 4, bytes = i % 4 * 32;
-        product_176(w.s, a + ((panel * Q_PANEL + bytes) >> 4),
+        product_192(w.s, a + ((panel * Q_PANEL + bytes) >> 4),
                     b + ((panel * KV_PANEL + bytes) >> 4), i > 0);
     }
     products_commit();
@@ -164,7 +175,7 @@ DEVICE void raise_tops(struct state &w, float scale)
     }
 }
 /* Scores of one of the two rows become weights. */
-DEVICE void raise_powers(struct state &w, float scale, int half)
+template <bool CAREFUL> DEVICE void raise_powers(struct state &w, float scale, int half)
 {
     float sum = 0.0f;
 
@@ -174,7 +185,7 @@ DEVICE void raise_powers(struct state &w, float scale, int half)
         w.s[i + 1] = exp2_quick(w.s[i + 1] * scale - w.base[half]);
         sum += w.s[i] + w.s[i + 1];
     }
-    w.sum[half] = w.sum[half] * w.shrink[half] + sum;
+    w.sum[half] = CAREFUL ? w.sum[half] * w.shrink[half] + sum : w.sum[half] + sum;
 }
 DEVICE void round_weights(struct state &w)
 {
@@ -189,22 +200,46 @@ DEVICE void shrink_output(struct state &w)
         w.o[i] *= w.shrink[i / 2 % 2];
 }
 
-DEVICE void store_tile(const struct work &w, struct state &state, int tile)
+/* The first column of a row is NaN where care must be taken of it. */
+DEVICE bool is_marked(const struct bf16 *row)
+{
+    return (row->bits & 0x7fff) > 0x7f80;
+}
+
+/* Whether a row of this warp must be computed carefully. */
+template <bool CAREFUL>
+DEVICE bool store_tile(const struct work &w, struct state &state, int tile)
 {
     const int     thread = (int)threadIdx.x, col = tile / w.tiles_down * DIM;
     const int64_t first =
         (int64_t)(tile % w.tiles_down) * QUERIES + thread / 32 * 16 + thread % 32 / 4;
+    bool marked = false;
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int64_t row = first + half * 8;
-        const float   inverse = 1.0f / sum_lanes(state.sum[half], 4);
+        struct bf16  *out = row_at<struct bf16>(w.out, row) + col;
+        const float   sum = sum_lanes(state.sum[half], 4), inverse = 1.0f / sum;
+        float         nothing = sum * 0.0f; /* NaN if something is infinite or NaN */
+        bool          real = row < w.out.rows;
 #pragma unroll
-        for (int i = 2 * half; i < DIM / 2; i += 4)
+        for (int i = 2 * half; i < DIM / 2; i += 4) {
             state.o[i] *= inverse, state.o[i + 1] *= inverse;
-        store_row(row_at<struct bf16>(w.out, row) + col, state.o, half,
-                  row < w.out.rows ? DIM : 0);
+            nothing += state.o[i] * 0.0f + state.o[i + 1] * 0.0f;
+        }
+        nothing = sum_lanes(nothing, 4);
+        if (CAREFUL) {
+            real = real && is_marked(out);
+        } else if (nothing != 0.0f) {
+            marked = true;
+#pragma unroll
+            for (int i = 2 * half; i < DIM / 2; i += 4)
+                state.o[i] = state.o[i + 1] = nothing;
+        }
+        __syncwarp(); /* all have read the mark */
+        store_row(out, state.o, half, real ? DIM : 0);
     }
+    return marked;
 }
 
 DEVICE void state_clear(struct state &state)
@@ -230,12 +265,13 @@ DEVICE void first_weights(const struct work &w, const struct places &p, struct s
     advance<2>(k);
     if (keys < KEYS) mask_scores(state, keys);
     raise_tops(state, w.scale);
-    raise_powers(state, w.scale, 0);
-    raise_powers(state, w.scale, 1);
+    raise_powers<true>(state, w.scale, 0);
+    raise_powers<true>(state, w.scale, 1);
     round_weights(state);
 }
 
 /* Output of the last weights, and the next weights.  V is there, and the next V at the end. */
+template <bool CAREFUL>
 DEVICE void next_step(const struct work &w, const struct places &p, struct state &state, uint32_t q,
                       struct slot &k, struct slot &v)
 {
@@ -250,16 +286,15 @@ DEVICE void next_step(const struct work &w, const struct places &p, struct state
     hold(state.s);
     release(p.k_free + 8 * k.index);
     advance<2>(k);
-    raise_tops(state, w.scale);
-    raise_powers(state, w.scale, 0);
-    /* This wait also keeps the assembler from moving the powers behind the next. */
+    if (CAREFUL) raise_tops(state, w.scale);
+    raise_powers<CAREFUL>(state, w.scale, 0);
     advance<2>(v);
     barrier_wait(p.v_full + 8 * v.index, v.parity);
     products_wait<0>();
     hold(state.o), hold(state.weights);
     release(v_free);
-    raise_powers(state, w.scale, 1);
-    shrink_output(state);
+    raise_powers<CAREFUL>(state, w.scale, 1);
+    if (CAREFUL) shrink_output(state);
     round_weights(state);
 }
 
@@ -274,34 +309,39 @@ DEVICE void last_output(const struct places &p, struct state &state, struct slot
     advance<2>(v);
 }
 
-DEVICE void compute_all(const struct work &w, const struct places &p, int group)
+/* Whether a row must be computed carefully. */
+template <bool CAREFUL>
+DEVICE bool compute_all(const struct work &w, const struct places &p, int group, struct turn &t)
 {
     const uint32_t q = p.q + group * 64 * PANEL * 2;
-    struct slot    k = {0, 0}, v = {0, 0};
-    int            q_parity = 0;
+    bool           marked = false;
 
-    for (int tile = (int)blockIdx.x; tile < w.tiles; tile += (int)gridDim.x, q_parity ^= 1) {
+    for (int tile = (int)blockIdx.x; tile < w.tiles; tile += (int)gridDim.x, t.q_parity ^= 1) {
         struct state state;
         state_clear(state);
-        barrier_wait(p.q_full, q_parity);
-        first_weights(w, p, state, q, k);
-        barrier_wait(p.v_full + 8 * v.index, v.parity);
+        barrier_wait(p.q_full, t.q_parity);
+        first_weights(w, p, state, q, t.k);
+        barrier_wait(p.v_full + 8 * t.v.index, t.v.parity);
         for (int step = 1; step < w.steps; step++)
-            next_step(w, p, state, q, k, v);
+            next_step<CAREFUL>(w, p, state, q, t.k, t.v);
         release(p.q_free);
-        last_output(p, state, v);
-        store_tile(w, state, tile);
+        last_output(p, state, t.v);
+        marked |= store_tile<CAREFUL>(w, state, tile);
     }
+    return marked;
 }
 
 static __global__ void __launch_bounds__(THREADS, 1)
     hopper_kernel(const __grid_constant__ struct work w)
 {
     extern __shared__ char shared[];
+    __shared__ bool        marked; /* by any thread */
     const struct places    p = places_of(shared);
     const int              group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
+    struct turn            t = {{0, 0}, {0, 0}, 0};
 
     if (threadIdx.x == 0) {
+        marked = false;
         barrier_init(p.q_full, 1);
         barrier_init(p.q_free, GROUPS * 4);
         for (int i = 0; i < 2; i++) {
@@ -315,10 +355,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     if (group == GROUPS) {
         registers_fewer<24>();
-        if (threadIdx.x == GROUPS * 128) bring_all(w, p);
+        if (threadIdx.x == GROUPS * 128) bring_all(w, p, t);
+        wait_for_all<THREADS>();
+        if (marked && threadIdx.x == GROUPS * 128) bring_all(w, p, t);
     } else {
         registers_more<240>();
-        compute_all(w, p, group);
+        if (compute_all<false>(w, p, group, t)) marked = true;
+        wait_for_all<THREADS>();
+        if (marked) (void)compute_all<true>(w, p, group, t);
     }
 }
 

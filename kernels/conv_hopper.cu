@@ -41,18 +41,17 @@ enum {
 };
 
 struct work {
-    CUtensorMap   x, w;         /* of channels, columns, rows; of channels, taps, results           */
+    CUtensorMap   x, w; /* of channels, columns, rows; of channels, taps, results */
     struct matrix y;
-    const float  *bias;         /* or NULL                                                          */
-    int           first_row;    /* of x, under the first tap of the first result                    */
-    int           first_col;
+    const float  *bias; /* or NULL */
+    int           first_row, first_col; /* of x, under the first tap of the first result */
     int           stride;
-    int           phases;       /* down and right: 2 for an enlarged map, else 1                    */
-    int           panels;       /* of x's channels                                                  */
-    int           taps;         /* of the kernel, down and right                                    */
-    int           shared_taps;  /* down, that one piece of x serves                                 */
-    int           x_bytes;      /* of such a piece                                                  */
-    int           out_h, out_w; /* of a phase                                                       */
+    int           phases;      /* down and right: 2 for an enlarged map, else 1 */
+    int           panels;      /* of x's channels */
+    int           taps;        /* of the kernel, down and right */
+    int           shared_taps; /* down, that one piece of x serves */
+    int           x_bytes;     /* of such a piece */
+    int           out_h, out_w; /* of a phase */
     int           tiles_right, tiles_out, tiles;
 };
 
@@ -153,8 +152,8 @@ DEVICE void tap_begin(struct sums &sums, uint32_t x, uint32_t w, bool add)
 }
 
 /* All taps.  What a tap read is handed back when the next has begun. */
-DEVICE void sum_tile(const struct work &w, const struct places &p, struct sums &sums, uint32_t group,
-                     struct slot &x, struct slot &weights)
+DEVICE void sum_tile(const struct work &w, const struct places &p, struct sums &sums,
+                     uint32_t group, struct slot &x, struct slot &weights)
 {
     uint32_t x_read = 0, w_read = 0;
 

@@ -50,6 +50,12 @@ DEVICE void barrier_wait(uint32_t barrier, int parity)
                  : "memory");
 }
 
+/* All COUNT threads of this block that call it wait for each other; what they wrote is seen. */
+template <int COUNT> DEVICE void wait_for_all()
+{
+    asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
+}
+
 /* ----------------------------------------------------------------------- copies and registers */
 
 /* The map's box at (col, row), zeros beyond its edges; its bytes count at the barrier. */
@@ -134,19 +140,21 @@ template <int COUNT> DEVICE void hold(uint32_t (&x)[COUNT])
     "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, " \
     "%60, %61, %62, %63"
 
-/* d[64, 176] = a[64, 16] . b[176, 16]^T, added to what d was where `add`, in bf16 with f32 sums.
+/* d[64, 192] = a[64, 16] . b[192, 16]^T, added to what d was where `add`, in bf16 with f32 sums.
  * Lane l of warp w has of each eight columns 2 (l % 4) and the next: two registers of row
  * 16 w + l / 4, then two of the row eight further. */
-DEVICE void product_176(float (&d)[88], uint64_t a, uint64_t b, bool add)
+DEVICE void product_192(float (&d)[96], uint64_t a, uint64_t b, bool add)
 {
     asm volatile("{ .reg .pred add;\n"
-                 "setp.ne.b32 add, %90, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {"
+                 "setp.ne.b32 add, %98, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
                  SIXTY_FOUR ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, "
-                 "%76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87}, "
-                 "%88, %89, add, 1, 1, 0, 0; }"
+                 "%76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
+                 "%90, %91, %92, %93, %94, %95}, "
+                 "%96, %97, add, 1, 1, 0, 0; }"
                  : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40),
-                   EIGHT(d, 48), EIGHT(d, 56), EIGHT(d, 64), EIGHT(d, 72), EIGHT(d, 80)
+                   EIGHT(d, 48), EIGHT(d, 56), EIGHT(d, 64), EIGHT(d, 72), EIGHT(d, 80),
+                   EIGHT(d, 88)
                  : "l"(a), "l"(b), "r"((int)add));
 }
 /* d[64, 128] += a[64, 16] . b[16, 128]; a in registers, laid out as multiply_add() has it, and the

@@ -11,7 +11,8 @@
 
 enum { THREADS = 1024, WARPS = THREADS / 32 };
 
-/* Of some scores, as powers of two: the highest, and the sum of all beside it.  Of none: -inf, 0. */
+/* Of some scores, as powers of two: the highest, and the sum of all beside it; of none, -inf and 0.
+ */
 struct seen {
     float top, sum;
 };

@@ -134,16 +134,16 @@ static void test_tensor_cores(void **state)
     }
 }
 
-/* The shape that has a kernel of its own on sm_90: 128 queries by 176 keys a time, as many tiles at
+/* The shape that has a kernel of its own on sm_90: 128 queries by 192 keys a time, as many tiles at
  * once as there are multiprocessors; the last case has more. */
 static void test_heads_of_128(void **state)
 {
     (void)state;
     skip_without_device();
     static const int64_t sizes[][4] = {/* queries, keys, heads, gap */
-                                       {1, 1, 1, 0},     {7, 7, 2, 8},      {64, 175, 1, 0},
-                                       {65, 176, 2, 16}, {127, 177, 1, 8},  {128, 352, 1, 0},
-                                       {129, 353, 3, 0}, {200, 200, 5, 64}, {3, 600, 2, 0},
+                                       {1, 1, 1, 0},     {7, 7, 2, 8},      {64, 191, 1, 0},
+                                       {65, 192, 2, 16}, {127, 193, 1, 8},  {128, 384, 1, 0},
+                                       {129, 385, 3, 0}, {200, 200, 5, 64}, {3, 600, 2, 0},
                                        {300, 33, 1, 0},  {257, 529, 24, 8}, {900, 900, 24, 0}};
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
         for (int packed = 0; packed < 2; packed++) {
@@ -224,61 +224,109 @@ static void test_broken_contracts(void **state)
 
 /* ------------------------------------------------------------------------------- properties */
 
+/* Every third query's score with key 0 is so far above all others that a kernel which does not look
+ * for maxima must notice that it should have. */
+static void raise_a_score(struct attention_data *d)
+{
+    for (int64_t i = 0; i < 128; i++) {
+        for (int64_t row = 0; row < 400; row += 3)
+            set(d->q.m, row, i, 8.0);
+        set(d->q.m, 0, 384 + i, 8.0); /* packed: key 0 of the first head */
+    }
+    CUDA_OK(cudaMemcpy(d->dq.block, d->q.block, d->q.bytes, cudaMemcpyHostToDevice));
+}
+
 /* A query's output does not depend on which queries the call is for. */
 static void test_rows_apart(void **state)
 {
     (void)state;
     skip_without_device();
-    const struct attention_case c = {400,        400,   3,     128,  DTYPE_BF16, DTYPE_BF16,
-                                     DTYPE_BF16, false, false, true, 8};
-    struct attention_data       d = attention_open(&c);
-    struct attention_request    part = d.device;
-    struct grid                 apart = grid_empty(DTYPE_BF16, 400, 384, 392, 0);
-    struct device_grid          dapart = device_copy(&apart);
+    for (int raised = 0; raised < 2; raised++) {
+        const struct attention_case c = {400,        400,   3,     128,  DTYPE_BF16, DTYPE_BF16,
+                                         DTYPE_BF16, false, false, true, 8};
+        struct attention_data       d = attention_open(&c);
+        struct attention_request    part = d.device;
+        struct grid                 apart = grid_empty(DTYPE_BF16, 400, 384, 392, 0);
+        struct device_grid          dapart = device_copy(&apart);
 
-    CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NULL));
-    for (int64_t row = 0, rows = 1; row < 400; row += rows, rows = rows * 3 + 1) {
-        const int64_t count = rows < 400 - row ? rows : 400 - row;
-        part.q = slice(d.device.q, count, row * d.device.q.ld, 384);
-        part.out = slice(dapart.m, count, row * dapart.m.ld, 384);
-        CUDA_OK(k_attention_cuda(&part, DTYPE_BF16, NULL));
+        if (raised) raise_a_score(&d);
+        CUDA_OK(k_attention_cuda(&d.device, DTYPE_BF16, NULL));
+        for (int64_t row = 0, rows = 1; row < 400; row += rows, rows = rows * 3 + 1) {
+            const int64_t count = rows < 400 - row ? rows : 400 - row;
+            part.q = slice(d.device.q, count, row * d.device.q.ld, 384);
+            part.out = slice(dapart.m, count, row * dapart.m.ld, 384);
+            CUDA_OK(k_attention_cuda(&part, DTYPE_BF16, NULL));
+        }
+        struct grid whole = attention_close(&d), parts = device_take(&dapart);
+        check_same_bytes(&parts, &whole);
+        grid_free(&whole);
+        grid_free(&parts);
+        grid_free(&apart);
+        grid_free(&d.out);
     }
-    struct grid whole = attention_close(&d), parts = device_take(&dapart);
-    check_same_bytes(&parts, &whole);
-    grid_free(&whole);
-    grid_free(&parts);
-    grid_free(&apart);
-    grid_free(&d.out);
 }
 
-/* Scores in the thousands, largest last: nothing overflows, and the last key wins alone.  In bf16
- * its weight may be rounded where the sum that divides it is not. */
+/* The others keep their bits when care is taken of some, and those are what they should be. */
+static void test_care_is_taken_of_single_rows(void **state)
+{
+    (void)state;
+    skip_without_device();
+    const struct attention_case c = {400,        400,   3,     128,  DTYPE_BF16, DTYPE_BF16,
+                                     DTYPE_BF16, false, false, true, 8};
+    struct attention_data       plain = attention_open(&c), raised = attention_open(&c);
+    struct workspace            workspace = workspace_open(64 << 20);
+
+    raise_a_score(&raised);
+    raise_a_score(&plain);
+    for (int64_t i = 0; i < 128; i++)
+        for (int64_t row = 0; row < 400; row += 3)
+            set(plain.q.m, row, i, 0.125);
+    CUDA_OK(cudaMemcpy(plain.dq.block, plain.q.block, plain.q.bytes, cudaMemcpyHostToDevice));
+    CUDA_OK(k_attention_cuda(&plain.device, DTYPE_BF16, NULL));
+    CUDA_OK(k_attention_cuda(&raised.device, DTYPE_BF16, NULL));
+    CUDA_OK(k_attention_cpu(&raised.request, DTYPE_F32, workspace));
+    struct grid before = attention_close(&plain), after = attention_close(&raised);
+    check_twins(&after, &raised.out, 1.5 * BF16_EPS);
+    for (int64_t row = 0; row < 400; row++)
+        for (int64_t col = row % 3 ? 0 : 128; col < 384; col++)
+            assert_true(get(after.m, row, col) == get(before.m, row, col));
+    free(workspace.data);
+    grid_free(&before);
+    grid_free(&after);
+    grid_free(&plain.out);
+    grid_free(&raised.out);
+}
+
+/* Scores in the thousands, largest last or first: nothing overflows, and that key wins alone.  In
+ * bf16 its weight may be rounded where the sum that divides it is not. */
 static void test_large_scores(void **state)
 {
     (void)state;
     skip_without_device();
-    for (int turn = 0; turn < 3; turn++) {
-        const enum dtype      dtype = turn ? DTYPE_BF16 : DTYPE_F32;
-        const int32_t         dim = turn == 2 ? 128 : 64;
-        const enum dtype      out = turn == 2 ? DTYPE_BF16 : DTYPE_F32;
+    for (int turn = 0; turn < 6; turn++) {
+        const enum dtype      dtype = turn / 2 ? DTYPE_BF16 : DTYPE_F32;
+        const int32_t         dim = turn / 2 == 2 ? 128 : 64;
+        const enum dtype      out = turn / 2 == 2 ? DTYPE_BF16 : DTYPE_F32;
+        const int64_t         best = turn % 2 ? 0 : 599;
         struct attention_case c = {3, 600, 1, dim, dtype, out, dtype, false, false, false, 0};
         struct attention_data d = attention_open(&c);
         for (int64_t key = 0; key < 600; key++)
             for (int64_t i = 0; i < dim; i++)
-                set(d.k.m, key, i, i == 0 ? (double)(key - 300) * 256 : 0.0);
+                set(d.k.m, key, i,
+                    i == 0 ? (double)(best ? key - 300 : 299 - key) * 256 : 0.0);
         for (int64_t row = 0; row < 3; row++)
             set(d.q.m, row, 0, 1.0);
         CUDA_OK(cudaMemcpy(d.dk.block, d.k.block, d.k.bytes, cudaMemcpyHostToDevice));
         CUDA_OK(cudaMemcpy(d.dq.block, d.q.block, d.q.bytes, cudaMemcpyHostToDevice));
-        double last[128];
+        double won[128];
         for (int64_t i = 0; i < dim; i++)
-            last[i] = get(d.v.m, 599, i);
+            won[i] = get(d.v.m, best, i);
         d.device.scale = 1.0f;
         CUDA_OK(k_attention_cuda(&d.device, dtype, NULL));
         struct grid got = attention_close(&d);
         for (int64_t i = 0; i < dim; i++)
-            CHECK_NEAR(get(got.m, 1, i), last[i],
-                       dtype == DTYPE_F32 ? 1e-6 : 0x1p-8 * fabs(last[i]));
+            CHECK_NEAR(get(got.m, 1, i), won[i],
+                       dtype == DTYPE_F32 ? 1e-6 : 0x1p-8 * fabs(won[i]));
         grid_free(&got);
         grid_free(&d.out);
     }
@@ -489,6 +537,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_what_tensor_cores_cannot_take),
         cmocka_unit_test(test_broken_contracts),
         cmocka_unit_test(test_rows_apart),
+        cmocka_unit_test(test_care_is_taken_of_single_rows),
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_nan_stays),
         cmocka_unit_test(test_nan_stays_in_its_head),
