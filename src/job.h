@@ -46,6 +46,7 @@ struct mural_workshop {
     struct mural_job      *jobs;    /* all that are open, in their order */
     struct mural_job      *running; /* the last that ran, for painters that ask whether to stop */
     struct workshop_answer answer;
+    struct probe          *left; /* who gave it, if not known to have ended */
     struct workshop_load   load; /* with painters: what they have */
     struct studio         *studio;
     struct fleet          *fleet;
@@ -98,7 +99,7 @@ int workshop_open(struct mural_workshop **out, const char *program, struct err *
  * where they will do. */
 int workshop_ready(struct mural_workshop *workshop, struct mural_job *job, uint64_t model_identity,
                    struct err *err);
-/* Unload, and end all workers. */
+/* Unload, and end all workers and whoever asked about a GPU: its memory is then free. */
 void workshop_rest(struct mural_workshop *workshop);
 void workshop_join(struct mural_workshop *workshop, struct mural_job *job);
 void workshop_leave(struct mural_workshop *workshop, const struct mural_job *job);

@@ -86,8 +86,9 @@ static int trial_facts(struct engine_facts *out, const struct mural_job *job, st
     return rc;
 }
 
-/* Where other processes paint, another one asks. */
-static void ask(struct workshop_answer *answer, const struct mural_job *job)
+/* Where other processes paint, another one asks; it goes to *left_out then. */
+static void ask(struct workshop_answer *answer, struct probe **left_out,
+                const struct mural_job *job)
 {
     struct probe_request probe = {.program = job->worker_program,
                                   .gpu = job->options.gpu,
@@ -96,7 +97,7 @@ static void ask(struct workshop_answer *answer, const struct mural_job *job)
     int                  rc;
 
     if (job->worker_program != NULL) {
-        (void)fleet_probe(&answer->device, &answer->flops, &probe, &answer->why);
+        (void)fleet_probe(&answer->device, &answer->flops, left_out, &probe, &answer->why);
         return;
     }
     rc = engine_find_device(&answer->device, &job->options, &answer->why);
@@ -124,7 +125,9 @@ static int ask_gpu(struct mural_job *job, struct err *err)
 
     if (wanted.tried) TRY(trial_facts(&wanted.trial, job, err));
     if (!answers(known, &wanted)) {
-        ask(&wanted, job);
+        fleet_probe_end(job->workshop->left);
+        job->workshop->left = NULL;
+        ask(&wanted, &job->workshop->left, job);
         wanted.known = true;
         *known = wanted;
     }

@@ -193,8 +193,10 @@ void workshop_rest(struct mural_workshop *workshop)
 {
     studio_close(workshop->studio);
     fleet_close(workshop->fleet);
+    fleet_probe_end(workshop->left);
     workshop->studio = NULL;
     workshop->fleet = NULL;
+    workshop->left = NULL;
     workshop->painters = NULL;
     workshop->painter_count = 0;
 }

@@ -28,11 +28,16 @@ struct probe_request {
     const struct engine_facts *trial; /* also how fast it is at this model; NULL: not asked */
     double                     timeout_seconds;
 };
+/* A process that has answered and is about to end, which takes a driver a while: for so long it
+ * holds some of the GPU's memory. */
+struct probe;
 /* As engine_find_device, but another process asks: this one never touches the GPU, and a driver
  * that crashes or hangs is one sentence (ERR_DEVICE; ERR_PEER when no process can be started).
- * *flops_out: as engine_speed; 0 when it was not asked. */
-int fleet_probe(struct engine_device *out, double *flops_out, const struct probe_request *request,
-                struct err *err);
+ * *flops_out: as engine_speed; 0 when it was not asked.  *left_out: NULL after an error. */
+int fleet_probe(struct engine_device *out, double *flops_out, struct probe **left_out,
+                const struct probe_request *request, struct err *err);
+/* Once it is gone, of itself or killed after a second; NULL is fine. */
+void fleet_probe_end(struct probe *probe);
 /* What `program probe WORDS` does: asks, and answers whoever started it.  ERR_USAGE when nobody
  * started it so. */
 int fleet_probe_run(const char *const *words, size_t word_count, struct err *err);

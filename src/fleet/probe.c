@@ -16,7 +16,8 @@
  * " bf16" after it, in bf16.
  *
  * Nothing in an answer is trusted: it may be cut, absurd, or never come.  A driver that hangs holds
- * nobody up for longer than the time limit.
+ * nobody up for longer than the time limit; and what it takes to close a context is waited for only
+ * by who needs the GPU's memory.
  *
  * Read next: child.c; engine/machine.c for who is asked in that process.
  */
@@ -148,18 +149,28 @@ out:
     return rc;
 }
 
-int fleet_probe(struct engine_device *out, double *flops_out, const struct probe_request *request,
-                struct err *err)
+struct probe {
+    struct child child;
+};
+
+/* How long one that has answered may take to end by itself. */
+static const double ENDING_SECONDS = 1;
+
+void fleet_probe_end(struct probe *probe)
 {
-    int          rc = ERR_OK;
-    struct child child = {.channel = -1};
-    char         gpu[16], hidden[24], heads[24], bytes[ANSWER_BYTES_MAX + 1], ending[96] = "ended";
+    char ending[96];
+
+    if (probe == NULL) return;
+    (void)child_end(&probe->child, ENDING_SECONDS, ending, sizeof ending);
+    os_free(probe);
+}
+
+static int run(struct child *out, const struct probe_request *request, struct err *err)
+{
+    char                       gpu[16], hidden[24], heads[24];
     const struct engine_facts *trial = request->trial;
     const char                *argv[] = {"mural", "probe", gpu, NULL, NULL, NULL, NULL};
-    size_t                     count = 0;
 
-    *out = (struct engine_device){.major = 0};
-    *flops_out = 0;
     (void)snprintf(gpu, sizeof gpu, "%d", request->gpu);
     if (trial != NULL) {
         (void)snprintf(hidden, sizeof hidden, "%lld", (long long)trial->hidden);
@@ -168,16 +179,37 @@ int fleet_probe(struct engine_device *out, double *flops_out, const struct probe
         argv[4] = heads;
         if (trial->bf16) argv[5] = "bf16";
     }
-    TRY(child_run(&child, request->program, argv, NULL, err));
-    TRY(wait_for(child.channel, request->timeout_seconds, bytes, &count, err));
-    (void)child_end(&child, 1, ending, sizeof ending);
+    return child_run(out, request->program, argv, NULL, err);
+}
+
+int fleet_probe(struct engine_device *out, double *flops_out, struct probe **left_out,
+                const struct probe_request *request, struct err *err)
+{
+    int           rc = ERR_OK;
+    struct probe *probe = NULL;
+    char          bytes[ANSWER_BYTES_MAX + 1], ending[96] = "ended";
+    size_t        count = 0;
+
+    *out = (struct engine_device){.major = 0};
+    *flops_out = 0;
+    *left_out = NULL;
+    TRY(os_alloc((void **)&probe, 1, sizeof *probe, "a probe", err));
+    probe->child = (struct child){.channel = -1};
+    TRY(run(&probe->child, request, err));
+    rc = wait_for(probe->child.channel, request->timeout_seconds, bytes, &count, err);
+    if (rc != ERR_OK || count == 0)
+        (void)child_end(&probe->child, rc == ERR_OK ? ENDING_SECONDS : 0, ending, sizeof ending);
+    TRY(rc);
     if (count == 0)
         RAISE(err, ERR_DEVICE, 0, "device: the process that asks the GPU %s without an answer; %s",
               ending, ADVICE);
+    child_hang_up(&probe->child);
     if (count > ANSWER_BYTES_MAX) count = 0; /* cut: no JSON object */
     TRY(read_answer(out, flops_out, bytes, count, err));
+    *left_out = probe;
+    probe = NULL;
 out:
-    (void)child_end(&child, 0, ending, sizeof ending);
+    fleet_probe_end(probe);
     return rc;
 }
 

@@ -50,8 +50,14 @@ static int ask(double seconds, const struct engine_facts *trial, struct err *err
     struct probe_request request = {
         .program = script, .gpu = 2, .trial = trial, .timeout_seconds = seconds};
 
+    struct probe *left;
+    int           rc;
+
     *err = (struct err){0};
-    return fleet_probe(&found, &flops, &request, err);
+    rc = fleet_probe(&found, &flops, &left, &request, err);
+    assert_true((rc == ERR_OK) == (left != NULL));
+    fleet_probe_end(left);
+    return rc;
 }
 
 /* A process that answers `json` in one message. */
@@ -199,15 +205,45 @@ static void a_program_that_is_not_there(void **state)
     ASSERT_REFUSED(ERR_PEER, "as a probe", ask(20, NULL, &err));
 }
 
+/* Its answer counts at once, its end when the GPU's memory is wanted: of itself, or it is killed.
+ */
+static void an_end_is_waited_for_later(void **state)
+{
+    static const char *const endings[] = {"sleep 0.5; touch ended", "exec sleep 60"};
+    struct err               err = {0};
+    struct probe_request     request = {.program = script, .timeout_seconds = 20};
+    struct probe            *left;
+    char                     words[700], ended[160];
+
+    (void)state;
+    (void)snprintf(ended, sizeof ended, "%s/ended", folder);
+    for (size_t i = 0; i < ARRAY_COUNT(endings); i++) {
+        (void)snprintf(words, sizeof words, "cd '%s'\nprintf %%s '%s' >&3\n%s", folder, GOOD,
+                       endings[i]);
+        write_script(words);
+        ASSERT_OK(fleet_probe(&found, &flops, &left, &request, &err));
+        assert_int_not_equal(access(ended, F_OK), 0);
+        double begin = os_seconds();
+        fleet_probe_end(left);
+        assert_true(os_seconds() - begin < 10);
+        assert_int_equal(access(ended, F_OK) == 0, i == 0);
+        assert_int_equal(waitpid(-1, NULL, 0), -1);
+        (void)unlink(ended);
+    }
+    fleet_probe_end(NULL);
+}
+
 /* The program itself, which finds no GPU where there is none to see. */
 static void the_program_answers(void **state)
 {
     struct err           err = {0};
     struct probe_request request = {.program = MURAL_PROGRAM, .gpu = 0, .timeout_seconds = 60};
+    struct probe        *left;
 
     (void)state;
     assert_int_equal(setenv("CUDA_VISIBLE_DEVICES", "", 1), 0);
-    ASSERT_REFUSED(ERR_DEVICE, "--device cpu", fleet_probe(&found, &flops, &request, &err));
+    ASSERT_REFUSED(ERR_DEVICE, "--device cpu", fleet_probe(&found, &flops, &left, &request, &err));
+    assert_null(left);
     assert_true(found.absent[0] != '\0');
 }
 
@@ -243,6 +279,7 @@ int main(void)
                                        cmocka_unit_test(one_that_dies_is_one_sentence),
                                        cmocka_unit_test(one_that_hangs_is_not_waited_for),
                                        cmocka_unit_test(a_program_that_is_not_there),
+                                       cmocka_unit_test(an_end_is_waited_for_later),
                                        cmocka_unit_test(the_program_answers),
                                        cmocka_unit_test(every_call_may_fail)};
     return cmocka_run_group_tests_name("probe", tests, make_folder, remove_folder);

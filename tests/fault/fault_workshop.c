@@ -9,6 +9,8 @@
 #include "mural.h"
 
 #include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 
 /* ------------------------------------------------------------------------------- what is watched
  */
@@ -386,6 +388,69 @@ static void every_call_may_fail_between_jobs(void **state)
     assert_true(succeeded > tried / 3);
 }
 
+/* A program that says there is a GPU, and takes its time to end then; as a worker it only looks
+ * whether that end has come. */
+static void write_program(const char *path)
+{
+    FILE *file = fopen(path, "w");
+
+    assert_non_null(file);
+    (void)fprintf(file,
+                  "#!/bin/sh\ncd '%s' || exit 9\n"
+                  "if [ \"$1\" = worker ]; then [ -e ended ] && : >>in-order; exit 1; fi\n"
+                  "printf %%s '{\"name\": \"Card\", \"total\": 80000000000, \"free\": "
+                  "79000000000, \"major\": 9, \"minor\": 0, \"numeric\": \"Card\", \"flops\": "
+                  "1e14, \"link\": 1e10}' >&3\nsleep 0.3\n: >>ended\n",
+                  folder);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(chmod(path, 0700), 0);
+}
+
+static bool is_there(const char *name)
+{
+    char path[300];
+
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    return access(path, F_OK) == 0;
+}
+
+/* What the question opened in the driver is closed when workers want the memory. */
+static void who_asked_about_a_gpu_is_gone_before_workers_come(void **state)
+{
+    static const struct picture on_gpu = {"gpu.tif", "prompt=a fox", "160", "device=cuda:0"};
+    char                        program[300];
+    mural_workshop             *workshop;
+    mural_job                  *job;
+    struct words                words;
+    struct mural_error          error;
+
+    (void)state;
+    hurry = 1; /* a shell keeps no other time */
+    (void)snprintf(program, sizeof program, "%s/program", folder);
+    write_program(program);
+    workshop = open_workshop(program);
+    say(&words, &on_gpu);
+    int rc = mural_workshop_job(&job, workshop, MURAL_RENDER, words.word, words.count, &error);
+    if (rc != 0 && strstr(error.text, "built without CUDA") != NULL) {
+        mural_workshop_close(workshop);
+        be_hurried();
+        skip();
+    }
+    if (rc != 0) fail_msg("%s", error.text);
+    assert_int_not_equal(mural_job_run(job, NULL, NULL, &error), 0);
+    assert_true(is_there("ended") && is_there("in-order"));
+    mural_job_close(job);
+    mural_workshop_close(workshop);
+
+    workshop = open_workshop(program); /* and where nothing is run */
+    assert_int_equal(
+        mural_workshop_job(&job, workshop, MURAL_RENDER, words.word, words.count, &error), 0);
+    mural_job_close(job);
+    mural_workshop_close(workshop);
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+    be_hurried();
+}
+
 int main(void)
 {
     const struct CMUnitTest threads[] = {
@@ -398,6 +463,7 @@ int main(void)
         cmocka_unit_test(a_worker_may_fail_in_any_job),
         cmocka_unit_test(painters_warm_up_once),
         cmocka_unit_test(a_finished_poster_is_known),
+        cmocka_unit_test(who_asked_about_a_gpu_is_gone_before_workers_come),
         cmocka_unit_test(every_call_may_fail_between_jobs),
     };
     int failed = cmocka_run_group_tests(threads, setup, teardown);
