@@ -172,12 +172,18 @@ void k_mix_noise_cpu(float *x, const float *noise, float sigma, int64_t count)
         mix_piece(x + first, noise + first, sigma, min_i64(PIECE, count - first));
 }
 
-KERNEL_CLONES static int64_t count_bad_piece(const float *x, int64_t count)
+/* NaN and infinity are the values with all exponent bits. */
+KERNEL_INLINE int32_t is_bad(float value)
 {
-    int64_t bad = 0;
+    return (float_bits(value) & 0x7f800000u) == 0x7f800000u;
+}
+
+KERNEL_CLONES static int32_t count_bad_piece(const float *x, int64_t count)
+{
+    int32_t bad = 0;
 #pragma omp simd reduction(+ : bad)
-    for (int64_t i = 0; i < count; i++) /* NaN and infinity are the values with all exponent bits */
-        bad += (float_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    for (int64_t i = 0; i < count; i++)
+        bad += is_bad(x[i]);
     return bad;
 }
 
@@ -187,6 +193,47 @@ int64_t k_count_bad_cpu(const float *x, int64_t count)
 #pragma omp parallel for schedule(static) reduction(+ : bad) if (count > PIECE)
     for (int64_t first = 0; first < count; first += PIECE)
         bad += count_bad_piece(x + first, min_i64(PIECE, count - first));
+    return bad;
+}
+
+KERNEL_CLONES static int32_t copy_piece(float *y, const float *x, int64_t count)
+{
+    int32_t bad = 0;
+#pragma omp simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++) {
+        float value = x[i];
+        y[i] = value;
+        bad += is_bad(value);
+    }
+    return bad;
+}
+
+int64_t k_copy_count_bad_cpu(float *y, const float *x, int64_t count)
+{
+    int64_t bad = 0;
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (count > PIECE)
+    for (int64_t first = 0; first < count; first += PIECE)
+        bad += copy_piece(y + first, x + first, min_i64(PIECE, count - first));
+    return bad;
+}
+
+KERNEL_CLONES static int32_t clamp_piece(float *x, int64_t count)
+{
+    int32_t bad = 0;
+#pragma omp simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++) {
+        bad += is_bad(x[i]);
+        x[i] = x[i] < 0.0f ? 0.0f : x[i] > 1.0f ? 1.0f : x[i];
+    }
+    return bad;
+}
+
+int64_t k_clamp_count_bad_cpu(float *x, int64_t count)
+{
+    int64_t bad = 0;
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (count > PIECE)
+    for (int64_t first = 0; first < count; first += PIECE)
+        bad += clamp_piece(x + first, min_i64(PIECE, count - first));
     return bad;
 }
 

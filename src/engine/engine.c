@@ -276,13 +276,11 @@ int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int3
     TRY(engine_check_ready(engine, err));
     compute_decode(&compute, latent, w_px, h_px, rgb_out);
     TRY(backend_wait(engine->backend, err));
-    bad = k_count_bad_cpu(rgb_out, count);
+    bad = k_clamp_count_bad_cpu(rgb_out, count);
     if (bad > 0)
         RAISE(err, ERR_NUMERIC, 0,
               "numeric: %lld of %lld pixel values are NaN or infinite after decoding",
               (long long)bad, (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        rgb_out[i] = rgb_out[i] < 0 ? 0 : rgb_out[i] > 1 ? 1 : rgb_out[i];
 out:
     return rc;
 }

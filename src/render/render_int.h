@@ -81,8 +81,8 @@ uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels, uint32_t til
 /* How many it is to be given together: fewer than at open once memory ran short. */
 uint32_t tile_desk_tiles(const struct tile_desk *desk);
 
-/* 0..1, clamped, to the nearest of 65,536 levels. */
-void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count);
+/* 0..1, clamped, to the nearest of 65,536 levels.  ERR_NUMERIC when a value is NaN or infinite. */
+int render_quantise(uint16_t *samples_out, const float *rgb, int64_t count, struct err *err);
 
 struct tile_job {
     const struct upscale *guide;

@@ -108,28 +108,43 @@ struct px_rect tile_desk_rect(const struct tile_desk *desk, const struct tile_jo
 
 /* ----------------------------------------------------------------------------------- values */
 
-void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count)
+static bool is_bad(float value)
 {
-#pragma omp parallel for simd
-    for (int64_t i = 0; i < count; i++) {
-        float value = !(rgb[i] > 0) ? 0 : rgb[i] > 1 ? 1 : rgb[i]; /* NaN is 0 */
-        samples_out[i] = (uint16_t)(value * 65535.0f + 0.5f);
-    }
+    return !(fabsf(value) <= 3.4e38f);
 }
 
-int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err)
+static int check_bad(int64_t bad, int64_t count, const char *what, struct err *err)
 {
-    int     rc = ERR_OK;
-    int64_t bad = 0;
+    int rc = ERR_OK;
 
-#pragma omp parallel for simd reduction(+ : bad)
-    for (int64_t i = 0; i < count; i++)
-        bad += !(fabsf(values[i]) <= 3.4e38f);
     if (bad > 0)
         RAISE(err, ERR_NUMERIC, 0, "numeric: %lld of %lld %s values are NaN or infinite",
               (long long)bad, (long long)count, what);
 out:
     return rc;
+}
+
+int render_quantise(uint16_t *samples_out, const float *rgb, int64_t count, struct err *err)
+{
+    int64_t bad = 0;
+
+#pragma omp parallel for simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++) {
+        float value = !(rgb[i] > 0) ? 0 : rgb[i] > 1 ? 1 : rgb[i];
+        samples_out[i] = (uint16_t)(value * 65535.0f + 0.5f);
+        bad += is_bad(rgb[i]);
+    }
+    return check_bad(bad, count, "pixel", err);
+}
+
+int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err)
+{
+    int64_t bad = 0;
+
+#pragma omp parallel for simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++)
+        bad += is_bad(values[i]);
+    return check_bad(bad, count, what, err);
 }
 
 /* ------------------------------------------------------------------------------- primitives */
@@ -168,8 +183,7 @@ int tile_desk_decode(struct tile_desk *desk, struct meter *meter, struct place *
     double                begun = os_seconds();
 
     TRY(painter->decode(painter->self, place->latent, px.w, px.h, desk->rgb, err));
-    TRY(tile_check_finite(desk->rgb, desk->pixels, "pixel", err));
-    render_quantise(desk->samples, desk->rgb, desk->pixels);
+    TRY(render_quantise(desk->samples, desk->rgb, desk->pixels, err));
     TRY(count_work(place, meter, desk->request->costs.decode, err));
     place->result.samples = desk->samples;
     place->result.decode_seconds = os_seconds() - begun;
@@ -180,8 +194,9 @@ out:
 const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job)
 {
     struct px_rect px = tile_desk_rect(desk, job);
+    struct err     never;
 
     upscale_rect(job->guide, px.x, px.y, px.w, px.h, desk->rgb);
-    render_quantise(desk->samples, desk->rgb, desk->pixels);
+    must(render_quantise(desk->samples, desk->rgb, desk->pixels, &never) == ERR_OK);
     return desk->samples;
 }

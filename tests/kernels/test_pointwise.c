@@ -208,6 +208,35 @@ static void test_count_bad(void **state)
     free(x);
 }
 
+/* At every length around the pieces, and nothing beyond it. */
+static void test_copy_and_clamp_count_as_they_go(void **state)
+{
+    static const int64_t counts[] = {0, 1, 31, 65535, 65536, 65537, 150001};
+    enum { MOST = 150001 };
+
+    (void)state;
+    for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
+        const int64_t count = counts[c];
+        float        *x = vector_drawn(MOST + 1, 1), *y = vector_drawn(MOST + 1, 2);
+        int64_t       bad = 0;
+
+        for (int64_t i = 0; i < MOST; i += 4999) {
+            x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY;
+            bad += i < count;
+        }
+        y[count] = 7;
+        assert_int_equal(k_copy_count_bad_cpu(y, x, count), bad);
+        assert_memory_equal(y, x, (size_t)count * sizeof *x);
+        assert_true(y[count] == 7);
+        assert_int_equal(k_clamp_count_bad_cpu(y, count), bad);
+        for (int64_t i = 0; i < count; i++)
+            assert_true(isnan(x[i]) || y[i] == (x[i] < 0 ? 0 : x[i] > 1 ? 1 : x[i]));
+        assert_true(y[count] == 7);
+        free(x);
+        free(y);
+    }
+}
+
 /* The definition word for word: element (c, dy, dx) of a token at c * 4 + dy * 2 + dx. */
 static void test_packing(void **state)
 {
@@ -246,6 +275,7 @@ int main(void)
         cmocka_unit_test(test_gather_rows),
         cmocka_unit_test(test_sampling_steps),
         cmocka_unit_test(test_count_bad),
+        cmocka_unit_test(test_copy_and_clamp_count_as_they_go),
         cmocka_unit_test(test_packing),
     };
     return cmocka_run_group_tests_name("pointwise", tests, NULL, NULL);
