@@ -121,7 +121,7 @@ int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t 
                  : (int)err->code;
         TRY(rc);
     } while (true);
-    TRY(meter_advance(meter, request->costs.draft_decode, err));
+    TRY(meter_step(meter, 0, 0, request->costs.draft_decode, err));
     *out = image;
     image.rgb = NULL;
 out:
