@@ -116,7 +116,7 @@ int tile_next(struct tile_desk *desk, struct meter *meter, struct tile_result *r
 /* The tile's part of the enlarged guide, valid until the desk is used again. */
 const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job);
 
-/* ERR_NUMERIC when a value is NaN or infinite; `what` names the values. */
+/* ERR_NUMERIC when a value of a latent is NaN or infinite; `what` names the values. */
 int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err);
 
 /* ----------------------------------------------------------------------------- attempt.c */

@@ -144,7 +144,7 @@ int tile_check_finite(const float *values, int64_t count, const char *what, stru
 {
     int64_t bad = 0;
 
-#pragma omp parallel for simd reduction(+ : bad)
+#pragma omp simd reduction(+ : bad) /* alone, as kernels do with latents */
     for (int64_t i = 0; i < count; i++)
         bad += is_bad(values[i]);
     return check_bad(bad, count, what, err);

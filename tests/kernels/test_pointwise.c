@@ -174,8 +174,8 @@ static void test_gather_rows(void **state)
 static void test_sampling_steps(void **state)
 {
     (void)state;
-    static const int64_t counts[] = {1, 17, 65536, 200001}; /* one piece, several */
-    for (int c = 0; c < 4; c++) {
+    static const int64_t counts[] = {1, 17, 65536, 200001, 1200001}; /* one piece, several */
+    for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
         float *x = vector_drawn(counts[c], 1), *v = vector_drawn(counts[c], 2);
         float *before = vector_drawn(counts[c], 1);
         k_euler_step_cpu(x, v, -0.125f, counts[c]);
@@ -196,7 +196,7 @@ static void test_sampling_steps(void **state)
 static void test_count_bad(void **state)
 {
     (void)state;
-    enum { COUNT = 150001 };
+    enum { COUNT = 1200001 };
     float *x = vector_drawn(COUNT, 1);
     assert_int_equal(k_count_bad_cpu(x, COUNT), 0);
     x[0] = NAN;
@@ -211,8 +211,8 @@ static void test_count_bad(void **state)
 /* At every length around the pieces, and nothing beyond it. */
 static void test_copy_and_clamp_count_as_they_go(void **state)
 {
-    static const int64_t counts[] = {0, 1, 31, 65535, 65536, 65537, 150001};
-    enum { MOST = 150001 };
+    static const int64_t counts[] = {0, 1, 31, 65535, 65536, 65537, 150001, 1200001};
+    enum { MOST = 1200001 };
 
     (void)state;
     for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
