@@ -107,10 +107,13 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
     engine->machine.threads = options->threads;
     engine->machine.pulse = options->pulse;
     engine->machine.shared_fd = options->shared_fd;
+    engine->machine.exchange = options->exchange;
+    engine->machine.exchange_bytes = options->exchange_bytes;
     engine->machine.conv_weight_elements_max =
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
     engine->text_machine = engine->machine;
     engine->text_machine.compute = DTYPE_F32;
+    engine->text_machine.exchange_bytes = 0;
     if (options->text_on_cpu) engine->text_machine.machine = MACHINE_CPU;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
     engine->memory = options->memory;

@@ -29,8 +29,7 @@ struct engine_device {
     int32_t  major, minor;          /* compute capability */
     char     numeric[96];           /* card and versions: what decides the bits of its results */
     double   link_bytes_per_second; /* see engine_link_speed */
-    char     absent[128]; /* after ERR_DEVICE: why there is no GPU to use at all, in a few words;
-                             empty: there is one, and it fails */
+    char absent[128]; /* after ERR_DEVICE: why there is none at all; empty: there is, and fails */
 };
 
 /* How a GPU's memory may be used; zeros: everything stays there, grown by the default step. */
@@ -58,6 +57,8 @@ struct engine_options {
     uint32_t  text_tokens;         /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     int       shared_fd;           /* that workers share weights in, as there; 0: none */
+    void     *exchange;            /* that callers' floats lie in, as there */
+    uint64_t  exchange_bytes;      /* 0: none */
     const struct engine_device *device; /* that GPU, if found before; NULL: the driver is asked */
     struct engine_memory        memory; /* of a GPU */
     bool text_on_cpu; /* beside a GPU: it rounds otherwise: engine_numeric_version tells it */
@@ -93,8 +94,7 @@ struct engine_size {
 };
 
 /* Reads configurations, and for a GPU the headers of weights, but no weights.  Bytes are the most
- * of all sizes: what engine_reserve takes, and prompt_open for one prompt and what it makes ahead.
- */
+ * of all sizes: what engine_reserve takes, and prompt_open with what it makes ahead. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
