@@ -76,7 +76,7 @@ bool crew_queue_take(struct hand *hand);
 bool crew_queue_hand_over(struct crew *crew, const struct hand *hand, const struct task *task,
                           const struct err *err);
 
-/* What ends the run; the first that is told counts. */
+/* What ends the run; the first that is told counts.  Under turn. */
 void crew_end_with(struct crew *crew, const struct err *err);
 
 /* ------------------------------------------------------------------------- crew_shelf.c */

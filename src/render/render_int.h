@@ -188,7 +188,7 @@ bool provenance_fits(const struct config *used);
 /* Makes rows of the canvas from stored tiles; all memory is taken at open. */
 struct mosaic;
 int      mosaic_open(struct mosaic **out, const struct grid *grid, int bits, struct err *err);
-void     mosaic_close(struct mosaic *mosaic);   /* NULL is fine */
+void     mosaic_close(struct mosaic *mosaic); /* NULL is fine */
 uint64_t mosaic_bytes(const struct grid *grid); /* that open takes at most */
 /* Blend canvas rows [top, top + rows) into samples_out [rows, canvas_w, 3] of 8 or 16 bits.  All
  * tiles that touch them must be in the spool.  Works in parallel. */
