@@ -242,7 +242,7 @@ poster-gpu: kit ## whole posters of the sample model on a GPU, undisturbed and i
 	@$(KIT)/poster.sh
 
 bench-gpu: kit ## FLUX.1-dev's parts at their real shapes on the GPU, as CSV
-	@$(KIT)/kit bench_gpu
+	@XDG_CACHE_HOME=$(CURDIR)/build/cache $(KIT)/kit bench_gpu
 
 unit: $(UNIT) $(KERNEL)
 

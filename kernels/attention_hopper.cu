@@ -22,8 +22,6 @@
  *
  * Read next: hopper.cuh for the instructions.
  */
-#include <cuda.h>
-
 #include "kernels/hopper.cuh"
 
 enum {
@@ -32,14 +30,12 @@ enum {
     QUERIES = GROUPS * 64, /* of a tile                                                  */
     KEYS = 176,            /* at a time; Q and all slots take 208 KiB of 227             */
     THREADS = (GROUPS + 1) * 128,
-    PANEL = 64,            /* columns that lie together, 128 bytes a row                 */
     Q_PANEL = QUERIES * PANEL * 2,
     KV_PANEL = KEYS * PANEL * 2,
     Q_BYTES = 2 * Q_PANEL,
     KV_BYTES = 2 * KV_PANEL,
-    ALIGNMENT = 1024,      /* of what the copy engine swizzles                           */
     BARRIERS_BYTES = 128,
-    SHARED_BYTES = ALIGNMENT + Q_BYTES + 4 * KV_BYTES + BARRIERS_BYTES,
+    SHARED_BYTES = SWIZZLED + Q_BYTES + 4 * KV_BYTES + BARRIERS_BYTES,
 };
 
 struct work {
@@ -63,7 +59,7 @@ DEVICE struct places places_of(void *shared)
     const uint32_t start = (uint32_t)__cvta_generic_to_shared(shared);
     struct places  p;
 
-    p.q = (start + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    p.q = (start + SWIZZLED - 1) / SWIZZLED * SWIZZLED;
     p.k = p.q + Q_BYTES;
     p.v = p.k + 2 * KV_BYTES;
     p.q_full = p.v + 2 * KV_BYTES;
@@ -73,16 +69,6 @@ DEVICE struct places places_of(void *shared)
     p.v_full = p.k_free + 16;
     p.v_free = p.v_full + 16;
     return p;
-}
-
-/* The next slot of a ring, and the parity of its phase. */
-struct slot {
-    int index, parity;
-};
-DEVICE void advance(struct slot &s)
-{
-    s.index ^= 1;
-    s.parity ^= s.index == 0;
 }
 
 /* -------------------------------------------------------------------------------------- copies */
@@ -96,7 +82,7 @@ DEVICE void fill(uint32_t ring, uint32_t full, uint32_t free, const CUtensorMap 
     barrier_arrive_announcing(barrier, KV_BYTES);
     box_begin(target, map, col, row, barrier);
     box_begin(target + KV_PANEL, map, col + PANEL, row, barrier);
-    advance(s);
+    advance<2>(s);
 }
 
 /* In the order in which they are used. */
@@ -153,13 +139,6 @@ DEVICE void output_begin(struct state &w, uint32_t v)
     products_commit();
 }
 
-/* This warp has read what the barrier guards. */
-DEVICE void release(uint32_t free)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(free);
-}
-
 /* Keys from `count` on do not exist. */
 DEVICE void mask_scores(struct state &w, int count)
 {
@@ -210,35 +189,7 @@ DEVICE void shrink_output(struct state &w)
         w.o[i] *= w.shrink[i / 2 % 2];
 }
 
-/* Four lanes share a row and have two of every eight columns: they exchange pairs, so that each
- * writes eight side by side. */
-DEVICE void store_row(struct bf16 *row, const struct state &w, int half, bool real)
-{
-    const int   lane = (int)threadIdx.x % 4;
-    const float inverse = 1.0f / sum_lanes(w.sum[half], 4);
-
-#pragma unroll
-    for (int i = 2 * half; i < DIM / 2; i += 16) {
-        uint32_t pair[4], mine[4];
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            pair[n] = pack_bf16(w.o[i + 4 * n] * inverse, w.o[i + 4 * n + 1] * inverse);
-#pragma unroll
-        for (int turn = 0; turn < 4; turn++) {
-            const int      other = lane ^ turn;
-            const uint32_t low = other % 2 ? pair[1] : pair[0],
-                           high = other % 2 ? pair[3] : pair[2];
-            const uint32_t got = __shfl_xor_sync(0xffffffffu, other / 2 ? high : low, turn);
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-                if (other == n) mine[n] = got;
-        }
-        if (real)
-            *(uint4 *)(row + i / 16 * 32 + lane * 8) =
-                make_uint4(mine[0], mine[1], mine[2], mine[3]);
-    }
-}
-DEVICE void store_tile(const struct work &w, const struct state &state, int tile)
+DEVICE void store_tile(const struct work &w, struct state &state, int tile)
 {
     const int     thread = (int)threadIdx.x, col = tile / w.tiles_down * DIM;
     const int64_t first =
@@ -247,7 +198,12 @@ DEVICE void store_tile(const struct work &w, const struct state &state, int tile
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int64_t row = first + half * 8;
-        store_row(row_at<struct bf16>(w.out, row) + col, state, half, row < w.out.rows);
+        const float   inverse = 1.0f / sum_lanes(state.sum[half], 4);
+#pragma unroll
+        for (int i = 2 * half; i < DIM / 2; i += 4)
+            state.o[i] *= inverse, state.o[i + 1] *= inverse;
+        store_row(row_at<struct bf16>(w.out, row) + col, state.o, half,
+                  row < w.out.rows ? DIM : 0);
     }
 }
 
@@ -271,7 +227,7 @@ DEVICE void first_weights(const struct work &w, const struct places &p, struct s
     products_wait<0>();
     hold(state.s);
     release(p.k_free + 8 * k.index);
-    advance(k);
+    advance<2>(k);
     if (keys < KEYS) mask_scores(state, keys);
     raise_tops(state, w.scale);
     raise_powers(state, w.scale, 0);
@@ -293,11 +249,11 @@ DEVICE void next_step(const struct work &w, const struct places &p, struct state
     products_wait<1>();
     hold(state.s);
     release(p.k_free + 8 * k.index);
-    advance(k);
+    advance<2>(k);
     raise_tops(state, w.scale);
     raise_powers(state, w.scale, 0);
     /* This wait also keeps the assembler from moving the powers behind the next. */
-    advance(v);
+    advance<2>(v);
     barrier_wait(p.v_full + 8 * v.index, v.parity);
     products_wait<0>();
     hold(state.o), hold(state.weights);
@@ -315,7 +271,7 @@ DEVICE void last_output(const struct places &p, struct state &state, struct slot
     products_wait<0>();
     hold(state.o);
     release(p.v_free + 8 * v.index);
-    advance(v);
+    advance<2>(v);
 }
 
 DEVICE void compute_all(const struct work &w, const struct places &p, int group)
@@ -368,21 +324,6 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
 /* ---------------------------------------------------------------------------------------- host */
 
-static bool is_hopper()
-{
-    int device = 0, major = 0, minor = 0;
-
-    return !cudaGetDevice(&device) &&
-           !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
-           !cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) &&
-           major == 9 && minor == 0;
-}
-
-static bool is_bf16_at_16(struct matrix m)
-{
-    return m.dtype == DTYPE_BF16 && rows_at_16(m);
-}
-
 extern "C" bool k_attention_hopper_fits(const struct attention_request *r, enum dtype compute)
 {
     return r->dim == DIM && !r->causal && r->bias == NULL && r->scale > 0.0f &&
@@ -390,29 +331,23 @@ extern "C" bool k_attention_hopper_fits(const struct attention_request *r, enum 
            is_bf16_at_16(r->v) && is_bf16_at_16(r->out) && is_hopper();
 }
 
-/* The driver's; programs that may start without one do not link it. */
-typedef decltype(&cuTensorMapEncodeTiled) encode_map;
-
-static int map_boxes(encode_map encode, CUtensorMap *map, struct matrix m, int rows)
+static int map_rows(CUtensorMap *map, struct matrix m, int rows)
 {
-    const cuuint64_t size[2] = {(cuuint64_t)m.cols, (cuuint64_t)m.rows};
-    const cuuint64_t down[1] = {(cuuint64_t)(m.rows > 1 ? m.ld : m.cols) * 2};
-    const cuuint32_t box[2] = {PANEL, (cuuint32_t)rows}, dense[2] = {1, 1};
-    const CUresult   rc =
-        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, m.data, size, down, box, dense,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const struct boxes b = {.dimensions = 2,
+                            .data = m.data,
+                            .size = {(cuuint64_t)m.cols, (cuuint64_t)m.rows},
+                            .bytes = {(cuuint64_t)(m.rows > 1 ? m.ld : m.cols) * 2},
+                            .box = {PANEL, (cuuint32_t)rows},
+                            .apart = {1, 1}};
 
-    return rc == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
+    return map_boxes(map, &b);
 }
 
 extern "C" int k_attention_hopper_cuda(const struct attention_request *r,
                                        struct CUstream_st             *stream)
 {
-    cudaDriverEntryPointQueryResult found;
-    struct work                     w;
-    void                           *entry = NULL;
-    int                             device = 0, processors = 0;
+    struct work w;
+    unsigned    blocks = 0;
 
     w.out = r->out;
     w.scale = r->scale * LOG2_E;
@@ -420,19 +355,14 @@ extern "C" int k_attention_hopper_cuda(const struct attention_request *r,
     w.steps = (int)ceil_div(r->k.rows, KEYS);
     w.tiles_down = (int)ceil_div(r->q.rows, QUERIES);
     w.tiles = w.tiles_down * r->heads;
-    int rc = (int)cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                   cudaEnableDefault, &found);
-    if (!rc && found != cudaDriverEntryPointSuccess) rc = (int)cudaErrorNotSupported;
-    if (!rc) rc = map_boxes((encode_map)entry, &w.q, r->q, QUERIES);
-    if (!rc) rc = map_boxes((encode_map)entry, &w.k, r->k, KEYS);
-    if (!rc) rc = map_boxes((encode_map)entry, &w.v, r->v, KEYS);
-    if (!rc) rc = (int)cudaGetDevice(&device);
-    if (!rc) rc = (int)cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    int rc = map_rows(&w.q, r->q, QUERIES);
+    if (!rc) rc = map_rows(&w.k, r->k, KEYS);
+    if (!rc) rc = map_rows(&w.v, r->v, KEYS);
+    if (!rc) rc = blocks_for_tiles(&blocks, w.tiles);
     if (!rc)
         rc = (int)cudaFuncSetAttribute(hopper_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        SHARED_BYTES);
     if (rc) return rc;
-    const unsigned grid = (unsigned)(w.tiles < processors ? w.tiles : processors);
-    hopper_kernel<<<grid, THREADS, SHARED_BYTES, stream>>>(w);
+    hopper_kernel<<<blocks, THREADS, SHARED_BYTES, stream>>>(w);
     return (int)cudaGetLastError();
 }

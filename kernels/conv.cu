@@ -111,6 +111,40 @@ extern "C" int k_conv_weights_cuda(struct matrix y, struct matrix w, int32_t tap
     return (int)cudaGetLastError();
 }
 
+/* Rows (or columns) of a 3x3 kernel that row `tap` of a phase's 2x2 kernel stands for. */
+static __device__ void merged(int32_t *first, int32_t *end, int32_t odd, int32_t tap)
+{
+    *first = tap == 0 ? 0 : odd + 1;
+    *end = tap == 0 ? odd + 1 : 3;
+}
+
+static __global__ void conv_phases_kernel(struct matrix y, struct matrix w)
+{
+    const int64_t step = (int64_t)gridDim.x * blockDim.x, channels = w.cols / 9;
+
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < y.rows * y.cols;
+         i += step) {
+        const int64_t row = i / y.cols, col = i % y.cols, phase = row / w.rows;
+        const int32_t tap = (int32_t)(col / channels);
+        const int64_t from = row % w.rows * w.ld + col % channels * 9;
+        int32_t top, bottom, left, right;
+        float sum = 0.0f;
+        merged(&top, &bottom, (int32_t)(phase / 2), tap / 2);
+        merged(&left, &right, (int32_t)(phase % 2), tap % 2);
+        for (int32_t down = top; down < bottom; down++)
+            for (int32_t across = left; across < right; across++)
+                sum += element(w, from + 3 * down + across);
+        put_element(y, row * y.ld + col, sum);
+    }
+}
+
+extern "C" int k_conv_phases_cuda(struct matrix y, struct matrix w, struct CUstream_st *stream)
+{
+    if (y.rows * y.cols == 0) return 0;
+    conv_phases_kernel<<<blocks_for(y.rows * y.cols, 256, 8192), 256, 0, stream>>>(y, w);
+    return (int)cudaGetLastError();
+}
+
 /* --------------------------------------------------------------------------- few out channels */
 
 struct few {

@@ -1,6 +1,7 @@
 /*
- * hopper.cuh - the instructions of sm_90a that attention_hopper.cu uses: barriers that count bytes,
- * boxes of a matrix brought by the copy engine, products of a whole warpgroup.
+ * hopper.cuh - the instructions of sm_90a that attention_hopper.cu and conv_hopper.cu use: barriers
+ * that count bytes, boxes of a matrix or a map brought by the copy engine, products of a whole
+ * warpgroup; and what the host tells the copy engine beforehand.
  *
  * Knows no operation.  Shared memory is told by its 32-bit address.  Names of instructions and the
  * layout of operands: NVIDIA's PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
@@ -8,7 +9,14 @@
 #ifndef MURAL_HOPPER_CUH
 #define MURAL_HOPPER_CUH
 
+#include <cuda.h>
+
 #include "kernels/device.cuh"
+
+enum {
+    PANEL = 64,                    /* columns that lie together, 128 bytes a row */
+    SWIZZLED = 1024,               /* alignment of what the copy engine swizzles */
+};
 
 /* ------------------------------------------------------------------------------------ barriers */
 
@@ -50,6 +58,14 @@ DEVICE void box_begin(uint32_t target, const void *map, int col, int row, uint32
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
                  "l"(map), "r"(col), "r"(row), "r"(barrier)
+                 : "memory");
+}
+DEVICE void box_begin(uint32_t target, const void *map, int col, int row, int level,
+                      uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(target),
+                 "l"(map), "r"(col), "r"(row), "r"(level), "r"(barrier)
                  : "memory");
 }
 /* A warpgroup hands registers back, or takes such as others gave back: COUNT a thread remain. */
@@ -144,7 +160,123 @@ DEVICE void product_128(float (&d)[64], const uint32_t *a, uint64_t b)
                    EIGHT(d, 48), EIGHT(d, 56)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+/* d[64, 128] = a[64, 16] . b[128, 16]^T, added to what d was where `add`; both in shared memory. */
+DEVICE void product_128(float (&d)[64], uint64_t a, uint64_t b, bool add)
+{
+    asm volatile("{ .reg .pred add;\n"
+                 "setp.ne.b32 add, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 SIXTY_FOUR "}, %64, %65, add, 1, 1, 0, 0; }"
+                 : EIGHT(d, 0), EIGHT(d, 8), EIGHT(d, 16), EIGHT(d, 24), EIGHT(d, 32), EIGHT(d, 40),
+                   EIGHT(d, 48), EIGHT(d, 56)
+                 : "l"(a), "l"(b), "r"((int)add));
+}
 #undef SIXTY_FOUR
 #undef EIGHT
+
+/* ---------------------------------------------------------------------------- rings and results */
+
+/* One of COUNT slots that are filled and emptied in turn, and the parity of its phase. */
+struct slot {
+    int index, parity;
+};
+template <int COUNT> DEVICE void advance(struct slot &s)
+{
+    if constexpr (COUNT == 2)
+        s.index ^= 1;
+    else
+        s.index = s.index + 1 == COUNT ? 0 : s.index + 1;
+    s.parity ^= s.index == 0;
+}
+
+/* This warp has read what the barrier guards. */
+DEVICE void release(uint32_t free)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(free);
+}
+
+/* Of the two rows that a lane has of a product d, the first or the second (half 0 or 1), to memory,
+ * as far as it has columns, a multiple of eight.  Four lanes share a row and have two of every
+ * eight columns: they exchange pairs, so that each writes eight side by side. */
+template <int COUNT> DEVICE void store_row(struct bf16 *row, const float (&d)[COUNT], int half,
+                                           int columns)
+{
+    const int lane = (int)threadIdx.x % 4;
+
+#pragma unroll
+    for (int i = 2 * half; i < COUNT; i += 16) {
+        uint32_t pair[4], mine[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            pair[n] = pack_bf16(d[i + 4 * n], d[i + 4 * n + 1]);
+#pragma unroll
+        for (int turn = 0; turn < 4; turn++) {
+            const int      other = lane ^ turn;
+            const uint32_t low = other % 2 ? pair[1] : pair[0],
+                           high = other % 2 ? pair[3] : pair[2];
+            const uint32_t got = __shfl_xor_sync(0xffffffffu, other / 2 ? high : low, turn);
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                if (other == n) mine[n] = got;
+        }
+        if (i / 16 * 32 + lane * 8 < columns)
+            *(uint4 *)(row + i / 16 * 32 + lane * 8) =
+                make_uint4(mine[0], mine[1], mine[2], mine[3]);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------- host */
+
+static inline bool is_hopper()
+{
+    int device = 0, major = 0, minor = 0;
+
+    return !cudaGetDevice(&device) &&
+           !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
+           !cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) &&
+           major == 9 && minor == 0;
+}
+
+static inline bool is_bf16_at_16(struct matrix m)
+{
+    return m.dtype == DTYPE_BF16 && rows_at_16(m);
+}
+
+/* bf16 in two or three dimensions, the first of neighbours, and the boxes that are brought of it,
+ * PANEL wide: of the others every `apart`-th row. */
+struct boxes {
+    int        dimensions;
+    void      *data;
+    cuuint64_t size[3], bytes[2]; /* bytes: from a row to the next, from a level to the next */
+    cuuint32_t box[3], apart[3];
+};
+
+/* The driver's function; programs that may start without a driver do not link it. */
+static inline int map_boxes(CUtensorMap *map, const struct boxes *b)
+{
+    cudaDriverEntryPointQueryResult found;
+    void                           *entry = NULL;
+    int rc = (int)cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
+                                                   cudaEnableDefault, &found);
+
+    if (!rc && found != cudaDriverEntryPointSuccess) rc = (int)cudaErrorNotSupported;
+    if (rc) return rc;
+    const CUresult told = ((decltype(&cuTensorMapEncodeTiled))entry)(
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)b->dimensions, b->data, b->size,
+        b->bytes, b->box, b->apart, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return told == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
+}
+
+/* One block on every multiprocessor, or fewer where there are fewer tiles. */
+static inline int blocks_for_tiles(unsigned *out, int tiles)
+{
+    int device = 0, processors = 0, rc = (int)cudaGetDevice(&device);
+
+    if (!rc) rc = (int)cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    *out = (unsigned)(tiles < processors ? tiles : processors);
+    return rc;
+}
 
 #endif

@@ -91,10 +91,24 @@ int k_im2col_cuda(struct matrix y, const struct conv_request *request, int64_t f
                   struct CUstream_st *stream);
 /* y[out, tap * in_channels + channel] = w[out, channel * taps + tap]; zero in columns beyond. */
 int k_conv_weights_cuda(struct matrix y, struct matrix w, int32_t taps, struct CUstream_st *stream);
+/* Weights [out, in * 9] of a map that is enlarged first, for the four 2x2 convolutions that its
+ * phases are: y[phase * out + o, tap * in + channel], phase 2 * (odd row) + (odd column); taps that
+ * meet the same pixel are added in f32. */
+int k_conv_phases_cuda(struct matrix y, struct matrix w, struct CUstream_st *stream);
 /* A whole convolution with at most CONV_FEW_MAX output channels, w as in the request: one pass over
  * the picture, no patches. */
 enum { CONV_FEW_MAX = 4 };
 int k_conv_few_cuda(const struct conv_request *request, int32_t out_w, struct CUstream_st *stream);
+
+/* ------------------------------------------------------------------------------ conv_hopper.cu */
+/* Whether k_conv_hopper_cuda() can do it: on sm_90, 3x3, of an enlarged map too, maps in bf16 whose
+ * rows and channels come in 16 bytes. */
+bool k_conv_hopper_fits(const struct conv_request *request, enum dtype compute);
+/* A whole convolution.  `ordered`, at a multiple of 16 bytes, has the weights in bf16, as
+ * k_conv_weights_cuda() orders them, or k_conv_phases_cuda() those of an enlarged map; the
+ * request's w is not read.  A row's bits do not depend on the rows that are computed with it. */
+int k_conv_hopper_cuda(const struct conv_request *request, void *ordered,
+                       struct CUstream_st *stream);
 
 #ifdef __cplusplus
 }

@@ -274,15 +274,20 @@ static void plan_like(struct mural_job *job, const struct mural_job *other)
 
 static int plan_anew(struct mural_job *job, struct err *err)
 {
-    int rc = ERR_OK;
+    int                rc = ERR_OK;
+    struct tokenizers *tokenizers = NULL;
 
+    TRY(tokenizers_open(&tokenizers, err));
     job->options = job_device_options(&job->config);
+    job->options.tokenizers = tokenizers; /* for all the engines that are opened to measure */
     TRY(job_device_choose(job, err));
     count_workers(job);
     TRY(measure(job, err));
     TRY(find_speed(job, err));
     if (job_device_is_gpu(job)) TRY(fit_gpu(job, err));
 out:
+    job->options.tokenizers = NULL;
+    tokenizers_close(tokenizers);
     return rc;
 }
 

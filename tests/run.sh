@@ -12,6 +12,7 @@ trap 'rm -rf "$pool"' EXIT
 export OMP_WAIT_POLICY=passive # threads that wait must not keep a busy machine's CPUs
 log=build/test-logs
 mkdir -p "$log"
+export XDG_CACHE_HOME=$PWD/$log/cache # what tests keep is none of the user's
 
 stage() { all_told; echo; echo "== $1"; }
 

@@ -341,7 +341,7 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     cuda->device = options->device;
     (void)cudaGetLastError(); /* what failed before was told then: launches would say it again */
     TRY(backend_find_cuda(&cuda->facts, options->device, err));
-    TRY(gemm_open(&cuda->gemm, err));
+    TRY(gemm_open(&cuda->gemm, cuda->facts.numeric, err));
     status = (int)cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
     if (status == 0) status = cuda_staging_open(&cuda->staging);
     if (status == (int)cudaErrorMemoryAllocation)

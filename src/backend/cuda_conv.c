@@ -1,19 +1,21 @@
 /*
- * cuda_conv.c - convolutions on a GPU, in one of four ways.
+ * cuda_conv.c - convolutions on a GPU, in one of five ways.
  *
  *   1x1          a product
  *   few outputs  one pass of our own kernel: the last convolution of a decoder, whose result must
  *                be f32
- *   fused        cuDNN, where map, weights and result are bf16 and the channels come in eights
+ *   Hopper       our own kernel for sm_90, where map, weights and result are bf16 and the channels
+ *                come in eights; of enlarged maps too
+ *   fused        cuDNN, where they are so on other cards
  *   patches      everything else, and everything where cuDNN is not: bands of patches, then a
  *                product
  *
- * A map that is enlarged first is enlarged into scratch, as it stands, and then convolved: nine
- * taps where four sums of weights would do, for a kernel that the library has.
+ * But for Hopper, a map that is enlarged first is enlarged into scratch, as it stands, and then
+ * convolved: nine taps where four sums of weights would do, for a kernel that the library has.
  *
  * Scratch: the enlarged map, the weights tap by tap, then cuDNN's workspace, or a band of patches
- * and what the product needs.  A dry run cannot know which way will be taken, so it counts the
- * longer.
+ * and what the product needs; on Hopper the weights alone.  A dry run cannot know which way will be
+ * taken, so it counts the longest.
  */
 #include "backend/cuda_int.h"
 #include "kernels/kernels_cuda.h"
@@ -162,13 +164,52 @@ static int run_plain(struct backend *backend, const struct conv_request *request
     return graphs_conv(cuda->graphs, request, w, scratch, backend->rehearsing, cuda->stream);
 }
 
+/* -------------------------------------------------------------------------------------- Hopper */
+
+/* Weights tap by tap, of an enlarged map those of its four phases. */
+static struct matrix hopper_weights(const struct conv_request *request)
+{
+    int64_t phases = request->enlarge ? 4 : 1, taps = request->enlarge ? 4 : 9;
+    int64_t cols = taps * request->x.cols;
+
+    return (struct matrix){
+        .dtype = DTYPE_BF16, .rows = phases * request->y.cols, .cols = cols, .ld = cols};
+}
+
+static uint64_t hopper_bytes(const struct conv_request *request)
+{
+    struct matrix w = hopper_weights(request);
+
+    return request->size == 3 ? (uint64_t)round_up_i64(2 * w.rows * w.cols, 64) : 0;
+}
+
+static int by_hopper(struct backend *backend, const struct conv_request *request)
+{
+    struct cuda     *cuda = cuda_of(backend);
+    struct workspace scratch = backend->scratch;
+    struct matrix    w = hopper_weights(request);
+    int              status;
+
+    w.data = scratch_take(&scratch, hopper_bytes(request));
+    if (backend->rehearsing) return 0;
+    if (request->enlarge)
+        status = k_conv_phases_cuda(w, request->w, cuda->stream);
+    else
+        status = k_conv_weights_cuda(w, request->w, 9, cuda->stream);
+    return status ? status : k_conv_hopper_cuda(request, w.data, cuda->stream);
+}
+
+/* ------------------------------------------------------------------------------------ all ways */
+
 uint64_t cuda_conv2d_needs(const struct backend *backend, const struct conv_request *request)
 {
     struct conv_request plain;
+    uint64_t            others;
 
-    if (!request->enlarge) return plain_needs(backend, request);
+    if (!request->enlarge) return max_u64(plain_needs(backend, request), hopper_bytes(request));
     plain = plain_of(request, request->x.data);
-    return enlarged_bytes(request) + plain_needs(backend, &plain);
+    others = enlarged_bytes(request) + plain_needs(backend, &plain);
+    return max_u64(others, hopper_bytes(request));
 }
 
 int cuda_conv2d(struct backend *backend, const struct conv_request *request)
@@ -178,6 +219,7 @@ int cuda_conv2d(struct backend *backend, const struct conv_request *request)
     struct matrix       map = request->x;
     int                 status = 0;
 
+    if (k_conv_hopper_fits(request, backend->compute)) return by_hopper(backend, request);
     if (!request->enlarge) return run_plain(backend, request);
     map.data = scratch_take(&scratch, enlarged_bytes(request));
     map.rows = 4 * request->x.rows;

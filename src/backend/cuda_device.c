@@ -47,10 +47,39 @@ out:
     return rc;
 }
 
+/* Versions of the libraries, asked on a thread of their own: it takes a tenth of a second to load
+ * half a gigabyte of products for every card, as long as the driver takes to open a context. */
+struct versions {
+    pthread_t thread;
+    bool      asked;
+    size_t    gemm, graphs;
+};
+
+static void *find_versions(void *argument)
+{
+    struct versions *versions = argument;
+
+    versions->gemm = gemm_version();
+    versions->graphs = graphs_version();
+    return NULL;
+}
+
+static void versions_begin(struct versions *versions)
+{
+    versions->asked = os.thread_create(&versions->thread, find_versions, versions) == 0;
+    if (!versions->asked) (void)find_versions(versions);
+}
+
+static void versions_end(const struct versions *versions)
+{
+    if (versions->asked) (void)pthread_join(versions->thread, NULL);
+}
+
 int backend_find_cuda(struct backend_device *out, int32_t device, struct err *err)
 {
     int                   rc = ERR_OK, count = 0, status = (int)cudaGetDeviceCount(&count);
     struct cudaDeviceProp properties;
+    struct versions       versions = {.asked = false};
     size_t                available = 0, total = 0;
 
     *out = (struct backend_device){.major = 0};
@@ -76,8 +105,10 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
               "and newer); use --device cpu",
               device, out->name, out->major, out->minor);
     }
+    versions_begin(&versions);
     status = (int)cudaSetDevice(device);
     if (status == 0) status = (int)cudaMemGetInfo(&available, &total);
+    versions_end(&versions);
     if (status != 0)
         RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
               "device: GPU %d (%s) cannot be used: %s; end the program that holds it (nvidia-smi "
@@ -85,8 +116,8 @@ int backend_find_cuda(struct backend_device *out, int32_t device, struct err *er
               device, out->name, cudaGetErrorString((cudaError_t)status));
     /* Libraries may be exchanged between two runs, and then add up in another order. */
     (void)snprintf(out->numeric, sizeof out->numeric, "%.40s sm_%d%d cuda %d blas %zu dnn %zu",
-                   out->name, out->major, out->minor, CUDART_VERSION, gemm_version(),
-                   graphs_version());
+                   out->name, out->major, out->minor, CUDART_VERSION, versions.gemm,
+                   versions.graphs);
     out->bytes_free = available;
     out->bytes_total = total;
 out:

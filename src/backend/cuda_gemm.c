@@ -1,7 +1,7 @@
 /*
  * cuda_gemm.c - products on a GPU, by cuBLASLt: one plan for each shape, chosen once.
  *
- * Owns the handle, the plans and the choice of algorithms.
+ * Owns the handle, the plans and which algorithm is the reference.
  *
  * Row-major y[m, n] = x[m, k] . w[n, k]^T is, in the library's column-major eyes, y' [n, m] = w'^T
  * x' with w' [k, n] and x' [k, m]: nothing is transposed in memory, and the bias runs down a column
@@ -14,26 +14,19 @@
  *   - the library's first proposal is the reference; it depends on shape, card and version only,
  *     and where there are many rows, or they are a map's, not on their number: for those rows must
  *     have the same bits in whatever parts or strips they are computed;
- *   - another proposal may replace it when it is more than TRIAL_MARGIN faster and its result for
- *     made-up numbers times the layer's own weights, or made-up ones where a rehearsal has none,
- *     has the same bits, all of them.
- * Kernels that multiply in the same order of k agree to the bit whatever their tiles are, so there
- * is something to choose from; one that does not agree is not chosen, however fast.
+ *   - another proposal may replace it when it is faster and its result for made-up numbers times
+ *     the layer's own weights, or made-up ones where a rehearsal has none, has the same bits, all
+ * of them. Kernels that multiply in the same order of k agree to the bit whatever their tiles are,
+ * so there is something to choose from; one that does not agree is not chosen, however fast.
  *
- * Read next: cuda_linear.c.
+ * Read next: cuda_contest.c, which chooses; cuda_linear.c.
  */
 #include "backend/cuda_int.h"
-#include "kernels/kernels_cuda.h"
 
 #include <string.h>
 
-enum { CANDIDATES_MAX = 12, TRIAL_RUNS = 3 };
-
 /* The rows that the library is asked about in place of any other number of many. */
 enum { ASKED_ROWS = 16384 };
-
-static const float  TRIAL_MARGIN = 0.02f;
-static const double TRIAL_FLOP_LEAST = 1e10; /* below, an algorithm's choice is not felt */
 
 static const char SONAME[] = CUDA_SONAME("libcublasLt", CUBLAS_VER_MAJOR);
 
@@ -42,9 +35,9 @@ size_t gemm_version(void)
     return cuda_library_version(SONAME, "cublasLtGetVersion");
 }
 
-int gemm_open(struct gemm *gemm, struct err *err)
+int gemm_open(struct gemm *gemm, const char *numeric, struct err *err)
 {
-    int rc = ERR_OK, status;
+    int rc = ERR_OK, status, driver = 0;
 #define CUBLAS_SYMBOL(name) {#name, &gemm->calls.name},
     const struct cuda_symbol symbols[] = {CUBLAS_CALLS(CUBLAS_SYMBOL)};
 
@@ -59,6 +52,8 @@ int gemm_open(struct gemm *gemm, struct err *err)
     status = (int)cudaMalloc((void **)&gemm->sum, sizeof *gemm->sum);
     if (status == 0) status = (int)cudaEventCreate(&gemm->begin);
     if (status == 0) status = (int)cudaEventCreate(&gemm->end);
+    if (status == 0) status = (int)cudaDriverGetVersion(&driver);
+    gemm->machine = hash64(numeric, strlen(numeric), (uint64_t)driver);
     if (status != 0)
         RAISE(err, status == (int)cudaErrorMemoryAllocation ? ERR_DEVICE_MEM : ERR_DEVICE, status,
               "device: no events or memory for trials: %s",
@@ -220,7 +215,7 @@ static int propose(const struct gemm *gemm, const struct gemm_plan *plan,
     if (!status)
         status = (int)calls->cublasLtMatmulAlgoGetHeuristic(gemm->handle, plan->desc, plan->w,
                                                             plan->x, plan->y, plan->y, preference,
-                                                            CANDIDATES_MAX, results, count_out);
+                                                            GEMM_PROPOSALS_MAX, results, count_out);
     if (preference != NULL) (void)calls->cublasLtMatmulPreferenceDestroy(preference);
     if (!status) *count_out = keep_usable(results, *count_out);
     return status;
@@ -238,9 +233,9 @@ static int ask(const struct gemm *gemm, struct gemm_plan *plan, const struct gem
     return status ? status : propose(gemm, plan, results, count_out);
 }
 
-static int multiply(const struct gemm *gemm, const struct gemm_plan *plan,
-                    const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
-                    cudaStream_t stream)
+int gemm_multiply(const struct gemm *gemm, const struct gemm_plan *plan,
+                  const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
+                  cudaStream_t stream)
 {
     const float one = 1.0f, zero = 0.0f;
     int         status = 0;
@@ -256,93 +251,13 @@ static int multiply(const struct gemm *gemm, const struct gemm_plan *plan,
     return status == 0 ? 0 : STATUS_CUBLAS + status;
 }
 
-/* ------------------------------------------------------------------------------------ trials */
-
-struct trial {
-    float    seconds; /* of the fastest run */
-    uint64_t sum;     /* of the result's bits */
-};
-
-static int try_one(const struct gemm *gemm, const struct gemm_plan *plan,
-                   const struct gemm_request *request, const cublasLtMatmulAlgo_t *algo,
-                   cudaStream_t stream, struct trial *out)
-{
-    int status = multiply(gemm, plan, request, algo, stream); /* warms up */
-
-    *out = (struct trial){.seconds = 1e30f};
-    for (int run = 0; run < TRIAL_RUNS && !status; run++) {
-        float milliseconds = 0;
-        status = (int)cudaEventRecord(gemm->begin, stream);
-        if (!status) status = multiply(gemm, plan, request, algo, stream);
-        if (!status) status = (int)cudaEventRecord(gemm->end, stream);
-        if (!status) status = (int)cudaEventSynchronize(gemm->end);
-        if (!status) status = (int)cudaEventElapsedTime(&milliseconds, gemm->begin, gemm->end);
-        if (!status && milliseconds * 1e-3f < out->seconds) out->seconds = milliseconds * 1e-3f;
-    }
-    if (!status) status = (int)cudaMemsetAsync(gemm->sum, 0, sizeof *gemm->sum, stream);
-    if (!status) status = k_checksum_cuda(gemm->sum, request->y, stream);
-    if (!status)
-        status = (int)cudaMemcpyAsync(&out->sum, gemm->sum, sizeof out->sum, cudaMemcpyDeviceToHost,
-                                      stream);
-    return status ? status : (int)cudaStreamSynchronize(stream);
-}
-
-/* Numbers where a rehearsal has none: what lies there by chance, a NaN or zeros, would make all
- * proposals agree. */
-static int make_up(const struct gemm_request *request, cudaStream_t stream)
-{
-    struct matrix bias = {.data = (void *)(uintptr_t)request->bias,
-                          .dtype = request->y.dtype,
-                          .rows = 1,
-                          .cols = request->y.cols,
-                          .ld = request->y.cols};
-    int           status = k_fill_cuda(request->x, 1, stream);
-
-    if (!status && !request->w_kept) status = k_fill_cuda(request->w, 2, stream);
-    if (!status && request->bias != NULL && !request->bias_kept)
-        status = k_fill_cuda(bias, 3, stream);
-    return status;
-}
-
-/* The plan's algorithm, or a faster one of the same bits. */
-static int choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
-                  const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream)
-{
-    struct trial first, best, now;
-    int          chosen = -1, same = 0;
-    int          status = make_up(request, stream);
-
-    if (!status) status = try_one(gemm, plan, request, &plan->algo, stream, &first);
-    best = first;
-    best.seconds *= 1 - TRIAL_MARGIN;
-    for (int i = 0; i < count && !status; i++) {
-        status = try_one(gemm, plan, request, &results[i].algo, stream, &now);
-        if (status >= STATUS_CUBLAS) { /* refused after all; the card is well */
-            status = 0;
-            continue;
-        }
-        if (status || now.sum != first.sum) continue;
-        same++;
-        if (now.seconds >= best.seconds) continue;
-        best = now;
-        chosen = i;
-    }
-    if (status) return status;
-    if (chosen >= 0) plan->algo = results[chosen].algo;
-    log_line(LOG_DEBUG,
-             "product %lld x %lld x %lld: proposal %d of %d, %d of the same bits; %.0f us, the "
-             "first %.0f us",
-             (long long)plan->shape.m, (long long)plan->shape.n, (long long)plan->shape.k,
-             chosen + 1, count, same, 1e6 * (double)(chosen < 0 ? first : best).seconds,
-             1e6 * (double)first.seconds);
-    return 0;
-}
+/* ----------------------------------------------------------------------------------- finding */
 
 /* The first proposal for as many rows as are asked about, if it does for this shape too. */
 static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
                          const struct gemm_request *request, cublasLtMatmulAlgo_t *algo_out)
 {
-    cublasLtMatmulHeuristicResult_t results[CANDIDATES_MAX], checked;
+    cublasLtMatmulHeuristicResult_t results[GEMM_PROPOSALS_MAX] = {{.state = 0}}, checked;
     struct gemm_plan                asked = {.shape = plan->shape};
     int                             count = 0, status;
 
@@ -355,12 +270,6 @@ static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
     status = (int)gemm->calls.cublasLtMatmulAlgoCheck(gemm->handle, plan->desc, plan->w, plan->x,
                                                       plan->y, plan->y, algo_out, &checked);
     return status == 0 && checked.workspaceSize <= GEMM_WORKSPACE_BYTES;
-}
-
-static bool is_worth_trials(const struct gemm_shape *shape)
-{
-    return shape->in_type == CUDA_R_16BF &&
-           2.0 * (double)shape->m * (double)shape->n * (double)shape->k >= TRIAL_FLOP_LEAST;
 }
 
 static struct gemm_plan *find(struct gemm *gemm, const struct gemm_shape *shape)
@@ -384,7 +293,7 @@ static int make(struct gemm *gemm, const struct gemm_request *request,
                 const struct gemm_shape *shape, bool rehearsing, cudaStream_t stream,
                 struct gemm_plan **out)
 {
-    cublasLtMatmulHeuristicResult_t results[CANDIDATES_MAX];
+    cublasLtMatmulHeuristicResult_t results[GEMM_PROPOSALS_MAX] = {{.state = 0}};
     struct gemm_plan                made = {.shape = *shape};
     int                             count = 0, status = ask(gemm, &made, request, results, &count);
 
@@ -394,8 +303,8 @@ static int make(struct gemm *gemm, const struct gemm_request *request,
         return STATUS_CUBLAS + status;
     }
     if (!ask_for_many(gemm, &made, request, &made.algo)) made.algo = results[0].algo;
-    if (rehearsing && is_worth_trials(shape))
-        status = choose(gemm, &made, request, results, count, stream);
+    if (rehearsing && contest_is_worth(shape))
+        status = contest_choose(gemm, &made, request, results, count, stream);
     if (status)
         close_plan(&gemm->calls, &made);
     else
@@ -413,5 +322,5 @@ int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehears
     must(request->workspace.bytes >= GEMM_WORKSPACE_BYTES);
     if (plan == NULL) status = make(gemm, request, &shape, rehearsing, stream, &plan);
     if (status || rehearsing) return status;
-    return multiply(gemm, plan, request, &plan->algo, stream);
+    return gemm_multiply(gemm, plan, request, &plan->algo, stream);
 }

@@ -8,10 +8,10 @@
 #define MURAL_CUDA_INT_H
 
 #include "backend/backend_int.h"
+#include "backend/cuda_gemm.h"
 #include "backend/cuda_ring.h"
 #include "kernels/kernels.h"
 
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 enum { STATUS_CUBLAS = 1000000, STATUS_CUDNN = 2000000, STATUS_NO_PLAN = 3000000 };
@@ -67,83 +67,6 @@ int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix
 /* Returns when `target` is there. */
 int cuda_download(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                   struct matrix source);
-
-/* -------------------------------------------------------------------- products (cuda_gemm.c) */
-
-#define CUBLAS_CALLS(X)                                                                            \
-    X(cublasLtCreate)                                                                              \
-    X(cublasLtDestroy)                                                                             \
-    X(cublasLtMatmul)                                                                              \
-    X(cublasLtMatmulAlgoCheck)                                                                     \
-    X(cublasLtMatmulAlgoGetHeuristic)                                                              \
-    X(cublasLtMatmulDescCreate)                                                                    \
-    X(cublasLtMatmulDescDestroy)                                                                   \
-    X(cublasLtMatmulDescSetAttribute)                                                              \
-    X(cublasLtMatmulPreferenceCreate)                                                              \
-    X(cublasLtMatmulPreferenceDestroy)                                                             \
-    X(cublasLtMatmulPreferenceSetAttribute)                                                        \
-    X(cublasLtMatrixLayoutCreate)                                                                  \
-    X(cublasLtMatrixLayoutDestroy)                                                                 \
-    X(cublasLtGetStatusString)
-
-struct cublas_calls {
-#define CUBLAS_FIELD(name) __typeof__(&name) name;
-    CUBLAS_CALLS(CUBLAS_FIELD)
-#undef CUBLAS_FIELD
-};
-
-/* One product y[m, n] = x[m, k] . w, w as [n, k], or as [k, n] when `plain`; all that the choice of
- * an algorithm depends on.  Compared as bytes, so made from zeros. */
-struct gemm_shape {
-    int64_t m, n, k, x_ld, w_ld, y_ld;
-    int32_t in_type, out_type; /* cudaDataType_t; x and w are of one type */
-    int32_t epilogue;
-    int16_t plain, many; /* many: the algorithm is that of many rows, whatever m */
-    int32_t x_align, w_align, y_align, bias_align;
-};
-
-struct gemm_plan {
-    struct gemm_shape      shape;
-    cublasLtMatmulDesc_t   desc;
-    cublasLtMatrixLayout_t x, w, y;
-    cublasLtMatmulAlgo_t   algo;
-};
-
-/* More than the shapes of any model at two sizes of picture. */
-enum { GEMM_PLANS_MAX = 512 };
-#define GEMM_WORKSPACE_BYTES ((uint64_t)32 << 20)
-#define GEMM_SCRATCH_BYTES   (GEMM_WORKSPACE_BYTES + WORKSPACE_ALIGNMENT)
-
-struct gemm {
-    struct cublas_calls calls;
-    cublasLtHandle_t    handle;
-    struct gemm_plan   *plans;      /* [GEMM_PLANS_MAX], used in turn */
-    uint64_t            plans_made; /* ever */
-    cudaEvent_t         begin, end;
-    uint64_t           *sum; /* device memory, one number */
-};
-
-struct gemm_request {
-    struct matrix    y, x, w; /* x and w of one type, f32 or bf16 */
-    const void      *bias;    /* of y's type, for the epilogue; NULL: none */
-    enum activation  act;     /* ACT_NONE, or ACT_GELU_TANH with a bias and bf16 */
-    bool             plain;   /* w is [k, n] */
-    bool             of_map; /* x and y are rows of a map, which may come in strips of any height */
-    bool             w_kept, bias_kept; /* they hold their numbers in a rehearsal too */
-    struct workspace workspace;
-};
-/* As cuda_library_version. */
-size_t gemm_version(void);
-int    gemm_open(struct gemm *gemm, struct err *err);
-void   gemm_close(struct gemm *gemm);
-/* Is it the card's memory that a status of cuBLASLt is about? */
-bool gemm_lacks_memory(int status);
-/* In a rehearsal candidates are timed: x, and of w and bias what is not kept, are filled with
- * made-up numbers and y overwritten; nothing else is computed. */
-int gemm_run(struct gemm *gemm, const struct gemm_request *request, bool rehearsing,
-             cudaStream_t stream);
-/* Pure: the shape of a request. */
-struct gemm_shape gemm_shape_of(const struct gemm_request *request);
 
 /* -------------------------------------------------------------- fused graphs (cuda_graph.c) */
 

@@ -39,10 +39,11 @@ struct modulation_ahead {
 /* One engine belongs to one thread.  engine_estimate uses one whose weights were never mapped. */
 struct engine {
     struct model            *model;
-    struct networks          networks; /* of the host                                       */
-    struct networks          painters; /* VAE and transformer as `backend` reads them       */
-    struct arena            *vectors;  /* fp32 copies of biases and norm weights            */
-    struct clip_tokenizer   *clip_tokenizer;
+    struct networks          networks;       /* of the host                                       */
+    struct networks          painters;       /* VAE and transformer as `backend` reads them       */
+    struct arena            *vectors;        /* fp32 copies of biases and norm weights            */
+    struct tokenizers       *own_tokenizers; /* NULL: they are the caller's                     */
+    struct clip_tokenizer   *clip_tokenizer; /* of either                                       */
     struct t5_tokenizer     *t5_tokenizer;
     struct engine_facts      facts;
     struct backend_options   machine;      /* for tiles; its arena limit is what they take      */

@@ -35,17 +35,22 @@ out:
     return rc;
 }
 
-static int open_tokenizers(struct engine *engine, uint32_t text_tokens, struct err *err)
+static int open_tokenizers(struct engine *engine, const struct engine_options *options,
+                           struct err *err)
 {
     int                 rc = ERR_OK;
     const struct model *model = engine->model;
-    char                path[sizeof model->folder + 16];
+    struct tokenizers  *both = options->tokenizers;
+    uint32_t            text_tokens = options->text_tokens;
     int32_t             clip_limit, t5_limit;
 
-    must(os_join(path, sizeof path, model->folder, "tokenizer"));
-    TRY(clip_tokenizer_open(&engine->clip_tokenizer, path, err));
-    must(os_join(path, sizeof path, model->folder, "tokenizer_2"));
-    TRY(t5_tokenizer_open(&engine->t5_tokenizer, path, err));
+    if (both == NULL) {
+        TRY(tokenizers_open(&engine->own_tokenizers, err));
+        both = engine->own_tokenizers;
+    }
+    TRY(tokenizers_read(both, model->folder, err));
+    engine->clip_tokenizer = both->clip;
+    engine->t5_tokenizer = both->t5;
     clip_limit = clip_tokenizer_id_limit(engine->clip_tokenizer);
     t5_limit = t5_tokenizer_id_limit(engine->t5_tokenizer);
     if (clip_limit > model->clip.vocab || t5_limit > model->t5.vocab)
@@ -154,7 +159,7 @@ int engine_open_dry(struct engine **out, const struct engine_options *options, s
     TRY(os_alloc((void **)&engine, 1, sizeof *engine, "an engine", err));
     TRY(model_open(&engine->model, &paths, err));
     TRY(check_model(engine->model, err));
-    TRY(open_tokenizers(engine, options->text_tokens, err));
+    TRY(open_tokenizers(engine, options, err));
     gather_facts(engine, options);
     TRY(arena_open_dry(&engine->vectors, err));
     TRY(load_networks(engine, engine->vectors, true, err));
@@ -198,8 +203,7 @@ void engine_close(struct engine *engine)
     prompt_forget(engine);
     free_networks(&engine->networks);
     arena_close(engine->vectors);
-    clip_tokenizer_close(engine->clip_tokenizer);
-    t5_tokenizer_close(engine->t5_tokenizer);
+    tokenizers_close(engine->own_tokenizers);
     model_close(engine->model);
     os_free(engine);
 }

@@ -12,11 +12,11 @@
 #define MURAL_ENGINE_H
 
 #include "base/base.h"
+#include "engine/tokenizers.h"
 #include "memory/memory.h"
 
 struct engine;
 struct prompt;
-
 enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 
 /* Who computes.  WALLED is the CPU behind a wall, for tests: it has memory of its own, as a GPU. */
@@ -62,6 +62,7 @@ struct engine_options {
     const struct engine_device *device; /* that GPU, if found before; NULL: the driver is asked */
     struct engine_memory        memory; /* of a GPU */
     bool text_on_cpu; /* beside a GPU: it rounds otherwise: engine_numeric_version tells it */
+    struct tokenizers *tokenizers; /* of that model; NULL: the engine reads its own */
 };
 
 /* Facts for plans and for callers' buffers; reading them touches no weights. */
@@ -93,8 +94,8 @@ struct engine_size {
     uint32_t steps, steps_next; /* of the sigma list, and of a prompt's `next`; 0: it has none */
 };
 
-/* Reads configurations, and for a GPU the headers of weights, but no weights.  Bytes are the most
- * of all sizes: what engine_reserve takes, and prompt_open with what it makes ahead. */
+/* Reads configurations, and for a GPU headers of weights.  Bytes are the most of all sizes: what
+ * engine_reserve takes, and prompt_open for one prompt and what it makes ahead. */
 int engine_estimate(struct engine_cost *cost_out, struct engine_facts *facts_out,
                     const struct engine_options *options, const struct engine_size *sizes,
                     size_t size_count, struct err *err);
@@ -125,8 +126,7 @@ struct engine_outlook {
 
 /* Decides it, for a GPU, by dry runs alone; engine_reserve decides the same from the same numbers.
  * `tiles` of a size is how many can be ready together, at most 16; a pass may take fewer.
- * `text_may_move`: consent to text encoders on the CPU.  ERR_DEVICE_MEM: one sentence says what is
- * short by how much. */
+ * `text_may_move`: text encoders may go to the CPU.  ERR_DEVICE_MEM: what is short by how much. */
 int engine_plan_memory(struct engine_outlook *out, const struct engine_options *options,
                        const struct engine_card *card, bool text_may_move,
                        const struct engine_size *sizes, size_t size_count, struct err *err);

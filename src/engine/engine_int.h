@@ -40,6 +40,13 @@ int t5_tokenizer_encode(const struct t5_tokenizer *tokenizer, const char *text, 
 uint32_t t5_tokenizer_max(const struct t5_tokenizer *tokenizer); /* model_max_length */
 int32_t  t5_tokenizer_id_limit(const struct t5_tokenizer *tokenizer);
 
+struct tokenizers {
+    struct clip_tokenizer *clip; /* NULL until they are read */
+    struct t5_tokenizer   *t5;
+};
+/* Those of a model's folder, unless they are there. */
+int tokenizers_read(struct tokenizers *tokenizers, const char *folder, struct err *err);
+
 /* ----------------------------------------------------------------------------------- layers */
 
 /* y = x w^T + bias */

@@ -21,6 +21,8 @@ done
 model=$(realpath "$model") || { echo "no sample model; give MODEL=folder"; exit 2; }
 work=${LOGS:-$PWD/poster}
 mkdir -p "$work" && cd "$work" || exit 2
+export XDG_CACHE_HOME=$PWD/cache # what trials choose here is none of the user's
+rm -rf cache/mural
 passed=0 failed=0 skipped=0
 
 mural() { "$here/kit" mural "$@"; }
@@ -86,6 +88,36 @@ check "one without workers has the same bytes" alone.log cmp -s first.tif alone.
 # shellcheck disable=SC2086
 paint two --device "$device" $steps --workers 2
 check "one by two workers on the same GPU has the same bytes" two.log cmp -s first.tif two.tif
+
+stage "what trials chose is kept"
+kept=cache/mural/choices
+if [ "$device" = cpu ]; then
+    check "the CPU makes no trials" first.log [ ! -e cache/mural ]
+else
+    # Of this model, products of a tile of 2048 px are worth a trial, and none of smaller ones.
+    large="--size 2048 --tile 2048 --steps 2 --draft-steps 2"
+    # shellcheck disable=SC2086
+    paint tried --device "$device" $large
+    check "on the disk" tried.log [ -s "$kept" ]
+    cp "$kept" choices
+    # shellcheck disable=SC2086
+    paint recalled --device "$device" $large
+    check "another start keeps nothing new" recalled.log cmp -s "$kept" choices
+    check "and paints the same bytes" recalled.log cmp -s tried.tif recalled.tif
+    for damage in zeros noise nothing folder; do
+        rm -f "$kept"
+        case $damage in
+        zeros) head -c 98304 /dev/zero >"$kept" ;;
+        noise) head -c 200000 /dev/urandom >"$kept" ;;
+        folder) mkdir "$kept" ;;
+        esac
+        # shellcheck disable=SC2086
+        paint damaged --device "$device" $large
+        check "and so it does with $damage in the place of the file" damaged.log \
+            cmp -s tried.tif damaged.tif
+    done
+    rmdir "$kept"
+fi
 
 stage "a batch of posters with one loaded model"
 {

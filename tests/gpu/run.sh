@@ -11,6 +11,8 @@ export MURAL_TEST_DATA=$PWD OMP_WAIT_POLICY=passive CMOCKA_MESSAGE_OUTPUT=TAP
 passed=0 failed=0 skipped=0
 logs=${LOGS:-$PWD/logs}
 mkdir -p "$logs"
+XDG_CACHE_HOME=$(realpath "$logs")/cache # what trials choose here is none of the user's
+export XDG_CACHE_HOME
 
 stage() { echo; echo "== $1"; }
 
@@ -56,7 +58,7 @@ if [ "${1:-}" != quick ]; then
             skipped=$((skipped + 1))
             continue
         fi
-        for test in $(echo "$tests" | grep -vE 'gemm|graph|plan|ring|trace'); do
+        for test in $(echo "$tests" | grep -vE 'contest|gemm|graph|plan|ring|trace'); do
             timeout 900 "$sanitizer" --tool "$tool" --error-exitcode 9 ./kit "$test" \
                 >"$logs/$test-$tool.log" 2>&1
             count "$logs/$test-$tool.log" $? "$test-$tool"

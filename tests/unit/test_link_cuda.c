@@ -6,6 +6,7 @@
  */
 #include "../test.h"
 
+#include <errno.h>
 #include <time.h>
 
 #include <cuda_runtime_api.h>
@@ -17,7 +18,20 @@ static struct {
     int    copies, calls, fails_at;
     int    blocks; /* of memory, on either side, that nobody freed */
     size_t bytes;  /* of the last copy */
+    bool   meets;  /* the driver opens its context, and a library is loaded, only at once */
+    int    loading, opening, versions_asked; /* atomic */
 } made;
+
+/* Each raises its own flag and waits for the other's, though not for ever. */
+static void meet(int *mine, int *other)
+{
+    struct timespec lap = {.tv_nsec = 1000000};
+
+    __atomic_store_n(mine, 1, __ATOMIC_RELEASE);
+    for (int i = 0; made.meets && i < 10000 && !__atomic_load_n(other, __ATOMIC_ACQUIRE); i++)
+        (void)nanosleep(&lap, NULL);
+    if (made.meets) assert_true(__atomic_load_n(other, __ATOMIC_ACQUIRE));
+}
 
 static cudaError_t call(void)
 {
@@ -27,6 +41,7 @@ static cudaError_t call(void)
 static cudaError_t made_set_device(int device)
 {
     assert_int_equal(device, 3);
+    meet(&made.opening, &made.loading);
     return call();
 }
 
@@ -89,11 +104,13 @@ static cudaError_t made_free_bytes(size_t *left, size_t *total)
 
 static size_t made_gemm_version(void)
 {
+    meet(&made.loading, &made.opening);
     return 130100;
 }
 
 static size_t made_graphs_version(void)
 {
+    (void)__atomic_add_fetch(&made.versions_asked, 1, __ATOMIC_RELEASE);
     return 91900;
 }
 
@@ -168,6 +185,7 @@ static void the_bits_are_the_libraries_too(void **state)
     struct backend_device device;
 
     (void)state;
+    made.meets = true;
     ASSERT_OK(backend_find_cuda(&device, 3, &err));
     assert_non_null(strstr(device.numeric, "x sm_121 cuda "));
     assert_non_null(strstr(device.numeric, " blas 130100 dnn 91900"));
@@ -175,11 +193,48 @@ static void the_bits_are_the_libraries_too(void **state)
     assert_int_equal(device.bytes_free, 5);
 }
 
+static int no_thread(pthread_t *out, void *(*run)(void *), void *argument)
+{
+    (void)out;
+    (void)run;
+    (void)argument;
+    return EAGAIN;
+}
+
+static void without_a_thread_it_takes_longer(void **state)
+{
+    struct os_calls       usual = os;
+    struct err            err = {0};
+    struct backend_device device;
+
+    (void)state;
+    os.thread_create = no_thread;
+    ASSERT_OK(backend_find_cuda(&device, 3, &err));
+    os = usual;
+    assert_non_null(strstr(device.numeric, " blas 130100 dnn 91900"));
+}
+
+/* Whoever began to load libraries is done when the failure is told. */
+static void a_gpu_that_fails_leaves_no_thread(void **state)
+{
+    (void)state;
+    for (int at = 1; at <= 4; at++) { /* count, properties, device, memory */
+        struct err            err = {0};
+        struct backend_device device;
+        (void)begin(NULL);
+        made.fails_at = at;
+        assert_int_equal(backend_find_cuda(&device, 3, &err), at < 3 ? ERR_DEVICE : ERR_DEVICE_MEM);
+        assert_int_equal(__atomic_load_n(&made.versions_asked, __ATOMIC_ACQUIRE), at > 2);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(the_best_of_the_copies_counts, begin),
         cmocka_unit_test_setup(every_call_may_fail, begin),
-        cmocka_unit_test_setup(the_bits_are_the_libraries_too, begin)};
+        cmocka_unit_test_setup(the_bits_are_the_libraries_too, begin),
+        cmocka_unit_test_setup(without_a_thread_it_takes_longer, begin),
+        cmocka_unit_test_setup(a_gpu_that_fails_leaves_no_thread, begin)};
     return cmocka_run_group_tests_name("link", tests, NULL, NULL);
 }

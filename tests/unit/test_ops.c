@@ -238,19 +238,20 @@ static void convolutions_agree(void **state)
     }
 }
 
-/* The rows of a map, of which one at each end lends itself only. */
+/* The rows of a map, of which one at each end lends itself only; `rows` of what is enlarged. */
 static struct matrix convolved_rows(struct backend *machine, const struct conv_request *whole,
                                     int32_t first, int32_t rows)
 {
-    const int64_t       in_w = whole->in_w, step = whole->stride;
+    const int64_t       in_w = whole->in_w, step = whole->stride, times = whole->enlarge ? 4 : 1;
     const int32_t       above = whole->pad_top;
     const int32_t       height = (int32_t)step * (rows - 1) + whole->size;
     struct conv_request part = *whole;
 
     part.x = matrix_rows(whole->x, (first * step - above) * in_w, height * in_w);
     part.in_h = height;
-    part.pad_top = part.pad_bottom = 0;
-    part.y = backend_take(machine, whole->y.dtype, rows * in_w / step, whole->y.cols, "rows");
+    part.pad_top = part.pad_bottom = whole->enlarge ? -1 : 0;
+    part.y =
+        backend_take(machine, whole->y.dtype, times * rows * in_w / step, whole->y.cols, "rows");
     backend_conv2d(machine, &part);
     return part.y;
 }
@@ -268,7 +269,7 @@ static int64_t rows_that_differ(struct backend *machine, struct matrix a, struct
 }
 
 struct layer_case {
-    int32_t w, size, stride;
+    int32_t w, size, stride, times; /* times 2: of the enlarged map */
     int64_t in, out;
 };
 
@@ -290,28 +291,32 @@ static int strips_apart(const struct layer_case *c)
                                   .pad_top = c->size == 3 && c->stride == 1,
                                   .pad_left = c->size == 3 && c->stride == 1,
                                   .pad_bottom = c->size == 3,
-                                  .pad_right = c->size == 3};
+                                  .pad_right = c->size == 3,
+                                  .enlarge = c->times == 2};
+    const int32_t        times = c->times, out_w = times * w / c->stride;
     int                  bad = 0;
 
     whole.x = backend_take(machine, dtype, (int64_t)h * w, in, "x");
     whole.w = backend_take(machine, dtype, out, c->size * c->size * in, "w");
-    whole.y = backend_take(machine, dtype, (int64_t)h * w / (c->stride * c->stride), out, "y");
+    whole.y = backend_take(machine, dtype, (int64_t)times * h / c->stride * out_w, out, "y");
     backend_fill(machine, whole.x, 1);
     backend_fill(machine, whole.w, 2);
     backend_conv2d(machine, &whole);
     for (size_t i = 0; i < ARRAY_COUNT(heights); i++) {
-        const int32_t     first = 2, rows = heights[i], out_w = w / c->stride;
+        const int32_t     first = 2, rows = heights[i];
         struct arena_mark mark = arena_mark(arena);
 
         if (c->stride * (first + rows) >= h) continue;
         struct matrix part = convolved_rows(machine, &whole, first, rows);
-        struct matrix same = matrix_rows(whole.y, (int64_t)first * out_w, (int64_t)rows * out_w);
-        int64_t       apart = rows_that_differ(machine, part, same);
+        struct matrix same =
+            matrix_rows(whole.y, (int64_t)times * first * out_w, (int64_t)times * rows * out_w);
+        int64_t apart = rows_that_differ(machine, part, same);
         if (apart > 0)
-            print_message("# %lld -> %lld, size %d, stride %d, width %d, %d rows: %lld of %lld "
+            print_message("# %lld -> %lld, size %d, stride %d%s, width %d, %d rows: %lld of %lld "
                           "pixels differ\n",
-                          (long long)in, (long long)out, c->size, c->stride, w, rows,
-                          (long long)apart, (long long)part.rows);
+                          (long long)in, (long long)out, c->size, c->stride,
+                          times == 2 ? ", enlarged" : "", w, rows, (long long)apart,
+                          (long long)part.rows);
         bad += apart > 0;
         arena_rewind(arena, mark);
     }
@@ -323,12 +328,13 @@ static int strips_apart(const struct layer_case *c)
 static void a_row_does_not_depend_on_those_computed_with_it(void **state)
 {
     static const struct layer_case layers[] = {
-        {2048, 3, 1, 128, 128}, {2048, 3, 1, 256, 128}, {2048, 3, 1, 256, 256},
-        {2048, 3, 2, 128, 128}, {2048, 1, 1, 256, 128}, {1024, 3, 1, 128, 256},
-        {1024, 3, 1, 256, 256}, {1024, 3, 1, 512, 256}, {1024, 3, 1, 512, 512},
-        {1024, 3, 2, 256, 256}, {1024, 1, 1, 128, 256}, {1024, 1, 1, 512, 256},
-        {512, 3, 1, 256, 512},  {512, 3, 1, 512, 512},  {512, 3, 2, 512, 512},
-        {512, 1, 1, 256, 512},  {256, 3, 1, 512, 512},  {256, 3, 1, 16, 512},
+        {2048, 3, 1, 1, 128, 128}, {2048, 3, 1, 1, 256, 128}, {2048, 3, 1, 1, 256, 256},
+        {2048, 3, 2, 1, 128, 128}, {2048, 1, 1, 1, 256, 128}, {1024, 3, 1, 1, 128, 256},
+        {1024, 3, 1, 1, 256, 256}, {1024, 3, 1, 1, 512, 256}, {1024, 3, 1, 1, 512, 512},
+        {1024, 3, 2, 1, 256, 256}, {1024, 1, 1, 1, 128, 256}, {1024, 1, 1, 1, 512, 256},
+        {512, 3, 1, 1, 256, 512},  {512, 3, 1, 1, 512, 512},  {512, 3, 2, 1, 512, 512},
+        {512, 1, 1, 1, 256, 512},  {256, 3, 1, 1, 512, 512},  {256, 3, 1, 1, 16, 512},
+        {512, 3, 1, 2, 256, 256},  {256, 3, 1, 2, 512, 512},
     };
     int bad = 0;
 
