@@ -131,6 +131,10 @@ void k_unpack_latent_cpu(float *latent, struct matrix tokens, int32_t h, int32_t
                          int32_t channels);
 /* count of values that are NaN or infinite */
 int64_t k_count_bad_cpu(const float *x, int64_t count);
+/* y = x, and the count of y's: what others may write to meanwhile is read once, and judged then */
+int64_t k_copy_count_bad_cpu(float *y, const float *x, int64_t count);
+/* the count, and then x = min(max(x, 0), 1) */
+int64_t k_clamp_count_bad_cpu(float *x, int64_t count);
 /* y = x * mul + add, element by element, any of f32/bf16 */
 void k_affine_cpu(struct matrix y, struct matrix x, float mul, float add);
 

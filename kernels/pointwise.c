@@ -14,6 +14,9 @@
 enum { PARALLEL_MIN = 16384 };
 /* Flat arrays are cut into pieces of this many elements. */
 enum { PIECE = 65536 };
+/* A latent of a large tile, which is passed on between processes in every step, is not worth it
+ * yet: threads that wait for more work are in the way of those of the other process. */
+enum { FLAT_PARALLEL_MIN = 1 << 20 };
 
 /* ------------------------------------------------------------------------- sums and products */
 
@@ -153,7 +156,7 @@ KERNEL_CLONES static void euler_piece(float *x, const float *v, float dt, int64_
 
 void k_euler_step_cpu(float *x, const float *v, float dt, int64_t count)
 {
-#pragma omp parallel for schedule(static) if (count > PIECE)
+#pragma omp parallel for schedule(static) if (count > FLAT_PARALLEL_MIN)
     for (int64_t first = 0; first < count; first += PIECE)
         euler_piece(x + first, v + first, dt, min_i64(PIECE, count - first));
 }
@@ -167,26 +170,73 @@ KERNEL_CLONES static void mix_piece(float *x, const float *noise, float sigma, i
 
 void k_mix_noise_cpu(float *x, const float *noise, float sigma, int64_t count)
 {
-#pragma omp parallel for schedule(static) if (count > PIECE)
+#pragma omp parallel for schedule(static) if (count > FLAT_PARALLEL_MIN)
     for (int64_t first = 0; first < count; first += PIECE)
         mix_piece(x + first, noise + first, sigma, min_i64(PIECE, count - first));
 }
 
-KERNEL_CLONES static int64_t count_bad_piece(const float *x, int64_t count)
+/* NaN and infinity are the values with all exponent bits. */
+KERNEL_INLINE int32_t is_bad(float value)
 {
-    int64_t bad = 0;
+    return (float_bits(value) & 0x7f800000u) == 0x7f800000u;
+}
+
+KERNEL_CLONES static int32_t count_bad_piece(const float *x, int64_t count)
+{
+    int32_t bad = 0;
 #pragma omp simd reduction(+ : bad)
-    for (int64_t i = 0; i < count; i++) /* NaN and infinity are the values with all exponent bits */
-        bad += (float_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    for (int64_t i = 0; i < count; i++)
+        bad += is_bad(x[i]);
     return bad;
 }
 
 int64_t k_count_bad_cpu(const float *x, int64_t count)
 {
     int64_t bad = 0;
-#pragma omp parallel for schedule(static) reduction(+ : bad) if (count > PIECE)
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (count > FLAT_PARALLEL_MIN)
     for (int64_t first = 0; first < count; first += PIECE)
         bad += count_bad_piece(x + first, min_i64(PIECE, count - first));
+    return bad;
+}
+
+KERNEL_CLONES static int32_t copy_piece(float *y, const float *x, int64_t count)
+{
+    int32_t bad = 0;
+#pragma omp simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++) {
+        float value = x[i];
+        y[i] = value;
+        bad += is_bad(value);
+    }
+    return bad;
+}
+
+int64_t k_copy_count_bad_cpu(float *y, const float *x, int64_t count)
+{
+    int64_t bad = 0;
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (count > FLAT_PARALLEL_MIN)
+    for (int64_t first = 0; first < count; first += PIECE)
+        bad += copy_piece(y + first, x + first, min_i64(PIECE, count - first));
+    return bad;
+}
+
+KERNEL_CLONES static int32_t clamp_piece(float *x, int64_t count)
+{
+    int32_t bad = 0;
+#pragma omp simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++) {
+        bad += is_bad(x[i]);
+        x[i] = x[i] < 0.0f ? 0.0f : x[i] > 1.0f ? 1.0f : x[i];
+    }
+    return bad;
+}
+
+int64_t k_clamp_count_bad_cpu(float *x, int64_t count)
+{
+    int64_t bad = 0;
+#pragma omp parallel for schedule(static) reduction(+ : bad) if (count > FLAT_PARALLEL_MIN)
+    for (int64_t first = 0; first < count; first += PIECE)
+        bad += clamp_piece(x + first, min_i64(PIECE, count - first));
     return bad;
 }
 

@@ -126,7 +126,7 @@ run_script cli-sanitized env MURAL="$PWD/build/address/mural" tests/cli/run.sh
 
 # OpenMP's own library is not instrumented, so one thread of it; what is watched are ours.
 stage "threads of ours with ThreadSanitizer"
-threaded="tests/unit/test_assemble tests/unit/test_crew tests/unit/test_gauge tests/unit/test_wire tests/fault/fault_fleet tests/fault/fault_group \
+threaded="tests/unit/test_assemble tests/unit/test_crew tests/unit/test_shelf tests/unit/test_gauge tests/unit/test_wire tests/fault/fault_fleet tests/fault/fault_group \
           tests/fault/fault_workshop"
 build thread $(printf ' build/thread/%s' $threaded)
 for program in $threaded; do

@@ -49,7 +49,11 @@ struct backend_options {
     uint64_t pinned_bytes; /* most of the host's memory for parcels; those beyond it are read from
                               where the weights are whenever they travel                    */
     /* A file for parcels' bytes that other processes have too, as in shared_pins.h; 0: none. */
-    int       shared_fd;
+    int shared_fd;
+    /* Memory on pages of its own that callers' floats lie in, of a distant machine: it may copy
+     * from and to there itself; outlives the backend.  0 bytes: none. */
+    void     *exchange;
+    uint64_t  exchange_bytes;
     uint64_t *pulse; /* counted up, atomically, with every operation; another process may watch it
                         to see that this one lives; NULL: nobody does                          */
 };

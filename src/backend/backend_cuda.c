@@ -349,6 +349,7 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     if (status != 0)
         RAISE(err, code, status, "device: no stream or pinned memory for GPU %d (%s): %s",
               cuda->device, cuda->facts.name, cudaGetErrorString((cudaError_t)status));
+    cuda_staging_exchange(&cuda->staging, options->exchange, options->exchange_bytes);
     TRY(open_arenas(cuda, options, err));
     TRY(parcels_open(&cuda->base.parcels, err));
     TRY(ring_open(&cuda->ring, cuda->base.parcels, options, err));

@@ -7,6 +7,9 @@
  * way. What is small shares a buffer.  Types are changed on the host, on the way into a buffer or
  * out of it, so that only what is needed crosses the bus.
  *
+ * Pixels and latents need no buffer where the memory that another process passes them in could be
+ * pinned itself: then it is a buffer.
+ *
  * Read next: host_read.c.
  */
 #include "backend/cuda_int.h"
@@ -28,8 +31,20 @@ int cuda_staging_open(struct cuda_staging *staging)
     return status;
 }
 
+void cuda_staging_exchange(struct cuda_staging *staging, void *exchange, uint64_t bytes)
+{
+    if (bytes == 0) return;
+    if (cudaHostRegister(exchange, (size_t)bytes, cudaHostRegisterDefault) != cudaSuccess) {
+        (void)cudaGetLastError(); /* the next launch would tell it */
+        return;
+    }
+    staging->exchange = exchange;
+    staging->exchange_bytes = bytes;
+}
+
 void cuda_staging_close(struct cuda_staging *staging)
 {
+    if (staging->exchange != NULL) (void)cudaHostUnregister(staging->exchange);
     for (int i = 0; i < STAGING_BUFFERS; i++) {
         if (staging->used[i] != NULL) (void)cudaEventDestroy(staging->used[i]);
         if (staging->buffer[i] != NULL) (void)cudaFreeHost(staging->buffer[i]);
@@ -128,9 +143,31 @@ static int upload_block(struct cuda_staging *staging, cudaStream_t stream, struc
     return status != 0 ? status : (int)cudaEventRecord(staging->used[staging->current], stream);
 }
 
+/* m and the gaps between its rows. */
+static bool in_exchange(const struct cuda_staging *staging, struct matrix m)
+{
+    const uint64_t at = (uint64_t)((uintptr_t)m.data - (uintptr_t)staging->exchange);
+    const uint64_t bytes = (uint64_t)(m.rows * m.ld) * dtype_bytes(m.dtype);
+
+    return at < staging->exchange_bytes && bytes <= staging->exchange_bytes - at;
+}
+
+/* Waits, as is promised, but for the copy alone: what works with it is asked for after that. */
+static int copy_at_once(struct matrix target, struct matrix source, enum cudaMemcpyKind kind,
+                        cudaStream_t stream)
+{
+    int status = copy_rows(target, source, kind, stream);
+
+    return status != 0 ? status : (int)cudaStreamSynchronize(stream);
+}
+
 int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                 struct matrix source)
 {
+    if (source.dtype == target.dtype && in_exchange(staging, source)) {
+        staging->uploads.bytes += (uint64_t)(source.rows * source.cols) * dtype_bytes(source.dtype);
+        return copy_at_once(target, source, cudaMemcpyHostToDevice, stream);
+    }
     return for_blocks(staging, stream, upload_block, target, source, dtype_bytes(target.dtype));
 }
 
@@ -150,5 +187,7 @@ static int download_block(struct cuda_staging *staging, cudaStream_t stream, str
 int cuda_download(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                   struct matrix source)
 {
+    if (source.dtype == target.dtype && in_exchange(staging, target))
+        return copy_at_once(target, source, cudaMemcpyDeviceToHost, stream);
     return for_blocks(staging, stream, download_block, target, source, dtype_bytes(source.dtype));
 }

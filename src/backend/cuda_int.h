@@ -51,10 +51,15 @@ struct cuda_staging {
     unsigned               current;
     int64_t                buffer_bytes; /* of each, a multiple of 64 */
     int64_t                taken_bytes;  /* of the current one        */
+    void                  *exchange;     /* pinned; NULL: none        */
+    uint64_t               exchange_bytes;
     struct backend_uploads uploads;
 };
 int  cuda_staging_open(struct cuda_staging *staging);
 void cuda_staging_close(struct cuda_staging *staging);
+/* Pins memory, so that floats there are copied without a buffer.  Where it cannot be, they are
+ * copied as all others. */
+void cuda_staging_exchange(struct cuda_staging *staging, void *exchange, uint64_t bytes);
 /* Any type on the host, f32 or bf16 on the GPU; returns when `source` may be reused.  A file that
  * was cut is STATUS_READ + EFAULT. */
 int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,

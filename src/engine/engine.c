@@ -112,10 +112,13 @@ static void gather_facts(struct engine *engine, const struct engine_options *opt
     engine->machine.threads = options->threads;
     engine->machine.pulse = options->pulse;
     engine->machine.shared_fd = options->shared_fd;
+    engine->machine.exchange = options->exchange;
+    engine->machine.exchange_bytes = options->exchange_bytes;
     engine->machine.conv_weight_elements_max =
         (uint64_t)(9 * width * max_i64(width, 2 * vae->latent_channels));
     engine->text_machine = engine->machine;
     engine->text_machine.compute = DTYPE_F32;
+    engine->text_machine.exchange_bytes = 0;
     if (options->text_on_cpu) engine->text_machine.machine = MACHINE_CPU;
     facts->bf16 = engine->machine.compute == DTYPE_BF16;
     engine->memory = options->memory;
@@ -280,13 +283,11 @@ int engine_decode(struct engine *engine, const float *latent, int32_t w_px, int3
     TRY(engine_check_ready(engine, err));
     compute_decode(&compute, latent, w_px, h_px, rgb_out);
     TRY(backend_wait(engine->backend, err));
-    bad = k_count_bad_cpu(rgb_out, count);
+    bad = k_clamp_count_bad_cpu(rgb_out, count);
     if (bad > 0)
         RAISE(err, ERR_NUMERIC, 0,
               "numeric: %lld of %lld pixel values are NaN or infinite after decoding",
               (long long)bad, (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        rgb_out[i] = rgb_out[i] < 0 ? 0 : rgb_out[i] > 1 ? 1 : rgb_out[i];
 out:
     return rc;
 }

@@ -17,7 +17,6 @@
 
 struct engine;
 struct prompt;
-
 enum precision { PRECISION_AUTO = 0, PRECISION_F32, PRECISION_BF16 };
 
 /* Who computes.  WALLED is the CPU behind a wall, for tests: it has memory of its own, as a GPU. */
@@ -30,8 +29,7 @@ struct engine_device {
     int32_t  major, minor;          /* compute capability */
     char     numeric[96];           /* card and versions: what decides the bits of its results */
     double   link_bytes_per_second; /* see engine_link_speed */
-    char     absent[128]; /* after ERR_DEVICE: why there is no GPU to use at all, in a few words;
-                             empty: there is one, and it fails */
+    char absent[128]; /* after ERR_DEVICE: why there is none at all; empty: there is, and fails */
 };
 
 /* How a GPU's memory may be used; zeros: everything stays there, grown by the default step. */
@@ -59,6 +57,8 @@ struct engine_options {
     uint32_t  text_tokens;         /* T5 length; 0: model_max_length of tokenizer_2, at most 512 */
     uint64_t *pulse;               /* as in struct backend_options; NULL: nobody watches */
     int       shared_fd;           /* that workers share weights in, as there; 0: none */
+    void     *exchange;            /* that callers' floats lie in, as there */
+    uint64_t  exchange_bytes;      /* 0: none */
     const struct engine_device *device; /* that GPU, if found before; NULL: the driver is asked */
     struct engine_memory        memory; /* of a GPU */
     bool text_on_cpu; /* beside a GPU: it rounds otherwise: engine_numeric_version tells it */

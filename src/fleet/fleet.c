@@ -76,12 +76,10 @@ static void fleet_advance(void *self, uint32_t step, float *latent, const float 
     scheduler_step(&seat->schedule, step, latent, velocity, count);
 }
 
-/* Out of shared memory first, and looked at then: what lies there may yet change.  How many values
- * are bad. */
-static int64_t copy_result(float *x_out, const float *x, int64_t count)
+/* By all threads; what is bad in it is the engine's to tell. */
+static void fill(float *shared_out, const float *x, int64_t count)
 {
-    memcpy(x_out, x, (size_t)count * sizeof *x);
-    return k_count_bad_cpu(x_out, count);
+    (void)k_copy_count_bad_cpu(shared_out, x, count);
 }
 
 /* A sound engine tells of bad values itself. */
@@ -126,15 +124,16 @@ static int convert(struct seat *seat, enum wire_kind kind, struct wire_rect rect
     must(pixels <= shared->pixel_values && latents <= shared->latent_values);
     TRY(supervisor_ready(seat, err));
     if (encodes)
-        memcpy(shared->pixels, x, (size_t)pixels * sizeof *x);
+        fill(shared->pixels, x, pixels);
     else
-        memcpy(shared->latents, x, (size_t)latents * sizeof *x);
+        fill(shared->latents, x, latents);
     TRY(do_work(seat, kind, &work, err));
     if (encodes)
-        TRY(check_result(seat, copy_result(x_out, shared->latents, latents), latents, "latent",
-                         err));
+        TRY(check_result(seat, k_copy_count_bad_cpu(x_out, shared->latents, latents), latents,
+                         "latent", err));
     else
-        TRY(check_result(seat, copy_result(x_out, shared->pixels, pixels), pixels, "picture", err));
+        TRY(check_result(seat, k_copy_count_bad_cpu(x_out, shared->pixels, pixels), pixels,
+                         "picture", err));
 out:
     return rc;
 }
@@ -165,14 +164,14 @@ static int fleet_predict(void *self, const struct painter_tile *tiles, uint32_t 
         work.rects[i] = (struct wire_rect){tiles[i].w_px, tiles[i].h_px};
         values[i] = shared_latent_values(work.rects[i], seat->fleet->request.channels);
         must(values[i] <= seat->shared.latent_values - at);
-        memcpy(seat->shared.latents + at, tiles[i].latent, (size_t)values[i] * sizeof(float));
+        fill(seat->shared.latents + at, tiles[i].latent, values[i]);
         at += values[i];
     }
     rc = do_work(seat, WIRE_PREDICT, &work, err);
     if (rc != ERR_OK && rc != ERR_NUMERIC) goto out;
     at = 0;
     for (uint32_t i = 0; i < count; i++) { /* whatever some of them hold, the others count */
-        bad += copy_result(tiles[i].velocity, seat->shared.velocities + at, values[i]);
+        bad += k_copy_count_bad_cpu(tiles[i].velocity, seat->shared.velocities + at, values[i]);
         at += values[i];
     }
     if (rc == ERR_OK) rc = check_result(seat, bad, at, "velocity", err);

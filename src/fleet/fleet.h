@@ -55,7 +55,7 @@ enum { FLEET_WORKERS_MAX = 64 };
 struct fleet_request {
     const char               *program; /* run as `program worker`; lives as long as the fleet */
     uint32_t                  worker_count; /* 1..FLEET_WORKERS_MAX */
-    struct engine_options     options;      /* of every worker; its pulse is not used */
+    struct engine_options     options;      /* of every worker; no pulse, no exchange */
     const struct engine_size *sizes;        /* at most ENGINE_SIZES_MAX, of at most 64 tiles each */
     size_t                    size_count;
     int32_t                   channels; /* of a latent cell, as in engine_facts          */

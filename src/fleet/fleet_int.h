@@ -45,7 +45,7 @@ enum wire_kind {
 };
 
 struct wire_open {
-    struct engine_options options; /* its pulse does not travel */
+    struct engine_options options; /* what is this process' own does not travel */
     int32_t               channels;
     uint64_t              shared_bytes;
     uint32_t              size_count; /* 1..WIRE_SIZES_MAX */

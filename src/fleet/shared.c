@@ -8,6 +8,8 @@
  *     4096    latents [latent_values] f32, then velocities [latent_values], then pixels
  *             [pixel_values], each area at a multiple of 4096
  *
+ * A worker with a GPU pins all of it, so that nothing is copied once more on the way there.
+ *
  * and, for all workers of a machine with memory of its own together, a file for weights: made
  * here, laid out by the workers (backend/shared_pins.c), and never mapped by the supervisor.
  *

@@ -129,6 +129,8 @@ static int open_studio(struct worker *worker, const struct wire_message *questio
     worker->open = question->as.open;
     TRY(shared_attach(&worker->shared, WORKER_SHARED_FD, &worker->open, err));
     options.pulse = worker->shared.pulse;
+    options.exchange = worker->shared.base;
+    options.exchange_bytes = worker->shared.bytes;
     options.shared_fd = os.seek_end(WORKER_WEIGHTS_FD) > 0 ? WORKER_WEIGHTS_FD : 0;
     TRY(studio_open(&worker->studio, &options, worker->open.sizes, worker->open.size_count, err));
     facts = studio_facts(worker->studio);

@@ -1,8 +1,9 @@
 /*
  * crew.c - all tiles of a poster: one hand for each painter, one queue for all.
  *
- * Owns the threads, and what becomes of a tile that was painted or failed.  What a tile becomes
- * depends neither on who paints it nor on its group.
+ * Owns the threads that paint, and what becomes of a tile that failed; one that was painted goes on
+ * the shelf, and its hand paints on.  What a tile becomes depends neither on who paints it nor on
+ * its group.
  *
  * A painter that fails a tile for a reason of its own (its device, its memory, its process) hands
  * it over to another; one that finishes no tile of three groups in a row so is not used any more.
@@ -12,7 +13,8 @@
  * of its own, and the render thread only speaks with the caller.  `turn` guards the queue, `shelf`
  * the store: tiles are stored and noted one at a time.  Threads never hold both.
  *
- * Read next: crew_queue.c, for who takes what; tile.c, for the life of one tile.
+ * Read next: crew_queue.c, for who takes what; crew_shelf.c, for what is painted; tile.c, for the
+ * life of one tile.
  */
 #include "render/crew_int.h"
 
@@ -26,59 +28,13 @@ static const struct painter *painter_of(const struct hand *hand)
     return &hand->crew->work->store->request->painters[hand->index];
 }
 
-static void end_with(struct crew *crew, const struct err *err)
+void crew_end_with(struct crew *crew, const struct err *err)
 {
     if (crew->fault.code == ERR_OK) crew->fault = *err;
     crew->ended = true;
 }
 
 /* ------------------------------------------------------------------------------------ tiles */
-
-/* The tile's memory as a picture, where that was asked for.  Under shelf. */
-static void plot_memory(struct hand *hand, uint32_t number, bool known)
-{
-    struct crew *crew = hand->crew;
-    const char  *path = crew->work->store->request->config->memory_plot;
-
-    if (path[0] == '\0') return;
-    if (known)
-        gauge_plot(&hand->gauge, number, path);
-    else if (!crew->plotless)
-        log_line(LOG_WARN, "nothing to plot in '%s': who painted tile %u tells of no GPU's memory",
-                 path, number);
-    crew->plotless |= !known;
-}
-
-static int store_tile(struct hand *hand, const struct task *task, const struct tile_result *result,
-                      struct err *err)
-{
-    int                 rc = ERR_OK;
-    struct crew        *crew = hand->crew;
-    struct store       *store = crew->work->store;
-    struct memory_use   memory;
-    bool                known = gauge_tile(&hand->gauge, painter_of(hand), &memory);
-    const struct grid  *grid = &store->request->plan->grid;
-    double              begun = os_seconds();
-    struct journal_tile record = {.number = task->number,
-                                  .attempts = task->attempts,
-                                  .encode_seconds = result->encode_seconds,
-                                  .step_seconds = result->step_seconds,
-                                  .decode_seconds = result->decode_seconds,
-                                  .memory = known ? &memory : NULL};
-
-    record.hash = hash64_pieces(result->samples, spool_tile_bytes(grid));
-    (void)pthread_mutex_lock(&crew->shelf);
-    rc = spool_put(store->spool, task->number, result->samples, err);
-    record.store_seconds = os_seconds() - begun;
-    if (rc == ERR_OK) rc = journal_add_tile(store->journal, &record, err);
-    if (rc == ERR_OK) plot_memory(hand, task->number, known);
-    (void)pthread_mutex_unlock(&crew->shelf);
-    if (rc == ERR_OK) {
-        assemble_tile(crew->work->assembly, task->number);
-        meter_tile_done(crew->work->meter);
-    }
-    return rc;
-}
 
 static int note_failure(struct crew *crew, const struct task *task, const struct err *why,
                         struct err *err)
@@ -133,7 +89,7 @@ static int work_on(struct hand *hand, struct outcome *outcome, struct err *err)
         must(task != NULL);
         task->attempts += result.attempts;
         if (result.samples != NULL) {
-            TRY(store_tile(hand, task, &result, err));
+            crew_shelf_put(hand, &result, task->attempts);
             outcome->painted++;
         } else {
             outcome->blamed |= result.why.code != ERR_NUMERIC;
@@ -153,7 +109,7 @@ static void run_group(struct hand *hand)
     int            rc = work_on(hand, &outcome, &err);
 
     (void)pthread_mutex_lock(&crew->turn);
-    if (rc != ERR_OK) end_with(crew, &err);
+    if (rc != ERR_OK) crew_end_with(crew, &err);
     if (outcome.painted > 0) {
         hand->faults = 0;
         crew->tile_seconds = (os_seconds() - hand->begun) / hand->size;
@@ -230,7 +186,7 @@ static void run_hands(struct crew *crew)
         (void)err_set(&err, ERR_HOST_MEM, failed, ERR_WHERE, "cannot start a thread: %s",
                       strerror(failed));
         (void)pthread_mutex_lock(&crew->turn);
-        end_with(crew, &err);
+        crew_end_with(crew, &err);
         (void)pthread_cond_broadcast(&crew->changed);
         (void)pthread_mutex_unlock(&crew->turn);
         break;
@@ -248,6 +204,11 @@ static uint32_t tiles_of(const struct crew *crew, const struct painter *painter)
     int64_t  tiles = min_i64(max_i64(wanted, 1), max_i64(can, 1));
 
     return (uint32_t)min_i64(min_i64(tiles, crew->task_count), PAINTER_TILES_MAX);
+}
+
+uint64_t crew_bytes(const struct grid *grid, int32_t channels, uint32_t painters, uint32_t tiles)
+{
+    return painters * (sizeof(struct hand) + tile_desk_bytes(grid, channels, tiles));
 }
 
 static int open_hands(struct crew *crew, struct err *err)
@@ -322,7 +283,9 @@ int crew_paint(const struct crew_work *work, struct err *why_out, struct err *er
     crew_queue_fill(&crew);
     if (crew.task_count == 0) goto out;
     TRY(open_hands(&crew, err));
+    TRY(crew_shelf_open(&crew, err));
     run_hands(&crew);
+    crew_shelf_close(&crew);
     *why_out = crew.why;
     if (crew.fault.code != ERR_OK) {
         *err = crew.fault;

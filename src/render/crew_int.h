@@ -14,6 +14,16 @@ struct task {
     bool     taken;
 };
 
+/* A painted tile on its way to the disk. */
+struct parcel {
+    bool                full; /* under turn */
+    bool                gauged;
+    const uint16_t     *samples;
+    struct journal_tile record;
+    struct memory_use   memory;
+    struct gauge        gauge;
+};
+
 struct hand {
     struct crew      *crew;
     struct tile_desk *desk;
@@ -24,9 +34,10 @@ struct hand {
     struct tile_job   jobs[PAINTER_TILES_MAX];
     struct gauge      gauge;
     /* under turn */
-    struct task *group[PAINTER_TILES_MAX]; /* in work */
-    uint32_t     size;                     /* of it; 0: none */
-    double       begun;                    /* os_seconds */
+    struct task  *group[PAINTER_TILES_MAX]; /* in work */
+    uint32_t      size;                     /* of it; 0: none */
+    double        begun;                    /* os_seconds */
+    struct parcel parcel;
 };
 
 struct crew {
@@ -36,12 +47,15 @@ struct crew {
     pthread_mutex_t         turn, shelf;
     pthread_cond_t          changed;
     bool                    plotless; /* under shelf: it was said that there is nothing to plot */
+    pthread_t               storer;
+    bool                    stores; /* it runs */
     /* under turn */
     struct task *tasks;            /* [2 * tiles]: each may be handed over once */
     uint32_t     task_count, next; /* all before `next` are taken */
     uint32_t     busy, leaving;    /* hands that paint; hands that are through */
     double       tile_seconds;     /* a tile's part of the last group that ended; 0: none did */
     bool         ended;            /* nobody takes a task any more */
+    bool         painted;          /* nothing more will be stored */
     struct err   fault;            /* what ends the run */
     struct err   why;              /* why the last tile failed */
 };
@@ -61,5 +75,19 @@ bool crew_queue_take(struct hand *hand);
  * failed. */
 bool crew_queue_hand_over(struct crew *crew, const struct hand *hand, const struct task *task,
                           const struct err *err);
+
+/* What ends the run; the first that is told counts.  Under turn. */
+void crew_end_with(struct crew *crew, const struct err *err);
+
+/* ------------------------------------------------------------------------- crew_shelf.c */
+
+/* A thread that stores what is put.  Once the hands are open. */
+int crew_shelf_open(struct crew *crew, struct err *err);
+/* Waits until all that was put is stored, or failed: crew->fault.  Without effect where it was
+ * not opened. */
+void crew_shelf_close(struct crew *crew);
+/* A tile of this hand, painted in `attempts`.  Its samples are borrowed until this hand puts the
+ * next one; waits until the one before it is through. */
+void crew_shelf_put(struct hand *hand, const struct tile_result *result, uint32_t attempts);
 
 #endif

@@ -58,7 +58,8 @@ out:
     return rc;
 }
 
-static int paint_once(struct easel *easel, struct meter *meter, uint32_t steps, struct err *err)
+static int paint_once(struct easel *easel, struct meter *meter, uint32_t steps,
+                      uint16_t *samples_out, struct err *err)
 {
     int                          rc = ERR_OK;
     const struct render_request *request = meter->request;
@@ -76,7 +77,7 @@ static int paint_once(struct easel *easel, struct meter *meter, uint32_t steps, 
         TRY(meter_step(meter, step + 1, 1, request->costs.draft_predict, err));
     }
     TRY(painter->decode(painter->self, easel->latent, tile.w_px, tile.h_px, easel->rgb, err));
-    TRY(tile_check_finite(easel->rgb, (int64_t)tile.w_px * tile.h_px * 3, "pixel", err));
+    TRY(render_quantise(samples_out, easel->rgb, (int64_t)tile.w_px * tile.h_px * 3, err));
 out:
     return rc;
 }
@@ -107,10 +108,12 @@ int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t 
 
     TRY(easel_init(&easel, w, h, request->painters[0].channels, err));
     TRY(take_noise(&easel, request, seed, err));
+    TRY(os_alloc((void **)&image.rgb, (uint64_t)w * (uint64_t)h * 3, sizeof(uint16_t), "the draft",
+                 err));
     meter->now.steps = steps;
     do {
         easel.spent = 0;
-        rc = paint_once(&easel, meter, steps, err);
+        rc = paint_once(&easel, meter, steps, image.rgb, err);
         if (rc == ERR_OK) break;
         (void)meter_advance(meter, -easel.spent, &ignored);
         rc = attempt_may_retry(meter, &request->painters[0], ++attempts, "the draft", err)
@@ -118,10 +121,7 @@ int draft_paint(struct image *out, struct meter *meter, uint64_t seed, uint32_t 
                  : (int)err->code;
         TRY(rc);
     } while (true);
-    TRY(os_alloc((void **)&image.rgb, (uint64_t)w * (uint64_t)h * 3, sizeof(uint16_t), "the draft",
-                 err));
-    render_quantise(image.rgb, easel.rgb, (int64_t)w * h * 3);
-    TRY(meter_advance(meter, request->costs.draft_decode, err));
+    TRY(meter_step(meter, 0, 0, request->costs.draft_decode, err));
     *out = image;
     image.rgb = NULL;
 out:

@@ -19,7 +19,8 @@
  *                                                tile-7.rgb16 is on the disk; seconds are of its
  *                                                last attempt, and a step that several tiles took
  *                                                together counts for each by an equal part, so that
- *                                                those of all tiles add up to the painters' time.
+ *                                                those of all tiles add up to the painters' time,
+ *                                                but for "store", which is beside it.
  *                                                Where a GPU's memory was used it has also
  *       "memory":{"utilisation":..,"fragmentation":..,"idle":..,"live":..,"placed":..,"mapped":..,
  *       "device":..,"calls":{"create":..,"map":..,"access":..,"unmap":..,"release":..,"settle":..},

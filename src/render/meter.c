@@ -1,7 +1,8 @@
 /*
  * meter.c - progress measured in arithmetic, so that half of the bar is half of the time.
  *
- * Owns the running sum and the wish to stop; asks the caller at every step whether to go on.
+ * Owns the running sum and the wish to stop, whoever has it; asks the caller at every step whether
+ * to go on.
  *
  * Threads: everything is read and written under `turn`.  The caller is told by the render thread
  * alone: at each step when it paints itself, several times a second when a crew does.
@@ -96,7 +97,13 @@ void meter_tile_done(struct meter *meter)
 {
     (void)pthread_mutex_lock(&meter->turn);
     meter->now.tiles_done++;
-    meter->now.step = 0;
+    (void)pthread_mutex_unlock(&meter->turn);
+}
+
+void meter_halt(struct meter *meter)
+{
+    (void)pthread_mutex_lock(&meter->turn);
+    meter->stop = RENDER_STOP_NOW;
     (void)pthread_mutex_unlock(&meter->turn);
 }
 

@@ -94,8 +94,7 @@ uint64_t render_host_bytes(const struct config *config, const struct render_plan
                                                      (uint64_t)channels * sizeof(float);
 
     if (painters == 0) return easel + (uint64_t)config->count * 2 * picture;
-    return max_u64(easel, painters * (tile_desk_bytes(&plan->grid, channels, tiles_per_pass) +
-                                      sizeof(struct gauge))) +
+    return max_u64(easel, crew_bytes(&plan->grid, channels, painters, tiles_per_pass)) +
            assemble_bytes(&plan->grid, config->bits) + picture +
            (config->memory_plot[0] != '\0' ? plot : 0);
 }

@@ -33,9 +33,13 @@ void meter_plan(struct meter *meter, const struct meter_work *work);
 /* Count `work` as done (negative: taken back) and tell; ERR_CANCELLED when the caller wants to stop
  * now. */
 int meter_advance(struct meter *meter, double work, struct err *err);
-/* The same after step number `step` (1, 2, ..) of `tiles` rectangles, `work` for all of them. */
-int  meter_step(struct meter *meter, uint32_t step, uint32_t tiles, double work, struct err *err);
+/* The same after step number `step` (1, 2, ..; 0: it is through) of `tiles` rectangles, `work` for
+ * all of them. */
+int meter_step(struct meter *meter, uint32_t step, uint32_t tiles, double work, struct err *err);
+/* A draft is finished, or a tile stored. */
 void meter_tile_done(struct meter *meter);
+/* From now on all are to stop, for a reason that is told elsewhere. */
+void meter_halt(struct meter *meter);
 /* In a crowd, from the render thread: tell the caller. */
 void meter_tell(struct meter *meter);
 /* Does the caller want to stop, now or after what is in work? */
@@ -81,8 +85,8 @@ uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels, uint32_t til
 /* How many it is to be given together: fewer than at open once memory ran short. */
 uint32_t tile_desk_tiles(const struct tile_desk *desk);
 
-/* 0..1, clamped, to the nearest of 65,536 levels. */
-void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count);
+/* 0..1, clamped, to the nearest of 65,536 levels.  ERR_NUMERIC when a value is NaN or infinite. */
+int render_quantise(uint16_t *samples_out, const float *rgb, int64_t count, struct err *err);
 
 struct tile_job {
     const struct upscale *guide;
@@ -93,8 +97,9 @@ struct tile_job {
 };
 struct tile_result {
     uint32_t        number;  /* 0: no tile of the group is left */
-    const uint16_t *samples; /* [tile_h, tile_w, 3], valid until the desk is used again; NULL: it
-                                failed as often as the settings allow */
+    const uint16_t *samples; /* [tile_h, tile_w, 3], valid while the next tile is painted, until
+                                another is asked for after that; NULL: it failed as often as the
+                                settings allow */
     uint32_t attempts;
     /* Of the last attempt; a step of several tiles counts for each by an equal part. */
     double     encode_seconds, step_seconds, decode_seconds;
@@ -108,10 +113,10 @@ void tile_take(struct tile_desk *desk, const struct tile_job *jobs, uint32_t cou
  * others of its group.  An error is one that cannot pass or a wish to stop: the group is lost. */
 int tile_next(struct tile_desk *desk, struct meter *meter, struct tile_result *result,
               struct err *err);
-/* The tile's part of the enlarged guide. */
+/* The tile's part of the enlarged guide, valid until the desk is used again. */
 const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job);
 
-/* ERR_NUMERIC when a value is NaN or infinite; `what` names the values. */
+/* ERR_NUMERIC when a value of a latent is NaN or infinite; `what` names the values. */
 int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err);
 
 /* ----------------------------------------------------------------------------- attempt.c */
@@ -149,6 +154,8 @@ void gauge_plot(const struct gauge *gauge, uint32_t number, const char *path);
 /* -------------------------------------------------------------------------------- crew.c */
 
 struct assembly;
+/* Memory of so many painters' hands and desks, each of `tiles` tiles. */
+uint64_t crew_bytes(const struct grid *grid, int32_t channels, uint32_t painters, uint32_t tiles);
 struct crew_work {
     struct store         *store;
     struct assembly      *assembly; /* hears of each tile that is stored */

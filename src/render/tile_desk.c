@@ -20,7 +20,7 @@ static int64_t latent_count(const struct grid *grid, int32_t channels)
 uint64_t tile_desk_bytes(const struct grid *grid, int32_t channels, uint32_t tiles)
 {
     uint64_t pixels = (uint64_t)grid->tile_w_px * (uint64_t)grid->tile_h_px * 3;
-    return sizeof(struct tile_desk) + pixels * (sizeof(float) + sizeof(uint16_t)) +
+    return sizeof(struct tile_desk) + pixels * (sizeof(float) + 2 * sizeof(uint16_t)) +
            (2 * (uint64_t)tiles + 1) * (uint64_t)latent_count(grid, channels) * sizeof(float);
 }
 
@@ -47,7 +47,9 @@ int tile_desk_open(struct tile_desk **out, const struct render_request *request,
     cells = tiles * (uint64_t)desk->cells;
     TRY(os_alloc((void **)&desk->rgb, (uint64_t)desk->pixels, sizeof(float), "a tile's pixels",
                  err));
-    TRY(os_alloc((void **)&desk->samples, (uint64_t)desk->pixels, sizeof(uint16_t), "a tile", err));
+    for (int i = 0; i < 2; i++)
+        TRY(os_alloc((void **)&desk->samples[i], (uint64_t)desk->pixels, sizeof(uint16_t), "a tile",
+                     err));
     TRY(os_alloc((void **)&desk->noise, (uint64_t)desk->cells, sizeof(float), "a latent", err));
     TRY(os_alloc((void **)&desk->latents, cells, sizeof(float), "the latents", err));
     TRY(os_alloc((void **)&desk->velocities, cells, sizeof(float), "the latents", err));
@@ -67,7 +69,8 @@ void tile_desk_close(struct tile_desk *desk)
     if (desk == NULL) return;
     if (desk->prompt != NULL) desk->painter->end(desk->painter->self);
     os_free(desk->rgb);
-    os_free(desk->samples);
+    os_free(desk->samples[0]);
+    os_free(desk->samples[1]);
     os_free(desk->noise);
     os_free(desk->latents);
     os_free(desk->velocities);
@@ -108,23 +111,15 @@ struct px_rect tile_desk_rect(const struct tile_desk *desk, const struct tile_jo
 
 /* ----------------------------------------------------------------------------------- values */
 
-void render_quantise(uint16_t *samples_out, const float *rgb, int64_t count)
+static bool is_bad(float value)
 {
-#pragma omp parallel for simd
-    for (int64_t i = 0; i < count; i++) {
-        float value = !(rgb[i] > 0) ? 0 : rgb[i] > 1 ? 1 : rgb[i]; /* NaN is 0 */
-        samples_out[i] = (uint16_t)(value * 65535.0f + 0.5f);
-    }
+    return !(fabsf(value) <= 3.4e38f);
 }
 
-int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err)
+static int check_bad(int64_t bad, int64_t count, const char *what, struct err *err)
 {
-    int     rc = ERR_OK;
-    int64_t bad = 0;
+    int rc = ERR_OK;
 
-#pragma omp parallel for simd reduction(+ : bad)
-    for (int64_t i = 0; i < count; i++)
-        bad += !(fabsf(values[i]) <= 3.4e38f);
     if (bad > 0)
         RAISE(err, ERR_NUMERIC, 0, "numeric: %lld of %lld %s values are NaN or infinite",
               (long long)bad, (long long)count, what);
@@ -132,13 +127,30 @@ out:
     return rc;
 }
 
-/* ------------------------------------------------------------------------------- primitives */
-
-static int count_work(struct place *place, struct meter *meter, double work, struct err *err)
+int render_quantise(uint16_t *samples_out, const float *rgb, int64_t count, struct err *err)
 {
-    place->spent += work;
-    return meter_advance(meter, work, err);
+    int64_t bad = 0;
+
+#pragma omp parallel for simd reduction(+ : bad)
+    for (int64_t i = 0; i < count; i++) {
+        float value = !(rgb[i] > 0) ? 0 : rgb[i] > 1 ? 1 : rgb[i];
+        samples_out[i] = (uint16_t)(value * 65535.0f + 0.5f);
+        bad += is_bad(rgb[i]);
+    }
+    return check_bad(bad, count, "pixel", err);
 }
+
+int tile_check_finite(const float *values, int64_t count, const char *what, struct err *err)
+{
+    int64_t bad = 0;
+
+#pragma omp simd reduction(+ : bad) /* alone, as kernels do with latents */
+    for (int64_t i = 0; i < count; i++)
+        bad += is_bad(values[i]);
+    return check_bad(bad, count, what, err);
+}
+
+/* ------------------------------------------------------------------------------- primitives */
 
 int tile_desk_encode(struct tile_desk *desk, struct meter *meter, struct place *place,
                      struct err *err)
@@ -151,7 +163,8 @@ int tile_desk_encode(struct tile_desk *desk, struct meter *meter, struct place *
     upscale_rect(place->job.guide, px.x, px.y, px.w, px.h, desk->rgb);
     TRY(painter->encode(painter->self, desk->rgb, px.w, px.h, place->latent, err));
     TRY(tile_check_finite(place->latent, desk->cells, "latent", err));
-    TRY(count_work(place, meter, desk->request->costs.encode, err));
+    place->spent += desk->request->costs.encode;
+    TRY(meter_advance(meter, desk->request->costs.encode, err));
     fill_noise(desk, &place->job, lat_rect_from_px(px));
     painter->start(painter->self, place->latent, desk->noise, desk->cells);
     place->result.encode_seconds = os_seconds() - begun;
@@ -166,12 +179,14 @@ int tile_desk_decode(struct tile_desk *desk, struct meter *meter, struct place *
     const struct painter *painter = desk->painter;
     struct px_rect        px = tile_desk_rect(desk, &place->job);
     double                begun = os_seconds();
+    uint16_t             *samples = desk->samples[desk->free];
 
     TRY(painter->decode(painter->self, place->latent, px.w, px.h, desk->rgb, err));
-    TRY(tile_check_finite(desk->rgb, desk->pixels, "pixel", err));
-    render_quantise(desk->samples, desk->rgb, desk->pixels);
-    TRY(count_work(place, meter, desk->request->costs.decode, err));
-    place->result.samples = desk->samples;
+    TRY(render_quantise(samples, desk->rgb, desk->pixels, err));
+    place->spent += desk->request->costs.decode;
+    TRY(meter_step(meter, 0, 0, desk->request->costs.decode, err));
+    desk->free ^= 1;
+    place->result.samples = samples;
     place->result.decode_seconds = os_seconds() - begun;
 out:
     return rc;
@@ -180,8 +195,9 @@ out:
 const uint16_t *tile_copy_guide(struct tile_desk *desk, const struct tile_job *job)
 {
     struct px_rect px = tile_desk_rect(desk, job);
+    struct err     never;
 
     upscale_rect(job->guide, px.x, px.y, px.w, px.h, desk->rgb);
-    render_quantise(desk->samples, desk->rgb, desk->pixels);
-    return desk->samples;
+    must(render_quantise(desk->samples[desk->free], desk->rgb, desk->pixels, &never) == ERR_OK);
+    return desk->samples[desk->free];
 }

@@ -36,7 +36,8 @@ struct tile_desk {
     float                       *rgb;    /* [tile_h, tile_w, 3], of one tile after the other */
     float                       *noise;  /* as a latent, of one tile after the other */
     float                       *latents, *velocities; /* [tiles] */
-    uint16_t                    *samples;              /* [tile_h, tile_w, 3] */
+    uint16_t                    *samples[2];           /* [tile_h, tile_w, 3], used in turn */
+    uint32_t                     free; /* which of them the next tile is decoded to */
     int64_t                      cells, pixels;
     struct place                 places[PAINTER_TILES_MAX];
     struct painter_tile          moving[PAINTER_TILES_MAX];
@@ -44,8 +45,8 @@ struct tile_desk {
 
 /* Where on the canvas the tile lies. */
 struct px_rect tile_desk_rect(const struct tile_desk *desk, const struct tile_job *job);
-/* From the guide to the latent that the first step begins with; and from a latent to
- * desk->samples.  Values that are NaN or infinite are ERR_NUMERIC. */
+/* From the guide to the latent that the first step begins with; and from a latent to samples, in
+ * place->result.  Values that are NaN or infinite are ERR_NUMERIC. */
 int tile_desk_encode(struct tile_desk *desk, struct meter *meter, struct place *place,
                      struct err *err);
 int tile_desk_decode(struct tile_desk *desk, struct meter *meter, struct place *place,

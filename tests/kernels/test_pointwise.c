@@ -174,8 +174,8 @@ static void test_gather_rows(void **state)
 static void test_sampling_steps(void **state)
 {
     (void)state;
-    static const int64_t counts[] = {1, 17, 65536, 200001}; /* one piece, several */
-    for (int c = 0; c < 4; c++) {
+    static const int64_t counts[] = {1, 17, 65536, 200001, 1200001}; /* one piece, several */
+    for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
         float *x = vector_drawn(counts[c], 1), *v = vector_drawn(counts[c], 2);
         float *before = vector_drawn(counts[c], 1);
         k_euler_step_cpu(x, v, -0.125f, counts[c]);
@@ -196,7 +196,7 @@ static void test_sampling_steps(void **state)
 static void test_count_bad(void **state)
 {
     (void)state;
-    enum { COUNT = 150001 };
+    enum { COUNT = 1200001 };
     float *x = vector_drawn(COUNT, 1);
     assert_int_equal(k_count_bad_cpu(x, COUNT), 0);
     x[0] = NAN;
@@ -206,6 +206,35 @@ static void test_count_bad(void **state)
     assert_int_equal(k_count_bad_cpu(x, COUNT), 3);
     assert_int_equal(k_count_bad_cpu(x, COUNT - 1), 2);
     free(x);
+}
+
+/* At every length around the pieces, and nothing beyond it. */
+static void test_copy_and_clamp_count_as_they_go(void **state)
+{
+    static const int64_t counts[] = {0, 1, 31, 65535, 65536, 65537, 150001, 1200001};
+    enum { MOST = 1200001 };
+
+    (void)state;
+    for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
+        const int64_t count = counts[c];
+        float        *x = vector_drawn(MOST + 1, 1), *y = vector_drawn(MOST + 1, 2);
+        int64_t       bad = 0;
+
+        for (int64_t i = 0; i < MOST; i += 4999) {
+            x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY;
+            bad += i < count;
+        }
+        y[count] = 7;
+        assert_int_equal(k_copy_count_bad_cpu(y, x, count), bad);
+        assert_memory_equal(y, x, (size_t)count * sizeof *x);
+        assert_true(y[count] == 7);
+        assert_int_equal(k_clamp_count_bad_cpu(y, count), bad);
+        for (int64_t i = 0; i < count; i++)
+            assert_true(isnan(x[i]) || y[i] == (x[i] < 0 ? 0 : x[i] > 1 ? 1 : x[i]));
+        assert_true(y[count] == 7);
+        free(x);
+        free(y);
+    }
 }
 
 /* The definition word for word: element (c, dy, dx) of a token at c * 4 + dy * 2 + dx. */
@@ -246,6 +275,7 @@ int main(void)
         cmocka_unit_test(test_gather_rows),
         cmocka_unit_test(test_sampling_steps),
         cmocka_unit_test(test_count_bad),
+        cmocka_unit_test(test_copy_and_clamp_count_as_they_go),
         cmocka_unit_test(test_packing),
     };
     return cmocka_run_group_tests_name("pointwise", tests, NULL, NULL);

@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-enum { BAND_BYTES = 512 * 512 * 3, EARLY_BANDS = 2 };
+enum { BAND_BYTES = 512 * 512 * 3, EARLY_BANDS = 2, DRAFT_STEPS = 2, STEPS = 3 };
 
 static struct story   *watched;
 static struct os_calls working;
@@ -36,12 +36,12 @@ static int wait_for_bands(const struct render_progress *now, void *user)
 {
     const struct timespec slice = {.tv_nsec = 5 * 1000 * 1000};
     const int64_t         wanted = EARLY_BANDS * BAND_BYTES;
+    const uint64_t        others = DRAFT_STEPS + (now->tiles_total - 1) * STEPS;
 
     (void)user;
     paints = strcmp(now->phase, "tiles") == 0;
     if (!paints || watched->request.painter_count > 1) return RENDER_GO_ON;
-    if (early_bytes != 0 || now->step == 0 || now->tiles_done + 1 != now->tiles_total)
-        return RENDER_GO_ON;
+    if (early_bytes != 0 || now->step == 0 || now->steps_run <= others) return RENDER_GO_ON;
     for (int i = 0; i < 2000; i++) {
         early_bytes = part_bytes();
         if (broken ? early_bytes < 0 : early_bytes >= wanted) break;

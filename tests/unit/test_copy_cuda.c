@@ -198,12 +198,66 @@ static void every_call_may_fail(void **state)
     assert_true(failed > 20);
 }
 
+/* Floats on `page`, or just beside it, there and back; whether no buffer was touched. */
+static bool passes_at_once(struct story *story, char *page, int64_t at, int64_t count)
+{
+    struct matrix m = {.data = page + at, .dtype = DTYPE_F32, .rows = 1, .cols = count};
+    struct matrix there, wanted;
+    bool          at_once = true;
+
+    m.ld = m.cols;
+    for (int i = 0; i < STAGING_BUFFERS; i++)
+        memset(story->staging.buffer[i], 0x55, SMALL_BYTES);
+    there = room_for(story, m, DTYPE_F32);
+    wanted = room_for(story, m, DTYPE_F32);
+    for (int64_t i = 0; i < count; i++)
+        ((float *)m.data)[i] = ((float *)wanted.data)[i] =
+            (float)random_between(&story->random, 1, 99);
+    assert_int_equal(cuda_upload(&story->staging, story->stream, there, m), 0);
+    memset(m.data, 0xff, (size_t)count * sizeof(float)); /* it may be reused */
+    assert_int_equal(cuda_download(&story->staging, story->stream, m, there), 0);
+    assert_memory_equal(m.data, wanted.data, (size_t)count * sizeof(float));
+    for (int i = 0; i < STAGING_BUFFERS * SMALL_BYTES; i++)
+        at_once &= ((const char *)story->staging.buffer[i / SMALL_BYTES])[i % SMALL_BYTES] == 0x55;
+    free(there.data);
+    free(wanted.data);
+    return at_once;
+}
+
+/* What lies there in part only, or where it could not be pinned, goes through buffers. */
+static void what_is_pinned_already_needs_no_buffer(void **state)
+{
+    enum { PAGE = 4096, FLOATS = PAGE / 4 };
+
+    (void)state;
+    for (int may = 0; may < 2; may++) {
+        struct story story;
+        char        *pages = aligned_alloc(PAGE, 3 * PAGE), *page = pages + PAGE;
+
+        assert_non_null(pages);
+        story_open(&story, 300);
+        pins_left = may;
+        cuda_staging_exchange(&story.staging, page, PAGE);
+        pins_left = INT_MAX;
+        assert_int_equal(passes_at_once(&story, page, 0, FLOATS), may);
+        assert_int_equal(passes_at_once(&story, page, PAGE - 4, 1), may);
+        assert_int_equal(passes_at_once(&story, page, 8, FLOATS - 2), may);
+        assert_false(passes_at_once(&story, page, 4, FLOATS));
+        assert_false(passes_at_once(&story, page, -4, FLOATS));
+        assert_false(passes_at_once(&story, page, -PAGE, FLOATS));
+        assert_false(passes_at_once(&story, page, PAGE, FLOATS));
+        story_close(&story);
+        free(pages);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_copy_arrives),
         cmocka_unit_test(a_cut_file_is_told),
         cmocka_unit_test(every_call_may_fail),
+        cmocka_unit_test(what_is_pinned_already_needs_no_buffer),
     };
     return cmocka_run_group_tests_name("copy_cuda", tests, NULL, NULL);
 }

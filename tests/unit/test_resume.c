@@ -389,8 +389,8 @@ static int stop_after_first(const struct render_progress *progress, void *user)
 {
     (void)user;
     if (strcmp(progress->phase, "tiles") != 0) return RENDER_GO_ON;
-    return stops_in_tiles == RENDER_STOP_AFTER_TILE || progress->tiles_done > 0 ? stops_in_tiles
-                                                                                : RENDER_GO_ON;
+    return stops_in_tiles == RENDER_STOP_AFTER_TILE || progress->steps_run > 2 + 3 ? stops_in_tiles
+                                                                                   : RENDER_GO_ON;
 }
 
 static void a_stop_after_the_tile_finishes_the_tile(void **state)
