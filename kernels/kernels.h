@@ -51,7 +51,7 @@ int k_linear_cpu(struct matrix y, struct matrix x, struct matrix w, const float 
 
 /* -------------------------------------------------------------------- attention (attention.c) */
 struct attention_request {
-    struct matrix out;      /* [Sq, heads * dim]                                              */
+    struct matrix out;      /* [Sq, heads * dim], apart from q, k and v                       */
     struct matrix q, k, v;  /* [S, heads * dim]; may be column slices of one packed matrix   */
     int32_t       heads, dim;
     float         scale;
