@@ -10,10 +10,11 @@
 
 #include "made_cuda.h"
 
-#define cuda_staging_open  made_staging_open
-#define cuda_staging_close made_staging_close
-#define cuda_upload        made_upload
-#define cuda_download      made_download
+#define cuda_staging_open     made_staging_open
+#define cuda_staging_exchange made_staging_exchange
+#define cuda_staging_close    made_staging_close
+#define cuda_upload           made_upload
+#define cuda_download         made_download
 #include "../../src/backend/cuda_copy.c"
 
 enum { COPIES = 60, SMALL_BYTES = 2048, FILE_BYTES = 1 << 16 };
