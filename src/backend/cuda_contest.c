@@ -6,8 +6,9 @@
  *
  * All are run alone, three times.  What is short then is short on a cool card: one that stands at
  * its limit of power, as in the steps of a large tile, lowers its clocks, and the one that does the
- * product for the least energy wins.  So of large products those that are close are run again, for
- * tens of milliseconds each and in turns, so that all meet the same heat.
+ * product for the least energy wins.  So of large products those that are close are run again on a
+ * hot card, for a dozen milliseconds each and in turns, and the slower half leaves after each
+ * round.
  *
  * The choice is kept for later starts, under a hash of all that it depends on: shape, card,
  * versions, the reference, and the weights that the bits were compared with, for of zeros all
@@ -21,21 +22,22 @@
 #include "kernels/kernels_cuda.h"
 
 #include <math.h>
+#include <stdlib.h>
 
-enum { RUNS_ALONE = 3, ROUNDS = 3 /* the first one only warms the card */ };
+enum { RUNS_ALONE = 3, ROUNDS = 5 /* 16 entrants, 8, 4, 2, 2 */ };
 
-static const double FLOP_LEAST = 1e10;   /* below, the choice of an algorithm is not felt    */
-static const double FLOP_LARGE = 2e11;   /* above the products of a draft, below a tile's    */
-static const double MARGIN = 0.02;       /* what runs alone may differ by, by chance         */
-static const double CLOSE = 1.1;         /* alone; a card at its limit seldom mends more     */
-static const double TURN_SECONDS = 0.06; /* several times what a card takes to set its clock */
-static const double ALL_SECONDS = 1.5;   /* all turns of a product together                  */
+static const double FLOP_LEAST = 1e10;  /* below, the choice of an algorithm is not felt    */
+static const double FLOP_LARGE = 2e11;  /* above the products of a draft, below a tile's    */
+static const double MARGIN = 0.02;      /* what runs alone may differ by, by chance         */
+static const double CLOSE = 1.1;        /* alone; a card at its limit seldom mends more     */
+static const double HEAT_SECONDS = 0.1; /* before the first turn */
+static const double TURN_SECONDS = 0.012;
 
 struct entrant {
     const cublasLtMatmulAlgo_t *algo;
     int                         number;    /* of the proposal, from 1; 0: the reference       */
     double                      alone;     /* seconds of the fastest run                      */
-    double                      sustained; /* seconds of a run, in the mean; 0: was not close */
+    double                      sustained; /* seconds of a run, in the mean of its turns      */
 };
 
 struct contest {
@@ -153,38 +155,47 @@ static int enter(struct contest *contest, const cublasLtMatmulHeuristicResult_t 
     return status;
 }
 
-/* Those that are close, in turns. */
-static int sustain(struct contest *contest)
+static int by_sustained(const void *a, const void *b)
 {
-    double least = INFINITY, turn, seconds;
-    int    close = 0, status = 0;
+    const struct entrant *const *one = a, *const *other = b;
+
+    return ((*one)->sustained > (*other)->sustained) - ((*one)->sustained < (*other)->sustained);
+}
+
+static int runs_in(double seconds, const struct entrant *entrant)
+{
+    return 1 + (int)(seconds / fmax(entrant->alone, 1e-5));
+}
+
+/* Those that are close, in turns; the best of the last round in *winner_out. */
+static int sustain(struct contest *contest, const struct entrant **winner_out)
+{
+    struct entrant *left[1 + GEMM_PROPOSALS_MAX], *reference = &contest->entrants[0];
+    double          least = INFINITY, seconds;
+    int             count = 0, status;
 
     for (int i = 0; i < contest->count; i++)
         least = fmin(least, contest->entrants[i].alone);
     for (int i = 0; i < contest->count; i++)
-        close += contest->entrants[i].alone <= CLOSE * least;
-    turn = fmin(TURN_SECONDS, ALL_SECONDS / (ROUNDS * close));
-    for (int round = 0; round < ROUNDS; round++)
-        for (int i = 0; i < contest->count && !status; i++) {
-            struct entrant *entrant = &contest->entrants[i];
-            if (entrant->alone > CLOSE * least) continue;
-            status = time_runs(contest, entrant->algo, 1 + (int)(turn / fmax(entrant->alone, 1e-5)),
-                               &seconds);
-            if (round > 0) entrant->sustained += seconds / (ROUNDS - 1);
+        if (contest->entrants[i].alone <= CLOSE * least) left[count++] = &contest->entrants[i];
+    status = time_runs(contest, reference->algo, runs_in(HEAT_SECONDS, reference), &seconds);
+    for (int round = 0; round < ROUNDS && !status; round++) {
+        for (int i = 0; i < count && !status; i++) {
+            status = time_runs(contest, left[i]->algo, runs_in(TURN_SECONDS, left[i]), &seconds);
+            left[i]->sustained = (round * left[i]->sustained + seconds) / (round + 1);
         }
+        qsort(left, (size_t)count, sizeof *left, by_sustained);
+        if (count > 2) count = (count + 1) / 2;
+    }
+    *winner_out = left[0];
     return status;
 }
 
-/* The fastest of those that were sustained; else the fastest alone, if chance does not explain it.
- */
-static const struct entrant *winner_of(const struct contest *contest)
+/* The fastest alone, if chance does not explain it. */
+static const struct entrant *fastest_alone(const struct contest *contest)
 {
-    const struct entrant *reference = &contest->entrants[0], *best = NULL;
+    const struct entrant *reference = &contest->entrants[0], *best = reference;
 
-    for (const struct entrant *one = reference; one < reference + contest->count; one++)
-        if (one->sustained > 0 && (best == NULL || one->sustained < best->sustained)) best = one;
-    if (best != NULL) return best;
-    best = reference;
     for (const struct entrant *one = reference; one < reference + contest->count; one++)
         if (one->alone < best->alone && one->alone < (1 - MARGIN) * reference->alone) best = one;
     return best;
@@ -199,14 +210,16 @@ static int try_all(struct contest *contest, const cublasLtMatmulHeuristicResult_
                    int count, cublasLtMatmulAlgo_t *algo_out)
 {
     const struct gemm_shape *shape = &contest->plan->shape;
-    const struct entrant    *winner;
+    const struct entrant    *winner = NULL;
     const bool               large = flop_of(shape) >= FLOP_LARGE;
     double                   began = os_seconds();
     int                      status = enter(contest, results, count);
 
-    if (!status && large && contest->count > 1) status = sustain(contest);
+    if (!status && large && contest->count > 1)
+        status = sustain(contest, &winner);
+    else
+        winner = fastest_alone(contest);
     if (status) return status;
-    winner = winner_of(contest);
     *algo_out = *winner->algo;
     log_line(large ? LOG_INFO : LOG_DEBUG,
              "product %lld x %lld x %lld: proposal %d of %d, %d others of the same bits; %.0f us, "

@@ -233,7 +233,7 @@ static void a_large_product_gets_the_best_that_lasts(void **state)
     made_proposals[6] = (struct proposal){.cool_us = 103, .hot_us = 120, .bits = 7}; /* not close */
     assert_int_equal(choose(LARGE), 3);
     assert_int_equal(made_proposals[6].runs, 4);
-    assert_true(made_proposals[3].runs > 1000);
+    assert_true(made_proposals[3].runs > 500);
 }
 
 static void other_bits_are_never_chosen(void **state)
@@ -261,7 +261,7 @@ static void all_turns_together_are_bounded(void **state)
         double before = made.clock_us;
         forget();
         assert_int_equal(choose_of(LARGE, true, count, &chosen), 0);
-        assert_true(made.clock_us - before < 2.3e6); /* hot runs take half as long again */
+        assert_true(made.clock_us - before < 1e6);
     }
 }
 
