@@ -95,7 +95,7 @@ if [ "$device" = cpu ]; then
     check "the CPU makes no trials" first.log [ ! -e cache/mural ]
 else
     # Of this model, products of a tile of 2048 px are worth a trial, and none of smaller ones.
-    large="--size 2048 --tile 2048 --steps 2 --draft-steps 2"
+    large="--size 2048x2048 --tile 2048 --steps 2 --draft-steps 2"
     # shellcheck disable=SC2086
     paint tried --device "$device" $large
     check "on the disk" tried.log [ -s "$kept" ]
