@@ -375,7 +375,7 @@ extern "C" bool k_attention_hopper_fits(const struct attention_request *r, enum 
            is_bf16_at_16(r->v) && is_bf16_at_16(r->out) && is_hopper();
 }
 
-static int map_rows(CUtensorMap *map, struct matrix m, int rows)
+static int map_rows(encode_map encode, CUtensorMap *map, struct matrix m, int rows)
 {
     const struct boxes b = {.dimensions = 2,
                             .data = m.data,
@@ -384,13 +384,14 @@ static int map_rows(CUtensorMap *map, struct matrix m, int rows)
                             .box = {PANEL, (cuuint32_t)rows},
                             .apart = {1, 1}};
 
-    return map_boxes(map, &b);
+    return map_boxes(encode, map, &b);
 }
 
 extern "C" int k_attention_hopper_cuda(const struct attention_request *r,
                                        struct CUstream_st             *stream)
 {
     struct work w;
+    encode_map  encode;
     unsigned    blocks = 0;
 
     w.out = r->out;
@@ -399,13 +400,11 @@ extern "C" int k_attention_hopper_cuda(const struct attention_request *r,
     w.steps = (int)ceil_div(r->k.rows, KEYS);
     w.tiles_down = (int)ceil_div(r->q.rows, QUERIES);
     w.tiles = w.tiles_down * r->heads;
-    int rc = map_rows(&w.q, r->q, QUERIES);
-    if (!rc) rc = map_rows(&w.k, r->k, KEYS);
-    if (!rc) rc = map_rows(&w.v, r->v, KEYS);
-    if (!rc) rc = blocks_for_tiles(&blocks, w.tiles);
-    if (!rc)
-        rc = (int)cudaFuncSetAttribute(hopper_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       SHARED_BYTES);
+    int rc = find_encoder(&encode);
+    if (!rc) rc = map_rows(encode, &w.q, r->q, QUERIES);
+    if (!rc) rc = map_rows(encode, &w.k, r->k, KEYS);
+    if (!rc) rc = map_rows(encode, &w.v, r->v, KEYS);
+    if (!rc) rc = prepare_blocks(&blocks, (const void *)hopper_kernel, SHARED_BYTES, w.tiles);
     if (rc) return rc;
     hopper_kernel<<<blocks, THREADS, SHARED_BYTES, stream>>>(w);
     return (int)cudaGetLastError();

@@ -259,7 +259,7 @@ extern "C" bool k_conv_hopper_fits(const struct conv_request *r, enum dtype comp
            r->x.cols % 8 == 0 && r->y.cols % 8 == 0 && (uintptr_t)r->bias % 8 == 0 && is_hopper();
 }
 
-/* What an enlarged map's row that only lends itself takes from above and below. */
+/* Of an enlarged map; a row of x that only lends itself has no results. */
 static void plan_phases(struct work *w, const struct conv_request *r)
 {
     const int above = r->pad_top < 0, below = r->pad_bottom < 0;
@@ -281,7 +281,7 @@ static void plan_plain(struct work *w, const struct conv_request *r)
     w->out_w = (r->in_w + r->pad_left + r->pad_right - 3) / r->stride + 1;
 }
 
-static int map_x(struct work *w, const struct conv_request *r)
+static int map_x(encode_map encode, struct work *w, const struct conv_request *r)
 {
     const cuuint32_t   apart = (cuuint32_t)r->stride;
     const cuuint32_t   rows = (cuuint32_t)(TILE_H + w->shared_taps - 1);
@@ -295,10 +295,11 @@ static int map_x(struct work *w, const struct conv_request *r)
                             .apart = {1, apart, apart}};
 
     w->x_bytes = (int)rows * ROW_BYTES;
-    return map_boxes(&w->x, &b);
+    return map_boxes(encode, &w->x, &b);
 }
 
-static int map_weights(struct work *w, const struct conv_request *r, void *ordered)
+static int map_weights(encode_map encode, struct work *w, const struct conv_request *r,
+                       void *ordered)
 {
     const cuuint64_t   channels = (cuuint64_t)r->x.cols, taps = (cuuint64_t)(w->taps * w->taps);
     const struct boxes b = {.dimensions = 3,
@@ -309,13 +310,14 @@ static int map_weights(struct work *w, const struct conv_request *r, void *order
                             .box = {PANEL, 1, OUTS},
                             .apart = {1, 1, 1}};
 
-    return map_boxes(&w->w, &b);
+    return map_boxes(encode, &w->w, &b);
 }
 
 extern "C" int k_conv_hopper_cuda(const struct conv_request *r, void *ordered,
                                   struct CUstream_st *stream)
 {
     struct work w = {};
+    encode_map  encode;
     unsigned    blocks = 0;
 
     w.y = r->y;
@@ -331,12 +333,10 @@ extern "C" int k_conv_hopper_cuda(const struct conv_request *r, void *ordered,
     w.tiles_out = (int)ceil_div(r->y.cols, OUTS);
     w.tiles = (int)ceil_div(w.out_h, TILE_H) * w.tiles_right * w.phases * w.phases * w.tiles_out;
     if (w.tiles == 0) return 0;
-    int rc = map_x(&w, r);
-    if (!rc) rc = map_weights(&w, r, ordered);
-    if (!rc) rc = blocks_for_tiles(&blocks, w.tiles);
-    if (!rc)
-        rc = (int)cudaFuncSetAttribute(conv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       SHARED_BYTES);
+    int rc = find_encoder(&encode);
+    if (!rc) rc = map_x(encode, &w, r);
+    if (!rc) rc = map_weights(encode, &w, r, ordered);
+    if (!rc) rc = prepare_blocks(&blocks, (const void *)conv_kernel, SHARED_BYTES, w.tiles);
     if (rc) return rc;
     conv_kernel<<<blocks, THREADS, SHARED_BYTES, stream>>>(w);
     return (int)cudaGetLastError();

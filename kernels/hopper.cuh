@@ -14,8 +14,8 @@
 #include "kernels/device.cuh"
 
 enum {
-    PANEL = 64,                    /* columns that lie together, 128 bytes a row */
-    SWIZZLED = 1024,               /* alignment of what the copy engine swizzles */
+    PANEL = 64,      /* columns that lie together, 128 bytes a row */
+    SWIZZLED = 1024, /* alignment of what the copy engine swizzles */
 };
 
 /* ------------------------------------------------------------------------------------ barriers */
@@ -260,8 +260,10 @@ struct boxes {
     cuuint32_t box[3], apart[3];
 };
 
-/* The driver's function; programs that may start without a driver do not link it. */
-static inline int map_boxes(CUtensorMap *map, const struct boxes *b)
+/* The driver's; programs that may start without one do not link it.  Looked up once a launch. */
+typedef decltype(&cuTensorMapEncodeTiled) encode_map;
+
+static inline int find_encoder(encode_map *out)
 {
     cudaDriverEntryPointQueryResult found;
     void                           *entry = NULL;
@@ -269,20 +271,31 @@ static inline int map_boxes(CUtensorMap *map, const struct boxes *b)
                                                    cudaEnableDefault, &found);
 
     if (!rc && found != cudaDriverEntryPointSuccess) rc = (int)cudaErrorNotSupported;
-    if (rc) return rc;
-    const CUresult told = ((decltype(&cuTensorMapEncodeTiled))entry)(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)b->dimensions, b->data, b->size,
-        b->bytes, b->box, b->apart, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return told == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
+    *out = (encode_map)entry;
+    return rc;
 }
 
-/* One block on every multiprocessor, or fewer where there are fewer tiles. */
-static inline int blocks_for_tiles(unsigned *out, int tiles)
+static inline int map_boxes(encode_map encode, CUtensorMap *map, const struct boxes *b)
+{
+    const CUresult rc =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)b->dimensions, b->data, b->size,
+               b->bytes, b->box, b->apart, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    return rc == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
+}
+
+/* Blocks of a kernel that takes this much shared memory: one on every multiprocessor, or fewer
+ * where there are fewer tiles. */
+static inline int prepare_blocks(unsigned *out, const void *kernel, int shared_bytes, int tiles)
 {
     int device = 0, processors = 0, rc = (int)cudaGetDevice(&device);
 
     if (!rc) rc = (int)cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (!rc)
+        rc = (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       shared_bytes);
     *out = (unsigned)(tiles < processors ? tiles : processors);
     return rc;
 }
