@@ -254,11 +254,22 @@ int gemm_multiply(const struct gemm *gemm, const struct gemm_plan *plan,
 
 /* ----------------------------------------------------------------------------------- finding */
 
+/* Does an algorithm that was not proposed for this shape do for it? */
+static bool suits(const struct gemm *gemm, const struct gemm_plan *plan,
+                  const cublasLtMatmulAlgo_t *algo)
+{
+    cublasLtMatmulHeuristicResult_t checked;
+
+    return gemm->calls.cublasLtMatmulAlgoCheck(gemm->handle, plan->desc, plan->w, plan->x, plan->y,
+                                               plan->y, algo, &checked) == CUBLAS_STATUS_SUCCESS &&
+           checked.workspaceSize <= GEMM_WORKSPACE_BYTES;
+}
+
 /* The first proposal for as many rows as are asked about, if it does for this shape too. */
 static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
                          const struct gemm_request *request, cublasLtMatmulAlgo_t *algo_out)
 {
-    cublasLtMatmulHeuristicResult_t results[GEMM_PROPOSALS_MAX] = {{.state = 0}}, checked;
+    cublasLtMatmulHeuristicResult_t results[GEMM_ASKED_MAX] = {{.state = 0}};
     struct gemm_plan                asked = {.shape = plan->shape};
     int                             count = 0, status;
 
@@ -268,9 +279,7 @@ static bool ask_for_many(const struct gemm *gemm, const struct gemm_plan *plan,
     close_plan(&gemm->calls, &asked);
     if (status || count == 0) return false;
     *algo_out = results[0].algo;
-    status = (int)gemm->calls.cublasLtMatmulAlgoCheck(gemm->handle, plan->desc, plan->w, plan->x,
-                                                      plan->y, plan->y, algo_out, &checked);
-    return status == 0 && checked.workspaceSize <= GEMM_WORKSPACE_BYTES;
+    return suits(gemm, plan, algo_out);
 }
 
 /* What the library has beside its proposals, as far as it lets this shape have it: of the first
@@ -295,11 +304,9 @@ static int add_variants(const struct gemm *gemm, const struct gemm_plan *plan,
         VARIANT(256x160, 1x2x1, 7), VARIANT(256x128, 1x2x1, 5), VARIANT(128x160, 1x2x1, 3),
         VARIANT(128x288, 2x1x1, 5), VARIANT(192x192, 2x1x1, 7)};
 #undef VARIANT
-    const struct cublas_calls *calls = &gemm->calls;
 
     for (size_t i = 0; i < ARRAY_COUNT(variants) && count < GEMM_PROPOSALS_MAX; i++) {
-        cublasLtMatmulHeuristicResult_t checked;
-        cublasLtMatmulAlgo_t            algo = results[0].algo;
+        cublasLtMatmulAlgo_t algo = results[0].algo;
         const struct {
             cublasLtMatmulAlgoConfigAttributes_t name;
             const void                          *value;
@@ -312,13 +319,9 @@ static int add_variants(const struct gemm *gemm, const struct gemm_plan *plan,
         };
         int status = 0;
         for (size_t n = 0; n < ARRAY_COUNT(sets) && !status; n++)
-            status = (int)calls->cublasLtMatmulAlgoConfigSetAttribute(&algo, sets[n].name,
-                                                                      sets[n].value, sets[n].bytes);
-        if (!status)
-            status = (int)calls->cublasLtMatmulAlgoCheck(gemm->handle, plan->desc, plan->w, plan->x,
-                                                         plan->y, plan->y, &algo, &checked);
-        if (status || checked.workspaceSize > GEMM_WORKSPACE_BYTES) continue;
-        results[count++].algo = algo;
+            status = (int)gemm->calls.cublasLtMatmulAlgoConfigSetAttribute(
+                &algo, sets[n].name, sets[n].value, sets[n].bytes);
+        if (!status && suits(gemm, plan, &algo)) results[count++].algo = algo;
     }
     return count;
 }
