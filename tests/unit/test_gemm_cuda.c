@@ -3,19 +3,31 @@
  * no GPU is needed.
  *
  * What it proposes is named after the number of rows that it was asked about, so that what is
- * multiplied with tells who was asked.  Every object that it gives out is counted.
+ * multiplied with tells who was asked.  Every object that it gives out is counted.  The source
+ * under test is compiled here, with a contest that only looks at its entrants.
  */
 #include "../test.h"
 
-#include "backend/cuda_int.h"
+#define gemm_version      made_version
+#define gemm_open         made_open
+#define gemm_lacks_memory made_lacks_memory
+#define gemm_close        made_close
+#define gemm_shape_of     made_shape_of
+#define gemm_multiply     made_multiply
+#define gemm_run          made_run
+#define contest_choose    made_contest
+#include "src/backend/cuda_gemm.c"
 
 /* ----------------------------------------------------------------------------------- a library */
 
 static struct {
-    int      calls, fails_at; /* the call with this number; 0: none */
-    int      alive, asked;
-    bool     check_refuses;
-    uint64_t used; /* by the last product */
+    int                  calls, fails_at; /* the call with this number; 0: none */
+    int                  alive, asked;
+    bool                 check_refuses;
+    uint64_t             check_bytes; /* of workspace                 */
+    uint64_t             used;        /* by the last product          */
+    int                  entered;     /* for the last contest, 0: none */
+    cublasLtMatmulAlgo_t entrants[GEMM_PROPOSALS_MAX];
 } made;
 
 struct made_object {
@@ -102,11 +114,11 @@ static cublasStatus_t wish_set(cublasLtMatmulPreference_t           wish,
     return call();
 }
 
-static cublasStatus_t propose(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
-                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                              cublasLtMatmulPreference_t wish, int most,
-                              cublasLtMatmulHeuristicResult_t results[], int *count_out)
+static cublasStatus_t library_propose(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                      cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                      cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                      cublasLtMatmulPreference_t wish, int most,
+                                      cublasLtMatmulHeuristicResult_t results[], int *count_out)
 {
     cublasStatus_t status = call();
 
@@ -120,6 +132,15 @@ static cublasStatus_t propose(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     return status;
 }
 
+/* What is set lies behind the name, each setting at its own place. */
+static cublasStatus_t vary(cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t name,
+                           const void *value, size_t bytes)
+{
+    assert_true((size_t)name < 15 && bytes <= 4);
+    memcpy((uint32_t *)algo->data + 2 + name % 14, value, bytes);
+    return call();
+}
+
 static cublasStatus_t check(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
                             cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                             cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -127,16 +148,18 @@ static cublasStatus_t check(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
 {
     (void)handle;
     assert_true(desc && a && b && c && d && algo);
-    *out = (cublasLtMatmulHeuristicResult_t){.workspaceSize = 0};
+    *out = (cublasLtMatmulHeuristicResult_t){.workspaceSize = made.check_bytes};
     return made.check_refuses ? CUBLAS_STATUS_NOT_SUPPORTED : call();
 }
 
-static cublasStatus_t multiply(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
-                               const void *alpha, const void *a, cublasLtMatrixLayout_t a_layout,
-                               const void *b, cublasLtMatrixLayout_t b_layout, const void *beta,
-                               const void *c, cublasLtMatrixLayout_t c_layout, void *d,
-                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo,
-                               void *workspace, size_t bytes, cudaStream_t stream)
+static cublasStatus_t library_multiply(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                       const void *alpha, const void *a,
+                                       cublasLtMatrixLayout_t a_layout, const void *b,
+                                       cublasLtMatrixLayout_t b_layout, const void *beta,
+                                       const void *c, cublasLtMatrixLayout_t c_layout, void *d,
+                                       cublasLtMatrixLayout_t      d_layout,
+                                       const cublasLtMatmulAlgo_t *algo, void *workspace,
+                                       size_t bytes, cudaStream_t stream)
 {
     (void)handle;
     (void)a;
@@ -150,11 +173,23 @@ static cublasStatus_t multiply(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
     return call();
 }
 
+int contest_choose(struct gemm *gemm, struct gemm_plan *plan, const struct gemm_request *request,
+                   const cublasLtMatmulHeuristicResult_t *results, int count, cudaStream_t stream)
+{
+    assert_true(gemm != NULL && plan != NULL && request != NULL && stream == NULL);
+    assert_in_range(count, 1, GEMM_PROPOSALS_MAX);
+    made.entered = count;
+    for (int i = 0; i < count; i++)
+        made.entrants[i] = results[i].algo;
+    return 0;
+}
+
 static struct gemm gemm_of_it(void)
 {
-    struct gemm gemm = {.calls = {.cublasLtMatmul = multiply,
+    struct gemm gemm = {.calls = {.cublasLtMatmul = library_multiply,
                                   .cublasLtMatmulAlgoCheck = check,
-                                  .cublasLtMatmulAlgoGetHeuristic = propose,
+                                  .cublasLtMatmulAlgoConfigSetAttribute = vary,
+                                  .cublasLtMatmulAlgoGetHeuristic = library_propose,
                                   .cublasLtMatmulDescCreate = desc_create,
                                   .cublasLtMatmulDescDestroy = desc_destroy,
                                   .cublasLtMatmulDescSetAttribute = desc_set,
@@ -275,11 +310,58 @@ static void every_call_may_fail(void **state)
     }
 }
 
+/* How many may be chosen from for a product of 16384 rows and 3072 sums; what varies a proposal is
+ * refused, or needs so much workspace. */
+static int entrants_of(int64_t cols, bool rehearsing, bool refused, uint64_t workspace)
+{
+    static char         nothing[64] __attribute__((aligned(64)));
+    struct gemm         gemm = gemm_of_it();
+    struct gemm_request request = {.y = {nothing, DTYPE_BF16, 16384, cols, cols},
+                                   .x = {nothing, DTYPE_BF16, 16384, 3072, 3072},
+                                   .w = {nothing, DTYPE_BF16, cols, 3072, 3072},
+                                   .workspace = {nothing, GEMM_WORKSPACE_BYTES}};
+
+    made.check_refuses = refused;
+    made.check_bytes = workspace;
+    assert_int_equal(gemm_run(&gemm, &request, rehearsing, NULL), 0);
+    gemm_close(&gemm);
+    assert_int_equal(made.alive, 0);
+    return made.entered;
+}
+
+/* Beside the one proposal, others like it, of which no two are the same. */
+static void variants_of_a_proposal_may_be_chosen(void **state)
+{
+    int count = entrants_of(3072, true, false, 0);
+
+    (void)state;
+    assert_true(count > 1);
+    for (int i = 0; i < count; i++) {
+        assert_int_equal(made.entrants[i].data[0], 16384);
+        for (int other = 0; other < i; other++)
+            assert_memory_not_equal(&made.entrants[i], &made.entrants[other],
+                                    sizeof made.entrants[i]);
+    }
+    assert_int_equal(entrants_of(3072, false, false, 0), 0); /* nothing is tried in work */
+    assert_int_equal(entrants_of(64, true, false, 0), 0);    /* nor for what is not felt */
+}
+
+static void what_the_library_does_not_have_is_no_variant(void **state)
+{
+    (void)state;
+    assert_int_equal(entrants_of(3072, true, true, 0), 1);
+    assert_int_equal(entrants_of(3072, true, false, GEMM_WORKSPACE_BYTES + 1), 1);
+    assert_true(entrants_of(3072, true, false, GEMM_WORKSPACE_BYTES) > 1);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(parts_of_many_rows_are_asked_about_alike),
-                                       cmocka_unit_test(what_does_not_fit_is_not_carried_over),
-                                       cmocka_unit_test(a_full_table_forgets_the_oldest),
-                                       cmocka_unit_test(every_call_may_fail)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(parts_of_many_rows_are_asked_about_alike),
+        cmocka_unit_test(what_does_not_fit_is_not_carried_over),
+        cmocka_unit_test(a_full_table_forgets_the_oldest),
+        cmocka_unit_test(every_call_may_fail),
+        cmocka_unit_test(variants_of_a_proposal_may_be_chosen),
+        cmocka_unit_test(what_the_library_does_not_have_is_no_variant)};
     return cmocka_run_group_tests_name("gemm_cuda", tests, NULL, NULL);
 }
