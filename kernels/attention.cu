@@ -626,13 +626,19 @@ DEVICE void turn(float (&value)[2 * PAIRS], float inverse, const float *weight, 
     }
 }
 
-/* One block per row; LANES lanes per head, eight elements each. */
+/* Heads that a block loads before it stores the first: no load may pass a store.  Of 24 heads, all
+ * q and k in one go. */
+enum { HEADS_AT_ONCE = 3 };
+
+/* One block per row, the last row first, as a row norm (norm.cu) goes; LANES lanes per head, eight
+ * elements each. */
 template <typename T, int LANES>
 static __global__ void __launch_bounds__(256) rope_kernel(const struct qk_rope_request r)
 {
-    const int part = (int)threadIdx.x % LANES, col = part * 8;
+    const int part = (int)threadIdx.x % LANES, col = part * 8, apart = 256 / LANES;
 
-    for (int64_t row = blockIdx.x; row < r.q.rows; row += gridDim.x) {
+    for (int64_t done = blockIdx.x; done < r.q.rows; done += gridDim.x) {
+        const int64_t row = r.q.rows - 1 - done;
         const bool turns = row >= r.first_rotated;
         const int64_t at = (row - r.first_rotated) * (r.dim / 2) + part * 4;
         float cos[4] = {1.0f, 1.0f, 1.0f, 1.0f}, sin[4] = {0.0f}; /* nothing turns */
@@ -642,20 +648,30 @@ static __global__ void __launch_bounds__(256) rope_kernel(const struct qk_rope_r
             sin[0] = s.x, sin[1] = s.y, sin[2] = s.z, sin[3] = s.w;
         }
         /* Whole warps go round together: they share sums. */
-        for (int base = 0; base < 2 * r.heads; base += 256 / LANES) {
-            const int head = base + (int)threadIdx.x / LANES;
-            const bool real = head < 2 * r.heads, is_q = head < r.heads;
-            T *const x = row_at<T>(is_q ? r.q : r.k, row) + (is_q ? head : head - r.heads) * r.dim;
-            float value[8] = {0.0f}, weight[8], squares = 0.0f;
-            if (real) load_eight(value, x + col);
-            load_eight(weight, (is_q ? r.q_weight : r.k_weight) + col);
+        for (int base = 0; base < 2 * r.heads; base += HEADS_AT_ONCE * apart) {
+            float value[HEADS_AT_ONCE][8] = {{0.0f}};
+            T *x[HEADS_AT_ONCE];
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-                squares += value[i] * value[i];
-            const float inverse =
-                1.0f / sqrtf(sum_lanes(squares, LANES) / (float)r.dim + r.eps);
-            turn<4>(value, inverse, weight, cos, sin);
-            if (real) store_eight(x + col, value);
+            for (int i = 0; i < HEADS_AT_ONCE; i++) {
+                const int head = base + i * apart + (int)threadIdx.x / LANES;
+                const bool is_q = head < r.heads;
+                x[i] = row_at<T>(is_q ? r.q : r.k, row) + (is_q ? head : head - r.heads) * r.dim +
+                       col;
+                if (head < 2 * r.heads) load_eight(value[i], x[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < HEADS_AT_ONCE; i++) {
+                const int head = base + i * apart + (int)threadIdx.x / LANES;
+                float weight[8], squares = 0.0f;
+                load_eight(weight, (head < r.heads ? r.q_weight : r.k_weight) + col);
+#pragma unroll
+                for (int n = 0; n < 8; n++)
+                    squares += value[i][n] * value[i][n];
+                const float inverse =
+                    1.0f / sqrtf(sum_lanes(squares, LANES) / (float)r.dim + r.eps);
+                turn<4>(value[i], inverse, weight, cos, sin);
+                if (head < 2 * r.heads) store_eight(x[i], value[i]);
+            }
         }
     }
 }

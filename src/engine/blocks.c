@@ -2,7 +2,7 @@
  * blocks.c - what each block of the transformer weighs and how much it computes.
  *
  * Owns nothing.  Weights are counted as they were kept; arithmetic is that of a dry run of a
- * transformer that has one block, less one that has none.
+ * transformer that has the block, less one that does not.
  *
  * Read next: measure.c.
  */
@@ -78,10 +78,14 @@ void blocks_flop(const struct transformer *transformer, struct backend *backend,
                  const struct engine_size *size, const struct engine_facts *facts, double *flop_out)
 {
     const struct transformer_config *config = &transformer->config;
-    double none = flop_of(transformer, backend, size, facts, 0, 0), of_double = 0, of_single = 0;
+    int64_t doubles = config->doubles, singles = config->singles;
+    double  none = flop_of(transformer, backend, size, facts, 0, 0);
+    double  of_double = 0, of_single = 0, of_last = 0; /* the last leaves text out */
 
-    if (config->doubles > 0) of_double = flop_of(transformer, backend, size, facts, 1, 0) - none;
-    if (config->singles > 0) of_single = flop_of(transformer, backend, size, facts, 0, 1) - none;
-    for (uint32_t i = 0; i < blocks_count(transformer); i++)
-        flop_out[i] = i < config->doubles ? of_double : of_single;
+    if (doubles > 0) of_double = flop_of(transformer, backend, size, facts, 1, 0) - none;
+    if (singles > 0) of_last = flop_of(transformer, backend, size, facts, 0, 1) - none;
+    if (singles > 1)
+        of_single = flop_of(transformer, backend, size, facts, 0, 2) - none - of_last;
+    for (int64_t i = 0; i < doubles + singles; i++)
+        flop_out[i] = i < doubles ? of_double : i < doubles + singles - 1 ? of_single : of_last;
 }

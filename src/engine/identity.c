@@ -8,7 +8,7 @@
 
 #include <stdio.h>
 
-enum { ARITHMETIC_VERSION = 5 };
+enum { ARITHMETIC_VERSION = 6 };
 
 const char *engine_numeric_version(char out[128], const struct engine_options *options)
 {

@@ -125,12 +125,14 @@ static void project(const struct pass *pass, const struct projection *in,
     backend_qk_norm_rope(pass->backend, &request);
 }
 
-static void attend(const struct pass *pass)
+/* Rows from `first` on look at all rows. */
+static void attend(const struct pass *pass, int64_t first)
 {
     const struct transformer_config *config = &pass->transformer->config;
-    int64_t                          h = config->hidden;
-    struct attention_request         request = {.out = pass->attended,
-                                                .q = matrix_cols(pass->qkv, 0, h),
+    int64_t                          h = config->hidden, count = pass->qkv.rows - first;
+    struct pass                      part = pass_rows(pass, first, count);
+    struct attention_request         request = {.out = part.attended,
+                                                .q = matrix_cols(part.qkv, 0, h),
                                                 .k = matrix_cols(pass->qkv, h, h),
                                                 .v = matrix_cols(pass->qkv, 2 * h, h),
                                                 .heads = (int32_t)config->heads,
@@ -198,28 +200,31 @@ static void run_double(const struct pass *pass, const struct double_block *block
 
     project(&text, &block->text.in, tile, text_rows);
     project(&image, &block->image.in, tile, 0);
-    attend(&all);
+    attend(&all, 0);
     finish_stream(&text, &block->text, c, modulation + 6 * h, follow[0]);
     finish_stream(&image, &block->image, x, modulation, follow[1]);
 }
 
+/* Rows of text end in the last block, where image rows look at them: nothing reads them after. */
 static void run_single(const struct pass *pass, const struct single_block *block,
                        const struct transformer_tile *tile, const float *modulation,
                        struct follow follow)
 {
     int64_t     h = pass->transformer->config.hidden, rows = tile->stream.rows;
-    struct pass all = pass_rows(pass, 0, rows);
+    int64_t     text_rows = tile->conditioning->text_tokens;
+    int64_t     begin = follow.shift == NULL ? text_rows : 0;
+    struct pass all = pass_rows(pass, 0, rows), rest = pass_rows(pass, begin, rows - begin);
 
-    project(&all, &block->in, tile, tile->conditioning->text_tokens);
-    attend(&all);
-    for (int64_t first = 0, count; first < rows; first += count) {
+    project(&all, &block->in, tile, text_rows);
+    attend(&all, begin);
+    for (int64_t first = begin, count; first < rows; first += count) {
         count = part_rows(&all, rows - first);
         struct pass part = mlp_part(&all, first, count);
         if (part.in_parts) backend_copy(part.backend, matrix_cols(part.wide, 0, h), part.attended);
         run_linear(&part, inner(&part), part.normed, &block->mlp_in, ACT_GELU_TANH);
         run_linear(&part, part.normed, part.wide, &block->out, ACT_NONE);
     }
-    add_branch(&all, tile->stream, modulation + 2 * h, follow);
+    add_branch(&rest, matrix_rows(tile->stream, begin, rows - begin), modulation + 2 * h, follow);
 }
 
 /* -------------------------------------------------------------------------------------- tile */
