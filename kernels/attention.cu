@@ -630,15 +630,14 @@ DEVICE void turn(float (&value)[2 * PAIRS], float inverse, const float *weight, 
  * q and k in one go. */
 enum { HEADS_AT_ONCE = 3 };
 
-/* One block per row, the last row first, as a row norm (norm.cu) goes; LANES lanes per head, eight
- * elements each. */
+/* One block per row; LANES lanes per head, eight elements each. */
 template <typename T, int LANES>
 static __global__ void __launch_bounds__(256) rope_kernel(const struct qk_rope_request r)
 {
     const int part = (int)threadIdx.x % LANES, col = part * 8, apart = 256 / LANES;
 
-    for (int64_t done = blockIdx.x; done < r.q.rows; done += gridDim.x) {
-        const int64_t row = r.q.rows - 1 - done;
+    wait_for_last();
+    for (int64_t row = blockIdx.x; row < r.q.rows; row += gridDim.x) {
         const bool turns = row >= r.first_rotated;
         const int64_t at = (row - r.first_rotated) * (r.dim / 2) + part * 4;
         float cos[4] = {1.0f, 1.0f, 1.0f, 1.0f}, sin[4] = {0.0f}; /* nothing turns */
@@ -682,6 +681,7 @@ static __global__ void __launch_bounds__(256) rope_any_kernel(const struct qk_ro
 {
     const int lane = (int)threadIdx.x % 32, half = r.dim / 2;
 
+    wait_for_last();
     for (int64_t row = blockIdx.x; row < r.q.rows; row += gridDim.x) {
         const int64_t at = (row - r.first_rotated) * half;
         for (int head = (int)threadIdx.x / 32; head < 2 * r.heads; head += 8) {
@@ -710,13 +710,10 @@ template <typename T> static int rope(const struct qk_rope_request *r, cudaStrea
     const bool vectors = rows_at_16(r->q) && rows_at_16(r->k) && at_16(r->q_weight) &&
                          at_16(r->k_weight) && at_16(r->cos) && at_16(r->sin);
 
-    if (vectors && r->dim == 64)
-        rope_kernel<T, 8><<<grid, 256, 0, stream>>>(*r);
-    else if (vectors && r->dim == 128)
-        rope_kernel<T, 16><<<grid, 256, 0, stream>>>(*r);
-    else
-        rope_any_kernel<T><<<grid, 256, 0, stream>>>(*r);
-    return (int)cudaGetLastError();
+    return launch_early(vectors && r->dim == 64    ? rope_kernel<T, 8>
+                        : vectors && r->dim == 128 ? rope_kernel<T, 16>
+                                                   : rope_any_kernel<T>,
+                        grid, 256, 0, stream, *r);
 }
 
 extern "C" int k_qk_norm_rope_cuda(const struct qk_rope_request *request,

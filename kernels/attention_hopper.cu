@@ -353,6 +353,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         barriers_show();
     }
     __syncthreads();
+    wait_for_last();
     if (group == GROUPS) {
         registers_fewer<24>();
         if (threadIdx.x == GROUPS * 128) bring_all(w, p, t);
@@ -406,6 +407,5 @@ extern "C" int k_attention_hopper_cuda(const struct attention_request *r,
     if (!rc) rc = map_rows(encode, &w.v, r->v, KEYS);
     if (!rc) rc = prepare_blocks(&blocks, (const void *)hopper_kernel, SHARED_BYTES, w.tiles);
     if (rc) return rc;
-    hopper_kernel<<<blocks, THREADS, SHARED_BYTES, stream>>>(w);
-    return (int)cudaGetLastError();
+    return launch_early(hopper_kernel, blocks, THREADS, SHARED_BYTES, stream, w);
 }

@@ -157,6 +157,45 @@ static inline struct matrix as_row(struct matrix m)
     return m;
 }
 
+/* Of the current device, 90 for sm_90; 0 where it cannot be asked. */
+static inline int architecture()
+{
+    int device = 0, major = 0, minor = 0;
+
+    if (cudaGetDevice(&device) ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device))
+        return 0;
+    return 10 * major + minor;
+}
+
+/* Starts a kernel that calls wait_for_last() before all else: from sm_90 on its blocks are made
+ * ready while the last kernel on the stream comes to its end.  That saves one or two microseconds,
+ * and is felt where a kernel has some hundred others about it that take no more than 0.5 ms. */
+template <typename... PARAMETERS, typename... ARGUMENTS>
+static int launch_early(void (*kernel)(PARAMETERS...), dim3 grid, dim3 block, size_t shared_bytes,
+                        cudaStream_t stream, const ARGUMENTS &...arguments)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute early = {};
+
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = architecture() >= 90 ? 1 : 0;
+    return (int)cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+DEVICE void wait_for_last()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* How rows x cols are spread: threads of a block stand side by side along a row, V elements each,
  * and the rest of the block takes further rows.  Kernels go on with strides of the whole grid. */
 struct spread {

@@ -238,12 +238,7 @@ template <int COUNT> DEVICE void store_row(struct bf16 *row, const float (&d)[CO
 
 static inline bool is_hopper()
 {
-    int device = 0, major = 0, minor = 0;
-
-    return !cudaGetDevice(&device) &&
-           !cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) &&
-           !cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) &&
-           major == 9 && minor == 0;
+    return architecture() == 90;
 }
 
 static inline bool is_bf16_at_16(struct matrix m)

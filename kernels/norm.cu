@@ -3,13 +3,10 @@
  * transformer in one pass.
  *
  * A row of a row norm belongs to one warp or one block and stays in registers between its sums and
- * its result, up to KEEP vectors a thread; longer rows are read again.  The last row comes first:
- * the product before wrote it last, so that it may still be in the cache, and the product after
- * begins with the first.
- *
- * Group norm reads the map twice, as the CPU does: runs of rows leave a mean and a sum of squared
- * deviations per channel, a small kernel merges them in double precision, and the last pass writes.
- * How rows are cut depends on the shape alone, so the result is the same on every machine.
+ * its result, up to KEEP vectors a thread; longer rows are read again.  Group norm reads the map
+ * twice, as the CPU does: runs of rows leave a mean and a sum of squared deviations per channel, a
+ * small kernel merges them in double precision, and the last pass writes.  How rows are cut depends
+ * on the shape alone, so the result is the same on every machine.
  *
  * Read next: attention.cu.
  */
@@ -67,9 +64,9 @@ static __global__ void __launch_bounds__(ACROSS_MAX) row_norm_kernel(const struc
     const int cols = (int)n.x.cols;
     constexpr int UNROLL = KEPT ? KEEP : 1;
 
-    for (int64_t done = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; done < n.x.rows;
-         done += (int64_t)gridDim.x * blockDim.y) {
-        const int64_t row = n.x.rows - 1 - done;
+    wait_for_last();
+    for (int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; row < n.x.rows;
+         row += (int64_t)gridDim.x * blockDim.y) {
         float kept[UNROLL][V], branch[UNROLL][V], sum = 0.0f, squares = 0.0f, mean = 0.0f;
 
         /* All loads before the first store, which they may not pass. */
@@ -136,11 +133,9 @@ static int row_norm_launch(const struct row_norm *n, cudaStream_t stream)
     const int64_t blocks = ceil_div(n->x.rows, block.y);
     const unsigned grid = (unsigned)(blocks < 1 << 30 ? blocks : 1 << 30);
 
-    if (across * KEEP >= pieces)
-        row_norm_kernel<KIND, Y, X, B, V, true><<<grid, block, 0, stream>>>(*n);
-    else
-        row_norm_kernel<KIND, Y, X, B, V, false><<<grid, block, 0, stream>>>(*n);
-    return (int)cudaGetLastError();
+    return launch_early(across * KEEP >= pieces ? row_norm_kernel<KIND, Y, X, B, V, true>
+                                                : row_norm_kernel<KIND, Y, X, B, V, false>,
+                        grid, block, 0, stream, *n);
 }
 
 template <int KIND, typename Y, typename X, typename B>
