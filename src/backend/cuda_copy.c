@@ -33,11 +33,16 @@ int cuda_staging_open(struct cuda_staging *staging)
 
 void cuda_staging_pin(struct cuda_staging *staging, struct pinned_range range)
 {
+    char words[32];
+
     if (range.bytes == 0 || staging->range_count == PINNED_RANGES_MAX) return;
-    if (cudaHostRegister(range.data, (size_t)range.bytes, cudaHostRegisterDefault) == cudaSuccess)
+    if (cudaHostRegister(range.data, (size_t)range.bytes, cudaHostRegisterDefault) == cudaSuccess) {
         staging->ranges[staging->range_count++] = range;
-    else
-        (void)cudaGetLastError(); /* the next launch would tell it */
+        return;
+    }
+    (void)cudaGetLastError(); /* the next launch would tell it */
+    log_line(LOG_DEBUG, "the driver does not pin %s that are copied from again and again",
+             text_bytes(words, sizeof words, range.bytes));
 }
 
 void cuda_staging_unpin(struct cuda_staging *staging, cudaStream_t stream, const void *data)
