@@ -498,21 +498,21 @@ static void copies_arrive_whole(void **state)
  * closed is free after that. */
 static void pinned_memory_arrives(void **state)
 {
-    enum { ROWS = 16, COLS = 1 << 18, TURNS = 4 };
-    const size_t bytes = (size_t)ROWS * COLS * sizeof(float);
+    enum { PARTS = 16, FLOATS = 1 << 18, TURNS = 4 };
+    const size_t bytes = (size_t)PARTS * FLOATS * sizeof(float);
     struct pair  pair = pair_open(DTYPE_F32);
-    float       *values = numbers(&pair, ROWS * COLS), *pages = aligned_alloc(1 << 16, bytes);
+    float       *values = numbers(&pair, PARTS * FLOATS), *pages = aligned_alloc(1 << 16, bytes);
 
     (void)state;
     assert_non_null(pages);
     for (int turn = 0; turn < TURNS; turn++) {
-        struct matrix m = backend_take(pair.machine, DTYPE_F32, ROWS, COLS, "m");
+        struct matrix m = backend_take(pair.machine, DTYPE_F32, PARTS, FLOATS, "m");
 
         memcpy(pages, values, bytes);
         backend_pin(pair.machine, pages, bytes);
         if (turn % 2 == 1) backend_pin(pair.machine, pages, bytes);
-        for (int64_t row = ROWS; row-- > 0;)
-            backend_upload(pair.machine, matrix_rows(m, row, 1), pages + row * COLS);
+        for (int64_t row = PARTS; row-- > 0;)
+            backend_upload(pair.machine, matrix_rows(m, row, 1), pages + row * FLOATS);
         if (turn + 1 < TURNS) {
             backend_unpin(pair.machine, pages);
             memset(pages, 0xff, bytes);
