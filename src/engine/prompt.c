@@ -245,9 +245,10 @@ void prompt_forget(struct engine *engine)
 
 /* ------------------------------------------------------------------------------ open prompts */
 
-/* All of it at once: of FLUX.1-dev 6 MB, and 4 MB a step.  Pinning takes a few milliseconds for a
- * step's worth at most, once; else the GPU stands still for half a millisecond in each step of each
- * tile until the host has copied as much to where it can travel from. */
+/* All of it at once, 6 MB and 4 MB a step of FLUX.1-dev, though tiles read one step's at a time: a
+ * step's pages are pinned once (bench_gpu says how fast), and each tile that comes to that step
+ * then spares the GPU the half a millisecond for which the host would copy as much to where it can
+ * travel from.  Step by step would take as long, while the GPU waits. */
 static void pin(const struct engine *engine, const struct prompt *prompt)
 {
     uint32_t steps = prompt->conditioning.steps;
