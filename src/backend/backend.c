@@ -336,6 +336,16 @@ void backend_download(struct backend *backend, float *target, struct matrix sour
     PERFORM(download, to, source);
 }
 
+void backend_pin(struct backend *backend, const void *data, uint64_t bytes)
+{
+    if (backend->ops != NULL && backend->ops->pin != NULL) backend->ops->pin(backend, data, bytes);
+}
+
+void backend_unpin(struct backend *backend, const void *data)
+{
+    if (backend->ops != NULL && backend->ops->pin != NULL) backend->ops->unpin(backend, data);
+}
+
 /* -------------------------------------------------------------------------------- operations */
 
 void backend_linear(struct backend *backend, struct matrix y, struct matrix x, struct matrix w,

@@ -163,9 +163,16 @@ static inline struct matrix matrix_cols(struct matrix m, int64_t first, int64_t 
 }
 
 /* Host <-> machine; contiguous f32 on the host side, any dtype on the other.  The source of an
- * upload may be reused when it returns; the target of a download may be read then. */
+ * upload may be reused when it returns, if it is not pinned; the target of a download may be read
+ * then. */
 void backend_upload(struct backend *backend, struct matrix target, const float *source);
 void backend_download(struct backend *backend, float *target, struct matrix source);
+/* Memory of the host, on pages of its own, that uploads come from again and again: where a machine
+ * can, it copies from there itself, and may do so still when an upload has returned.  Nobody writes
+ * there before the next wait or download, and it is freed after it was unpinned, which waits, or
+ * the backend closed.  Where it cannot be pinned, or need not be, nothing is different. */
+void backend_pin(struct backend *backend, const void *data, uint64_t bytes);
+void backend_unpin(struct backend *backend, const void *data);
 
 /* ---------------------------------------------------------------- operations, as in kernels.h */
 

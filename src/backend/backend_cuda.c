@@ -140,6 +140,17 @@ static int get(struct backend *backend, struct matrix target, struct matrix sour
     return cuda_download(&cuda->staging, cuda->stream, target, source);
 }
 
+static void pin(struct backend *backend, const void *data, uint64_t bytes)
+{
+    cuda_staging_pin(&cuda_of(backend)->staging,
+                     (struct pinned_range){(void *)(uintptr_t)data, bytes, .quiet = true});
+}
+
+static void unpin(struct backend *backend, const void *data)
+{
+    cuda_staging_unpin(&cuda_of(backend)->staging, cuda_of(backend)->stream, data);
+}
+
 /* A table is read once a prompt and only a few rows of it: those are picked on this side. */
 static int cuda_gather_rows(struct backend *backend, struct matrix y, struct matrix table,
                             const int32_t *ids)
@@ -252,6 +263,8 @@ static const struct backend_ops cuda_ops = {
     .unpack_latent = cuda_unpack_latent,
     .upload = put,
     .download = get,
+    .pin = pin,
+    .unpin = unpin,
     .settle = cuda_settle,
     .arrive = cuda_arrive,
     .depart = cuda_depart,
@@ -349,7 +362,8 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     if (status != 0)
         RAISE(err, code, status, "device: no stream or pinned memory for GPU %d (%s): %s",
               cuda->device, cuda->facts.name, cudaGetErrorString((cudaError_t)status));
-    cuda_staging_exchange(&cuda->staging, options->exchange, options->exchange_bytes);
+    cuda_staging_pin(&cuda->staging,
+                     (struct pinned_range){options->exchange, options->exchange_bytes, false});
     TRY(open_arenas(cuda, options, err));
     TRY(parcels_open(&cuda->base.parcels, err));
     TRY(ring_open(&cuda->ring, cuda->base.parcels, options, err));

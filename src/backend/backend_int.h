@@ -61,6 +61,8 @@ struct backend_ops {
     /* One side is the host's, of any type; the other ours, f32 or bf16. */
     int (*upload)(struct backend *, struct matrix target, struct matrix source);
     int (*download)(struct backend *, struct matrix target, struct matrix source);
+    void (*pin)(struct backend *, const void *data, uint64_t bytes); /* (optional) */
+    void (*unpin)(struct backend *, const void *data);               /* with pin   */
     /* Of a distant machine, with parcels: all pieces of one are known; it is used; it was used. */
     int (*settle)(struct backend *, uint32_t parcel);
     int (*arrive)(struct backend *, uint32_t parcel);

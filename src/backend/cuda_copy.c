@@ -7,8 +7,8 @@
  * way. What is small shares a buffer.  Types are changed on the host, on the way into a buffer or
  * out of it, so that only what is needed crosses the bus.
  *
- * Pixels and latents need no buffer where the memory that another process passes them in could be
- * pinned itself: then it is a buffer.
+ * What lies in memory that could be pinned itself needs no buffer: pixels and latents, in what
+ * another process passes them in, and what uploads come from again and again.
  *
  * Read next: host_read.c.
  */
@@ -31,20 +31,37 @@ int cuda_staging_open(struct cuda_staging *staging)
     return status;
 }
 
-void cuda_staging_exchange(struct cuda_staging *staging, void *exchange, uint64_t bytes)
+void cuda_staging_pin(struct cuda_staging *staging, struct pinned_range range)
 {
-    if (bytes == 0) return;
-    if (cudaHostRegister(exchange, (size_t)bytes, cudaHostRegisterDefault) != cudaSuccess) {
-        (void)cudaGetLastError(); /* the next launch would tell it */
+    char words[32];
+
+    if (range.bytes == 0 || staging->range_count == PINNED_RANGES_MAX) return;
+    if (cudaHostRegister(range.data, (size_t)range.bytes, cudaHostRegisterDefault) == cudaSuccess) {
+        staging->ranges[staging->range_count++] = range;
         return;
     }
-    staging->exchange = exchange;
-    staging->exchange_bytes = bytes;
+    (void)cudaGetLastError(); /* the next launch would tell it */
+    log_line(LOG_DEBUG, "the driver does not pin %s that are copied from again and again",
+             text_bytes(words, sizeof words, range.bytes));
+}
+
+void cuda_staging_unpin(struct cuda_staging *staging, cudaStream_t stream, const void *data)
+{
+    unsigned at = 0;
+
+    while (at < staging->range_count && staging->ranges[at].data != data)
+        at++;
+    if (at == staging->range_count) return;
+    /* The runtime does not say that it waits for copies itself. */
+    (void)cudaStreamSynchronize(stream);
+    if (cudaHostUnregister(staging->ranges[at].data) != cudaSuccess) (void)cudaGetLastError();
+    staging->ranges[at] = staging->ranges[--staging->range_count];
 }
 
 void cuda_staging_close(struct cuda_staging *staging)
 {
-    if (staging->exchange != NULL) (void)cudaHostUnregister(staging->exchange);
+    for (unsigned i = 0; i < staging->range_count; i++)
+        (void)cudaHostUnregister(staging->ranges[i].data);
     for (int i = 0; i < STAGING_BUFFERS; i++) {
         if (staging->used[i] != NULL) (void)cudaEventDestroy(staging->used[i]);
         if (staging->buffer[i] != NULL) (void)cudaFreeHost(staging->buffer[i]);
@@ -143,13 +160,18 @@ static int upload_block(struct cuda_staging *staging, cudaStream_t stream, struc
     return status != 0 ? status : (int)cudaEventRecord(staging->used[staging->current], stream);
 }
 
-/* m and the gaps between its rows. */
-static bool in_exchange(const struct cuda_staging *staging, struct matrix m)
+/* The one that m lies in, with the gaps between its rows; NULL: none. */
+static const struct pinned_range *range_of(const struct cuda_staging *staging, struct matrix m)
 {
-    const uint64_t at = (uint64_t)((uintptr_t)m.data - (uintptr_t)staging->exchange);
     const uint64_t bytes = (uint64_t)(m.rows * m.ld) * dtype_bytes(m.dtype);
 
-    return at < staging->exchange_bytes && bytes <= staging->exchange_bytes - at;
+    for (unsigned i = 0; i < staging->range_count; i++) {
+        const struct pinned_range *range = &staging->ranges[i];
+        const uint64_t             at = (uint64_t)((uintptr_t)m.data - (uintptr_t)range->data);
+
+        if (at < range->bytes && bytes <= range->bytes - at) return range;
+    }
+    return NULL;
 }
 
 /* Waits, as is promised, but for the copy alone: what works with it is asked for after that. */
@@ -164,9 +186,13 @@ static int copy_at_once(struct matrix target, struct matrix source, enum cudaMem
 int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                 struct matrix source)
 {
-    if (source.dtype == target.dtype && in_exchange(staging, source)) {
+    const struct pinned_range *range =
+        source.dtype == target.dtype ? range_of(staging, source) : NULL;
+
+    if (range != NULL) {
         staging->uploads.bytes += (uint64_t)(source.rows * source.cols) * dtype_bytes(source.dtype);
-        return copy_at_once(target, source, cudaMemcpyHostToDevice, stream);
+        return range->quiet ? copy_rows(target, source, cudaMemcpyHostToDevice, stream)
+                            : copy_at_once(target, source, cudaMemcpyHostToDevice, stream);
     }
     return for_blocks(staging, stream, upload_block, target, source, dtype_bytes(target.dtype));
 }
@@ -187,7 +213,7 @@ static int download_block(struct cuda_staging *staging, cudaStream_t stream, str
 int cuda_download(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                   struct matrix source)
 {
-    if (source.dtype == target.dtype && in_exchange(staging, target))
+    if (source.dtype == target.dtype && range_of(staging, target) != NULL)
         return copy_at_once(target, source, cudaMemcpyDeviceToHost, stream);
     return for_blocks(staging, stream, download_block, target, source, dtype_bytes(source.dtype));
 }

@@ -42,7 +42,14 @@ size_t cuda_library_version(const char *soname, const char *function);
 
 /* ---------------------------------------------------------------------- copies (cuda_copy.c) */
 
-enum { STAGING_BUFFERS = 4 };
+enum { STAGING_BUFFERS = 4, PINNED_RANGES_MAX = 16 };
+
+/* Memory of the host's that is another's, and pinned. */
+struct pinned_range {
+    void    *data;
+    uint64_t bytes;
+    bool     quiet; /* nobody writes there while a copy may be under way */
+};
 
 /* Pinned memory on the way between host and GPU; a buffer is free when its event has come. */
 struct cuda_staging {
@@ -51,17 +58,19 @@ struct cuda_staging {
     unsigned               current;
     int64_t                buffer_bytes; /* of each, a multiple of 64 */
     int64_t                taken_bytes;  /* of the current one        */
-    void                  *exchange;     /* pinned; NULL: none        */
-    uint64_t               exchange_bytes;
+    struct pinned_range    ranges[PINNED_RANGES_MAX];
+    unsigned               range_count;
     struct backend_uploads uploads;
 };
 int  cuda_staging_open(struct cuda_staging *staging);
 void cuda_staging_close(struct cuda_staging *staging);
-/* Pins memory, so that floats there are copied without a buffer.  Where it cannot be, they are
- * copied as all others. */
-void cuda_staging_exchange(struct cuda_staging *staging, void *exchange, uint64_t bytes);
-/* Any type on the host, f32 or bf16 on the GPU; returns when `source` may be reused.  A file that
- * was cut is STATUS_READ + EFAULT. */
+/* Pins memory on pages of its own, so that floats there are copied without a buffer.  Where it
+ * cannot be, or there are too many such ranges, they are copied as all others. */
+void cuda_staging_pin(struct cuda_staging *staging, struct pinned_range range);
+/* When what `stream` was asked for has ended.  What is not pinned stays as it is. */
+void cuda_staging_unpin(struct cuda_staging *staging, cudaStream_t stream, const void *data);
+/* Any type on the host, f32 or bf16 on the GPU; returns when `source` may be reused, but for a
+ * quiet range: a copy from there may be under way.  A file that was cut is STATUS_READ + EFAULT. */
 int cuda_upload(struct cuda_staging *staging, cudaStream_t stream, struct matrix target,
                 struct matrix source);
 /* Returns when `target` is there. */

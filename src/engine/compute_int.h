@@ -61,6 +61,7 @@ struct engine {
     struct memory_use        told;     /* calls and link at the last engine_memory_restart     */
     struct embedded_text     embedded; /* allocated by the first prompt                        */
     struct modulation_ahead  ahead;    /* of a prompt to come, with the text of `embedded`     */
+    struct prompt           *prompts;  /* that are open, and pinned by `backend`               */
 };
 
 /* An engine that measures only: no file of weights is mapped. */
@@ -115,6 +116,8 @@ int measure_rehearse(const struct engine *engine, const struct engine_size *size
 struct prompt {
     float              *text, *modulation; /* owned; see struct conditioning */
     struct conditioning conditioning;
+    struct engine      *engine; /* that has it in its list; NULL: none, or it was closed before */
+    struct prompt      *next;   /* in that list */
 };
 
 /* Ids to conditioning, on any backend: what prompt_open does and engine_estimate measures. */
@@ -130,7 +133,10 @@ struct prompt_input {
 };
 void prompt_compute(const struct engine *engine, struct backend *backend,
                     const struct prompt_input *input, float *text_out);
-/* Frees what engine.embedded and engine.ahead point to. */
+/* The backend that the engine has now pins what its prompts need in every step. */
+void prompt_pin_all(const struct engine *engine);
+/* Frees what engine.embedded and engine.ahead point to; prompts that are open do without the engine
+ * from now on.  Its backend was closed before. */
 void prompt_forget(struct engine *engine);
 /* Bytes of a prompt's own tables, with those that are made in passing. */
 uint64_t prompt_bytes(const struct engine *engine, uint32_t steps, uint32_t steps_next);

@@ -207,7 +207,7 @@ struct prompt_request {
 };
 int  prompt_open(struct prompt **out, struct engine *engine, const struct prompt_request *request,
                  struct err *err);
-void prompt_close(struct prompt *prompt);
+void prompt_close(struct prompt *prompt); /* before its engine or after it, in its thread */
 
 /* What this engine did with a GPU's memory since the last restart, or since it was opened; zeros
  * where it uses none.  The history has the highest values of each lap of time. */

@@ -163,6 +163,7 @@ static int prepare(struct engine *engine, struct err *err)
     began = os_seconds();
     TRY(measure_rehearse(engine, sizes, count, err));
     log_line(LOG_INFO, "sizes rehearsed in %.2f s", os_seconds() - began);
+    prompt_pin_all(engine); /* after what cannot be done without */
 out:
     if (rc != ERR_OK) close_backend(engine);
     return rc;

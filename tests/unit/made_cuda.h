@@ -4,7 +4,8 @@
  * Streams are threads with queues, events count their records, copies and uses take random times.
  * A copy reads its source when it is carried out, as a GPU does from pinned memory: what is
  * overwritten too early shows.  Any call may be made to fail, and memory that is pinned to be
- * short; what failed is remembered until it is asked for, as by the runtime.
+ * short; what failed is remembered until it is asked for, as by the runtime.  Memory is registered
+ * once at a time, and what is not registered cannot be given back: the process stops.
  */
 #ifndef MADE_CUDA_H
 #define MADE_CUDA_H
@@ -71,6 +72,13 @@ static inline bool fails(void)
     do {                                                                                           \
         if (fails()) return cudaErrorLaunchFailure;                                                \
     } while (0)
+
+/* What was asked for so far, and where the last copy came from. */
+static struct {
+    int         copies, waits, registers, unregisters;
+    const void *source;
+} asked;
+#define COUNT(what) ((void)__atomic_add_fetch(&asked.what, 1, __ATOMIC_RELAXED))
 
 /* Whose bytes are pinned, and how many. */
 enum { PINNED_MAX = 64 };
@@ -219,6 +227,7 @@ static inline cudaError_t made_StreamDestroy(cudaStream_t stream)
 
 static inline cudaError_t made_StreamSynchronize(cudaStream_t stream)
 {
+    COUNT(waits);
     (void)pthread_mutex_lock(&stream->lock);
     while (stream->head != NULL || stream->works)
         (void)pthread_cond_wait(&stream->changed, &stream->lock);
@@ -286,6 +295,7 @@ static inline cudaError_t made_StreamWaitEvent(cudaStream_t stream, cudaEvent_t 
 
 static inline cudaError_t made_EventSynchronize(cudaEvent_t event)
 {
+    COUNT(waits);
     MAY_FAIL;
     (void)pthread_mutex_lock(&event->lock);
     for (uint64_t record = event->recorded; event->done < record;)
@@ -309,6 +319,8 @@ static inline cudaError_t made_Memcpy2DAsync(void *target, size_t target_step, c
 {
     must(kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToHost);
     MAY_FAIL;
+    COUNT(copies);
+    __atomic_store_n(&asked.source, source, __ATOMIC_RELAXED);
     return push(stream, (struct job){.kind = KIND_COPY,
                                      .target = target,
                                      .source = source,
@@ -326,13 +338,23 @@ static inline cudaError_t made_MemcpyAsync(void *target, const void *source, siz
 
 static inline cudaError_t made_HostRegister(void *memory, size_t bytes, unsigned flags)
 {
+    cudaError_t status;
+
     (void)flags;
     MAY_FAIL;
-    return pins_left-- > 0 ? pin(memory, bytes) : told(cudaErrorMemoryAllocation);
+    for (int i = 0; i < PINNED_MAX; i++)
+        if (pinned[i].memory != NULL &&
+            (char *)memory < (char *)pinned[i].memory + pinned[i].bytes &&
+            (char *)pinned[i].memory < (char *)memory + bytes)
+            return told(cudaErrorHostMemoryAlreadyRegistered);
+    status = pins_left-- > 0 ? pin(memory, bytes) : told(cudaErrorMemoryAllocation);
+    if (status == cudaSuccess) COUNT(registers);
+    return status;
 }
 
 static inline cudaError_t made_HostUnregister(void *memory)
 {
+    COUNT(unregisters);
     unpin_memory(memory);
     return cudaSuccess;
 }

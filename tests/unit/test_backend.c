@@ -57,21 +57,34 @@ static void views_address_rows_and_columns(void **state)
     assert_int_equal(col.cols, 1);
 }
 
+/* From memory that is to be pinned too, where nobody can or need pin it. */
 static void numbers_survive_upload_and_download(void **state)
 {
-    struct backend_options with = options();
-    struct backend        *machine = NULL;
-    struct err             err = {0};
-    float                  source[6] = {0, 1, -2, 0.5f, 65504, 1e-3f}, target[6] = {0};
+    const enum machine all[] = {MACHINE_CPU, MACHINE_WALLED};
 
     (void)state;
-    ASSERT_OK(backend_open(&machine, &with, &err));
-    struct matrix m = backend_take(machine, DTYPE_F32, 2, 3, "m");
-    backend_upload(machine, m, source);
-    backend_download(machine, target, m);
-    ASSERT_OK(backend_wait(machine, &err));
-    assert_memory_equal(source, target, sizeof source);
-    backend_close(machine);
+    for (size_t i = 0; i < ARRAY_COUNT(all); i++) {
+        struct backend_options with = options();
+        struct backend        *machine = NULL;
+        struct err             err = {0};
+        float                  source[6] = {0, 1, -2, 0.5f, 65504, 1e-3f}, target[6] = {0};
+
+        with.machine = all[i];
+        ASSERT_OK(backend_open(&machine, &with, &err));
+        struct matrix m = backend_take(machine, DTYPE_F32, 2, 3, "m");
+        backend_pin(machine, source, sizeof source);
+        backend_upload(machine, m, source);
+        backend_download(machine, target, m);
+        ASSERT_OK(backend_wait(machine, &err));
+        assert_memory_equal(source, target, sizeof source);
+        backend_unpin(machine, source);
+        backend_unpin(machine, target);
+        backend_close(machine);
+        ASSERT_OK(backend_open_dry(&machine, &with, &err));
+        backend_pin(machine, source, sizeof source);
+        backend_unpin(machine, source);
+        backend_close(machine);
+    }
 }
 
 static int late_status;

@@ -10,14 +10,15 @@
 
 #include "made_cuda.h"
 
-#define cuda_staging_open     made_staging_open
-#define cuda_staging_exchange made_staging_exchange
-#define cuda_staging_close    made_staging_close
-#define cuda_upload           made_upload
-#define cuda_download         made_download
+#define cuda_staging_open  made_staging_open
+#define cuda_staging_pin   made_staging_pin
+#define cuda_staging_unpin made_staging_unpin
+#define cuda_staging_close made_staging_close
+#define cuda_upload        made_upload
+#define cuda_download      made_download
 #include "../../src/backend/cuda_copy.c"
 
-enum { COPIES = 60, SMALL_BYTES = 2048, FILE_BYTES = 1 << 16 };
+enum { COPIES = 60, SMALL_BYTES = 2048, FILE_BYTES = 1 << 16, PAGE = 4096 };
 
 struct story {
     struct cuda_staging staging;
@@ -34,6 +35,9 @@ static void story_open(struct story *story, int speed_us)
     uint8_t    bytes[FILE_BYTES];
 
     *story = (struct story){.random = 11};
+    memset(&asked, 0, sizeof asked);
+    (void)cudaGetLastError();
+    pins_left = INT_MAX;
     copy_us = 0;
     assert_int_equal(cuda_staging_open(&story->staging), 0);
     assert_int_equal(cudaStreamCreateWithFlags(&story->stream, 0), cudaSuccess);
@@ -53,6 +57,8 @@ static void story_close(struct story *story)
 {
     (void)cudaStreamSynchronize(story->stream);
     cuda_staging_close(&story->staging);
+    assert_int_equal(asked.unregisters, asked.registers);
+    assert_true(pin_bytes_left == INT64_MAX); /* nothing is pinned any more */
     (void)cudaStreamDestroy(story->stream);
     os_map_close(&story->map);
     scratch_remove(story->folder);
@@ -228,7 +234,7 @@ static bool passes_at_once(struct story *story, char *page, int64_t at, int64_t 
 /* What lies there in part only, or where it could not be pinned, goes through buffers. */
 static void what_is_pinned_already_needs_no_buffer(void **state)
 {
-    enum { PAGE = 4096, FLOATS = PAGE / 4 };
+    enum { FLOATS = PAGE / 4 };
 
     (void)state;
     for (int may = 0; may < 2; may++) {
@@ -238,7 +244,7 @@ static void what_is_pinned_already_needs_no_buffer(void **state)
         assert_non_null(pages);
         story_open(&story, 300);
         pins_left = may;
-        cuda_staging_exchange(&story.staging, page, PAGE);
+        cuda_staging_pin(&story.staging, (struct pinned_range){page, PAGE, false});
         pins_left = INT_MAX;
         assert_int_equal(passes_at_once(&story, page, 0, FLOATS), may);
         assert_int_equal(passes_at_once(&story, page, PAGE - 4, 1), may);
@@ -252,6 +258,224 @@ static void what_is_pinned_already_needs_no_buffer(void **state)
     }
 }
 
+/* ------------------------------------------------------------- what uploads come from again */
+
+enum { PAGES = 2 * PINNED_RANGES_MAX + 6 };
+
+static void keep_pinned(struct story *story, void *data, uint64_t bytes)
+{
+    cuda_staging_pin(&story->staging, (struct pinned_range){data, bytes, .quiet = true});
+}
+
+/* One copy, from where the floats lie, which nobody waits for; else from a buffer.  They arrive
+ * either way. */
+static void upload_floats(struct story *story, char *at, int64_t count, bool straight)
+{
+    struct matrix m = {at, DTYPE_F32, 1, count, count}, there = room_for(story, m, DTYPE_F32);
+    const int     copies = asked.copies, waits = asked.waits;
+
+    asked.source = NULL;
+    assert_int_equal(cuda_upload(&story->staging, story->stream, there, m), 0);
+    assert_int_equal(asked.source == at, straight);
+    if (straight) {
+        assert_int_equal(asked.copies, copies + 1);
+        assert_int_equal(asked.waits, waits);
+    }
+    (void)cudaStreamSynchronize(story->stream);
+    assert_memory_equal(there.data, at, (size_t)count * sizeof(float));
+    free(there.data);
+}
+
+/* Pages of numbers; freed by the caller. */
+static char *pages_of(struct story *story, size_t count)
+{
+    char *pages = aligned_alloc(PAGE, count * PAGE);
+
+    assert_non_null(pages);
+    for (size_t i = 0; i < count * PAGE; i++)
+        pages[i] = (char)(random_u64(&story->random) & 0x3f);
+    return pages;
+}
+
+static void a_range_has_edges(void **state)
+{
+    enum { FLOATS = 2 * PAGE / 4 };
+    struct story story;
+    char        *pages, *range;
+
+    (void)state;
+    story_open(&story, 100);
+    pages = pages_of(&story, 5);
+    range = pages + PAGE;
+    keep_pinned(&story, range, 2 * PAGE);
+    keep_pinned(&story, range + 2 * PAGE, PAGE); /* a neighbour is another */
+    keep_pinned(&story, pages, 0);
+    for (int pinned_now = 1; pinned_now >= 0; pinned_now--) {
+        upload_floats(&story, range, FLOATS, pinned_now);
+        upload_floats(&story, range, 1, pinned_now);
+        upload_floats(&story, range + 2 * PAGE - 4, 1, pinned_now);
+        upload_floats(&story, range + 4, FLOATS - 1, pinned_now);
+        upload_floats(&story, range - 4, 2, false);
+        upload_floats(&story, range - 4, FLOATS + 1, false);
+        upload_floats(&story, range + 2 * PAGE - 4, 2, false);
+        upload_floats(&story, range, FLOATS + 1, false);
+        upload_floats(&story, range + 2 * PAGE, PAGE / 4, true);
+        upload_floats(&story, range + 3 * PAGE, 1, false);
+        upload_floats(&story, pages, PAGE / 4, false);
+        cuda_staging_unpin(&story.staging, story.stream, range);
+    }
+    assert_int_equal(asked.registers, 2);
+    assert_int_equal(asked.unregisters, 1);
+    story_close(&story);
+    free(pages);
+}
+
+/* Other types are changed on the host, pinned or not. */
+static void what_is_cast_needs_a_buffer(void **state)
+{
+    struct story  story;
+    struct matrix m = {NULL, DTYPE_F32, 4, 200, 200}, there;
+
+    (void)state;
+    story_open(&story, 0);
+    m.data = pages_of(&story, 1);
+    keep_pinned(&story, m.data, PAGE);
+    there = room_for(&story, m, DTYPE_BF16);
+    assert_int_equal(cuda_upload(&story.staging, story.stream, there, m), 0);
+    assert_ptr_not_equal(asked.source, m.data);
+    (void)cudaStreamSynchronize(story.stream);
+    check(there, m);
+    story_close(&story);
+    free(there.data);
+    free(m.data);
+}
+
+/* What is unpinned may be overwritten at once, though copies from there were under way. */
+static void unpinning_waits_for_copies(void **state)
+{
+    struct story  story;
+    struct matrix m = {NULL, DTYPE_F32, 1, PAGE / 4, PAGE / 4}, there[8];
+    char         *wanted;
+
+    (void)state;
+    story_open(&story, 2000);
+    m.data = pages_of(&story, 1);
+    wanted = malloc(PAGE);
+    assert_non_null(wanted);
+    memcpy(wanted, m.data, PAGE);
+    keep_pinned(&story, m.data, PAGE);
+    for (size_t i = 0; i < ARRAY_COUNT(there); i++) {
+        there[i] = room_for(&story, m, DTYPE_F32);
+        assert_int_equal(cuda_upload(&story.staging, story.stream, there[i], m), 0);
+    }
+    assert_int_equal(asked.waits, 0);
+    cuda_staging_unpin(&story.staging, story.stream, m.data);
+    memset(m.data, 0xff, PAGE);
+    (void)cudaStreamSynchronize(story.stream);
+    for (size_t i = 0; i < ARRAY_COUNT(there); i++) {
+        assert_memory_equal(there[i].data, wanted, PAGE);
+        free(there[i].data);
+    }
+    story_close(&story);
+    free(m.data);
+    free(wanted);
+}
+
+/* Which pages are pinned, as they should be. */
+struct shelf {
+    char *pages;
+    bool  pinned[PAGES];
+    int   count;
+};
+
+/* Pins, unless there are too many, there is no memory for it, or it is pinned. */
+static void pin_any(struct story *story, struct shelf *shelf)
+{
+    const int64_t at = random_between(&story->random, 0, PAGES - 1);
+    const int     refused = random_between(&story->random, 0, 3) == 0, before = asked.registers;
+    const bool    can = !shelf->pinned[at] && !refused && shelf->count < PINNED_RANGES_MAX;
+
+    if (refused) pins_left = 0;
+    keep_pinned(story, shelf->pages + at * PAGE, PAGE);
+    pins_left = INT_MAX;
+    assert_int_equal(asked.registers, before + can);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    shelf->pinned[at] |= can;
+    shelf->count += can;
+}
+
+static void unpin_any(struct story *story, struct shelf *shelf)
+{
+    const int64_t at = random_between(&story->random, 0, PAGES - 1);
+    const int     before = asked.unregisters;
+
+    cuda_staging_unpin(&story->staging, story->stream, shelf->pages + at * PAGE);
+    assert_int_equal(asked.unregisters, before + shelf->pinned[at]);
+    shelf->count -= shelf->pinned[at];
+    shelf->pinned[at] = false;
+}
+
+/* And the staging is closed with whatever is left. */
+static void any_ranges_come_and_go(void **state)
+{
+    int full = 0;
+
+    (void)state;
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        struct story story;
+        struct shelf shelf = {.count = 0};
+
+        story_open(&story, 0);
+        story.random = seed;
+        shelf.pages = pages_of(&story, PAGES);
+        for (int turn = 0; turn < 300; turn++) {
+            const int64_t what = random_between(&story.random, 0, 9);
+            const int64_t at = random_between(&story.random, 0, PAGES - 1);
+            const int64_t count = random_between(&story.random, 1, PAGE / 4);
+
+            if (what < 5) pin_any(&story, &shelf);
+            if (what == 5) unpin_any(&story, &shelf);
+            upload_floats(&story, shelf.pages + (at + 1) * PAGE - 4 * count, count,
+                          shelf.pinned[at]);
+            full += shelf.count == PINNED_RANGES_MAX;
+        }
+        story_close(&story);
+        free(shelf.pages);
+    }
+    assert_true(full > 20);
+}
+
+/* Where a call fails the operation does, or what cannot be pinned goes through a buffer. */
+static void every_call_for_a_range_may_fail(void **state)
+{
+    int failed = 0;
+
+    (void)state;
+    for (int n = 1, left = 0; left <= 0; n++) {
+        struct story  story;
+        struct matrix m = {NULL, DTYPE_F32, 1, PAGE / 4, PAGE / 4}, there;
+        int           status;
+
+        story_open(&story, 0);
+        m.data = pages_of(&story, 1);
+        there = room_for(&story, m, DTYPE_F32);
+        __atomic_store_n(&calls_left, n, __ATOMIC_RELAXED);
+        keep_pinned(&story, m.data, PAGE);
+        assert_int_equal(cudaGetLastError(), cudaSuccess);
+        status = cuda_upload(&story.staging, story.stream, there, m);
+        cuda_staging_unpin(&story.staging, story.stream, m.data);
+        left = __atomic_exchange_n(&calls_left, INT_MAX, __ATOMIC_RELAXED);
+        failed += status != 0;
+        if (status != 0) assert_int_equal(cuda_upload(&story.staging, story.stream, there, m), 0);
+        (void)cudaStreamSynchronize(story.stream);
+        assert_memory_equal(there.data, m.data, PAGE);
+        story_close(&story);
+        free(there.data);
+        free(m.data);
+    }
+    assert_int_equal(failed, 1); /* the copy; the pin before it may fail, and is done without */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -259,6 +483,11 @@ int main(void)
         cmocka_unit_test(a_cut_file_is_told),
         cmocka_unit_test(every_call_may_fail),
         cmocka_unit_test(what_is_pinned_already_needs_no_buffer),
+        cmocka_unit_test(a_range_has_edges),
+        cmocka_unit_test(what_is_cast_needs_a_buffer),
+        cmocka_unit_test(unpinning_waits_for_copies),
+        cmocka_unit_test(any_ranges_come_and_go),
+        cmocka_unit_test(every_call_for_a_range_may_fail),
     };
     return cmocka_run_group_tests_name("copy_cuda", tests, NULL, NULL);
 }

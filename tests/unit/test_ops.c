@@ -494,6 +494,39 @@ static void copies_arrive_whole(void **state)
     }
 }
 
+/* What is unpinned may be overwritten at once, and pinned again; what is pinned when the backend is
+ * closed is free after that. */
+static void pinned_memory_arrives(void **state)
+{
+    enum { PARTS = 16, FLOATS = 1 << 18, TURNS = 4 };
+    const size_t bytes = (size_t)PARTS * FLOATS * sizeof(float);
+    struct pair  pair = pair_open(DTYPE_F32);
+    float       *values = numbers(&pair, PARTS * FLOATS), *pages = aligned_alloc(1 << 16, bytes);
+
+    (void)state;
+    assert_non_null(pages);
+    for (int turn = 0; turn < TURNS; turn++) {
+        struct matrix m = backend_take(pair.machine, DTYPE_F32, PARTS, FLOATS, "m");
+
+        memcpy(pages, values, bytes);
+        backend_pin(pair.machine, pages, bytes);
+        if (turn % 2 == 1) backend_pin(pair.machine, pages, bytes);
+        for (int64_t row = PARTS; row-- > 0;)
+            backend_upload(pair.machine, matrix_rows(m, row, 1), pages + row * FLOATS);
+        if (turn + 1 < TURNS) {
+            backend_unpin(pair.machine, pages);
+            memset(pages, 0xff, bytes);
+        }
+        float *back = received(pair.machine, m);
+        assert_memory_equal(values, back, bytes);
+        free(back);
+    }
+    pair_close(&pair);
+    memset(pages, 0xff, bytes);
+    free(pages);
+    free(values);
+}
+
 /* ----------------------------------------------------------------------------------- parcels */
 
 enum { PARCELS = 5, PIECES = 3 };
@@ -631,6 +664,7 @@ int main(void)
         cmocka_unit_test(attentions_agree),
         cmocka_unit_test(a_rehearsal_changes_no_bit),
         cmocka_unit_test(copies_arrive_whole),
+        cmocka_unit_test(pinned_memory_arrives),
         cmocka_unit_test(parcels_arrive_as_they_were_kept),
         cmocka_unit_test(a_slot_is_poison_between_visits)};
     return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
