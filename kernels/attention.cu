@@ -1,15 +1,14 @@
 /*
- * attention.cu - the twin of attention.c: softmax(q k^T) v in tiles, and what is done to q and k
- * before.
+ * attention.cu - the twin of attention.c: softmax(q k^T) v in tiles of bf16, in tensor cores; and
+ * which kernel a call is for.
  *
- * Two kernels.  One multiplies bf16 in tensor cores, the other f32 in plain arithmetic and takes
- * any type, alignment and head dimension up to 512.  Both walk the keys tile by tile as attention.c
- * explains; the N x N scores never exist.  FLUX's heads on sm_90 have a third, in
- * attention_hopper.cu.
+ * What tensor cores cannot take is for attention_plain.cu, FLUX's heads on sm_90 are for
+ * attention_hopper.cu.  All walk the keys tile by tile as attention.c explains; the N x N scores
+ * never exist.
  *
- * Tensor cores: a warp owns TILES x 16 queries.  Its scores and its output stay in registers, and
- * scores become the left operand of the second product without leaving them.  K and V have one
- * buffer each: V of a tile arrives while its scores are formed, K of the next while V is used.
+ * A warp owns TILES x 16 queries.  Its scores and its output stay in registers, and scores become
+ * the left operand of the second product without leaving them.  K and V have one buffer each: V of a
+ * tile arrives while its scores are formed, K of the next while V is used.
  *
  *     wait K | scores = q k^T   | wait V | softmax, o += p v  | wait K ...
  *            | V arrives ------>         | next K arrives --->
@@ -19,9 +18,9 @@
  * For D = 512 two warps share the queries: each forms the scores over one half of the head's
  * columns, they add the halves, and each keeps the output of its half.
  *
- * Read next: device.cuh for the instructions.
+ * Read next: device.cuh for the instructions; attention_plain.cu, qk_norm_rope.cu.
  */
-#include "kernels/device.cuh"
+#include "kernels/attention.cuh"
 
 /* ------------------------------------------------------------------------------ tensor cores */
 
@@ -136,12 +135,6 @@ DEVICE void scores_step(struct state<S> &w, const uint32_t (&q)[S::TILES][4],
             multiply_add(w.s[t][2 * n + 1], q[t], k[2], k[3]);
         }
     }
-}
-
-/* The bias of a head, such that bias[key - query] is a score's. */
-DEVICE const float *bias_of(const struct attention_request &r, int64_t head)
-{
-    return r.bias + head * (2 * r.k.rows - 1) + r.k.rows - 1;
 }
 
 /* Scores of the tile that begins at `key`: bias, and minus infinity for keys out of sight. */
@@ -400,182 +393,6 @@ static bool fits_tensor_cores(const struct attention_request *r, enum dtype comp
            rows_at_16(r->v) && r->dim % 8 == 0 && r->scale > 0.0f;
 }
 
-/* ---------------------------------------------------------------------------------- plain f32 */
-
-DEVICE float act_at(struct matrix m, int64_t row, int64_t col)
-{
-    return m.dtype == DTYPE_F32 ? row_at<float>(m, row)[col]
-                                : to_f32(row_at<struct bf16>(m, row)[col]);
-}
-
-/* A thread of 16 x 16 has R rows of queries and R of keys, 16 apart, and WIDTH columns of the
- * output, 16 apart.  Rows in shared memory are padded by one vector of 4. */
-template <int R, int WIDTH> struct plain {
-    static constexpr int ROWS = 16 * R;
-    static constexpr int PITCH = 16 * WIDTH + 4;
-    static constexpr int P_PITCH = ROWS + 1;
-    static constexpr int SHARED_BYTES = (2 * ROWS * PITCH + ROWS * P_PITCH) * 4;
-};
-
-template <typename S>
-DEVICE void plain_load(float *tile, struct matrix m, int64_t first, int64_t column, int dim)
-{
-    for (int i = (int)threadIdx.x; i < S::ROWS * S::PITCH; i += 256) {
-        const int row = i / S::PITCH, col = i % S::PITCH;
-        const bool real = first + row < m.rows && col < dim;
-        tile[i] = real ? act_at(m, first + row, column + col) : 0.0f;
-    }
-}
-
-/* Registers of a thread. */
-template <int R, int WIDTH> struct plain_state {
-    float o[R][WIDTH], s[R][R], top[R], sum[R];
-};
-
-template <int R, int WIDTH>
-DEVICE void plain_scores(struct plain_state<R, WIDTH> &w, const float *q, const float *k, int dim)
-{
-    typedef struct plain<R, WIDTH> S;
-    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-
-#pragma unroll
-    for (int i = 0; i < R; i++)
-#pragma unroll
-        for (int j = 0; j < R; j++)
-            w.s[i][j] = 0.0f;
-    for (int d = 0; d < dim; d += 4)
-#pragma unroll
-        for (int i = 0; i < R; i++)
-#pragma unroll
-            for (int j = 0; j < R; j++) {
-                const float4 a = *(const float4 *)(q + (ty + 16 * i) * S::PITCH + d);
-                const float4 b = *(const float4 *)(k + (tx + 16 * j) * S::PITCH + d);
-                w.s[i][j] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-            }
-}
-
-/* Scores of the tile that begins at `key` become exponentials in p. */
-template <int R, int WIDTH>
-DEVICE void plain_softmax(struct plain_state<R, WIDTH> &w, float *p,
-                          const struct attention_request &r, int query, int key)
-{
-    typedef struct plain<R, WIDTH> S;
-    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-
-#pragma unroll
-    for (int i = 0; i < R; i++) {
-        const int at = query + ty + 16 * i;
-        float larger = w.top[i], added = 0.0f;
-#pragma unroll
-        for (int j = 0; j < R; j++) {
-            const int to = key + tx + 16 * j;
-            w.s[i][j] *= r.scale * LOG2_E;
-            if (r.bias && at < r.q.rows && to < r.k.rows)
-                w.s[i][j] += bias_of(r, blockIdx.y)[to - at] * LOG2_E;
-            if (to >= r.k.rows || (r.causal && to > at)) w.s[i][j] = -INFINITY;
-            larger = fmaxf(larger, w.s[i][j]);
-        }
-        larger = max_lanes(larger, 16);
-        const float keep = exp2f(w.top[i] - larger);
-        w.top[i] = larger;
-#pragma unroll
-        for (int j = 0; j < R; j++) {
-            const float e = exp2f(w.s[i][j] - larger);
-            p[(ty + 16 * i) * S::P_PITCH + tx + 16 * j] = e;
-            added += e;
-        }
-        w.sum[i] = w.sum[i] * keep + sum_lanes(added, 16);
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++)
-            w.o[i][c] *= keep;
-    }
-}
-
-template <int R, int WIDTH>
-DEVICE void plain_values(struct plain_state<R, WIDTH> &w, const float *p, const float *v)
-{
-    typedef struct plain<R, WIDTH> S;
-    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-
-    for (int k = 0; k < S::ROWS; k++)
-#pragma unroll
-        for (int i = 0; i < R; i++)
-#pragma unroll
-            for (int c = 0; c < WIDTH; c++)
-                w.o[i][c] += p[(ty + 16 * i) * S::P_PITCH + k] * v[k * S::PITCH + tx + 16 * c];
-}
-
-template <int R, int WIDTH>
-DEVICE void plain_store(const struct plain_state<R, WIDTH> &w, const struct attention_request &r,
-                        int query)
-{
-    const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-
-#pragma unroll
-    for (int i = 0; i < R; i++) {
-        const int at = query + ty + 16 * i;
-        const float inverse = 1.0f / w.sum[i];
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++) {
-            const int col = tx + 16 * c;
-            const int64_t place = at * r.out.ld + (int64_t)blockIdx.y * r.dim + col;
-            if (at >= r.q.rows || col >= r.dim) continue;
-            if (r.out.dtype == DTYPE_F32)
-                ((float *)r.out.data)[place] = w.o[i][c] * inverse;
-            else
-                store_f32((struct bf16 *)r.out.data + place, w.o[i][c] * inverse);
-        }
-    }
-}
-
-template <int R, int WIDTH>
-static __global__ void __launch_bounds__(256) plain_kernel(const struct attention_request r)
-{
-    typedef struct plain<R, WIDTH> S;
-    extern __shared__ __align__(128) char shared_bytes[];
-    float *const q = (float *)shared_bytes, *const kv = q + S::ROWS * S::PITCH;
-    float *const p = kv + S::ROWS * S::PITCH;
-    const int64_t column = (int64_t)blockIdx.y * r.dim;
-    const int keys = (int)r.k.rows, query = (int)blockIdx.x * S::ROWS;
-    const int keys_end = r.causal && query + S::ROWS < keys ? query + S::ROWS : keys;
-    struct plain_state<R, WIDTH> w;
-
-#pragma unroll
-    for (int i = 0; i < R; i++) {
-        w.top[i] = -INFINITY;
-        w.sum[i] = 0.0f;
-#pragma unroll
-        for (int c = 0; c < WIDTH; c++)
-            w.o[i][c] = 0.0f;
-    }
-    plain_load<S>(q, r.q, query, column, r.dim);
-    for (int key = 0; key < keys_end; key += S::ROWS) {
-        __syncthreads(); /* V of the tile before has been read */
-        plain_load<S>(kv, r.k, key, column, r.dim);
-        __syncthreads();
-        plain_scores(w, q, kv, r.dim);
-        plain_softmax(w, p, r, query, key);
-        __syncthreads(); /* K has been read, and p is complete */
-        plain_load<S>(kv, r.v, key, column, r.dim);
-        __syncthreads();
-        plain_values(w, p, kv);
-    }
-    plain_store(w, r, query);
-}
-
-template <int R, int WIDTH>
-static int plain_attention(const struct attention_request *r, cudaStream_t stream)
-{
-    typedef struct plain<R, WIDTH> S;
-    const dim3 grid((unsigned)ceil_div(r->q.rows, S::ROWS), (unsigned)r->heads);
-    const int rc = (int)cudaFuncSetAttribute(plain_kernel<R, WIDTH>,
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             S::SHARED_BYTES);
-    if (rc) return rc;
-    plain_kernel<R, WIDTH><<<grid, 256, S::SHARED_BYTES, stream>>>(*r);
-    return (int)cudaGetLastError();
-}
-
 /* ------------------------------------------------------------------------------ the whole call */
 
 static bool attention_legal(const struct attention_request *r)
@@ -605,125 +422,5 @@ extern "C" int k_attention_cuda(const struct attention_request *request, enum dt
         if (r->dim <= 256) return tensor_attention<shape<256, 1, 1, 32, 4>>(r, stream);
         return tensor_attention<shape<512, 2, 1, 32, 8>>(r, stream);
     }
-    if (r->dim <= 64) return plain_attention<2, 4>(r, stream);
-    if (r->dim <= 128) return plain_attention<2, 8>(r, stream);
-    return plain_attention<1, 32>(r, stream);
-}
-
-/* -------------------------------------------------------------------------- q/k norm and RoPE */
-
-/* Pairs of one head: normalised, weighted, turned. */
-template <int PAIRS>
-DEVICE void turn(float (&value)[2 * PAIRS], float inverse, const float *weight, const float *cos,
-                 const float *sin)
-{
-#pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-        const float even = value[2 * i] * inverse * weight[2 * i];
-        const float odd = value[2 * i + 1] * inverse * weight[2 * i + 1];
-        value[2 * i] = even * cos[i] - odd * sin[i];
-        value[2 * i + 1] = odd * cos[i] + even * sin[i];
-    }
-}
-
-/* Heads that a block loads before it stores the first: no load may pass a store.  Of 24 heads, all
- * q and k in one go. */
-enum { HEADS_AT_ONCE = 3 };
-
-/* One block per row; LANES lanes per head, eight elements each. */
-template <typename T, int LANES>
-static __global__ void __launch_bounds__(256) rope_kernel(const struct qk_rope_request r)
-{
-    const int part = (int)threadIdx.x % LANES, col = part * 8, apart = 256 / LANES;
-
-    wait_for_last();
-    for (int64_t row = blockIdx.x; row < r.q.rows; row += gridDim.x) {
-        const bool turns = row >= r.first_rotated;
-        const int64_t at = (row - r.first_rotated) * (r.dim / 2) + part * 4;
-        float cos[4] = {1.0f, 1.0f, 1.0f, 1.0f}, sin[4] = {0.0f}; /* nothing turns */
-        if (turns) {
-            const float4 c = *(const float4 *)(r.cos + at), s = *(const float4 *)(r.sin + at);
-            cos[0] = c.x, cos[1] = c.y, cos[2] = c.z, cos[3] = c.w;
-            sin[0] = s.x, sin[1] = s.y, sin[2] = s.z, sin[3] = s.w;
-        }
-        /* Whole warps go round together: they share sums. */
-        for (int base = 0; base < 2 * r.heads; base += HEADS_AT_ONCE * apart) {
-            float value[HEADS_AT_ONCE][8] = {{0.0f}};
-            T *x[HEADS_AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < HEADS_AT_ONCE; i++) {
-                const int head = base + i * apart + (int)threadIdx.x / LANES;
-                const bool is_q = head < r.heads;
-                x[i] = row_at<T>(is_q ? r.q : r.k, row) + (is_q ? head : head - r.heads) * r.dim +
-                       col;
-                if (head < 2 * r.heads) load_eight(value[i], x[i]);
-            }
-#pragma unroll
-            for (int i = 0; i < HEADS_AT_ONCE; i++) {
-                const int head = base + i * apart + (int)threadIdx.x / LANES;
-                float weight[8], squares = 0.0f;
-                load_eight(weight, (head < r.heads ? r.q_weight : r.k_weight) + col);
-#pragma unroll
-                for (int n = 0; n < 8; n++)
-                    squares += value[i][n] * value[i][n];
-                const float inverse =
-                    1.0f / sqrtf(sum_lanes(squares, LANES) / (float)r.dim + r.eps);
-                turn<4>(value[i], inverse, weight, cos, sin);
-                if (head < 2 * r.heads) store_eight(x[i], value[i]);
-            }
-        }
-    }
-}
-
-/* Any even dim and any alignment: a warp per head, a pair per lane and turn, read twice. */
-template <typename T>
-static __global__ void __launch_bounds__(256) rope_any_kernel(const struct qk_rope_request r)
-{
-    const int lane = (int)threadIdx.x % 32, half = r.dim / 2;
-
-    wait_for_last();
-    for (int64_t row = blockIdx.x; row < r.q.rows; row += gridDim.x) {
-        const int64_t at = (row - r.first_rotated) * half;
-        for (int head = (int)threadIdx.x / 32; head < 2 * r.heads; head += 8) {
-            const bool is_q = head < r.heads, turns = row >= r.first_rotated;
-            T *const x = row_at<T>(is_q ? r.q : r.k, row) + (is_q ? head : head - r.heads) * r.dim;
-            const float *const weight = is_q ? r.q_weight : r.k_weight;
-            float squares = 0.0f;
-            for (int i = lane; i < half; i += 32)
-                squares += to_f32(x[2 * i]) * to_f32(x[2 * i]) +
-                           to_f32(x[2 * i + 1]) * to_f32(x[2 * i + 1]);
-            const float inverse = 1.0f / sqrtf(sum_lanes(squares, 32) / (float)r.dim + r.eps);
-            for (int i = lane; i < half; i += 32) {
-                float value[2] = {to_f32(x[2 * i]), to_f32(x[2 * i + 1])};
-                const float cos = turns ? r.cos[at + i] : 1.0f, sin = turns ? r.sin[at + i] : 0.0f;
-                turn<1>(value, inverse, weight + 2 * i, &cos, &sin);
-                store_f32(x + 2 * i, value[0]);
-                store_f32(x + 2 * i + 1, value[1]);
-            }
-        }
-    }
-}
-
-template <typename T> static int rope(const struct qk_rope_request *r, cudaStream_t stream)
-{
-    const unsigned grid = (unsigned)(r->q.rows < 1 << 30 ? r->q.rows : 1 << 30);
-    const bool vectors = rows_at_16(r->q) && rows_at_16(r->k) && at_16(r->q_weight) &&
-                         at_16(r->k_weight) && at_16(r->cos) && at_16(r->sin);
-
-    return launch_early(vectors && r->dim == 64    ? rope_kernel<T, 8>
-                        : vectors && r->dim == 128 ? rope_kernel<T, 16>
-                                                   : rope_any_kernel<T>,
-                        grid, 256, 0, stream, *r);
-}
-
-extern "C" int k_qk_norm_rope_cuda(const struct qk_rope_request *request,
-                                   struct CUstream_st *stream)
-{
-    const struct qk_rope_request *r = request;
-    const bool legal = same_shape(r->q, r->k) && r->q.cols == (int64_t)r->heads * r->dim &&
-                       r->dim > 0 && r->dim % 2 == 0 && is_act(r->q) && r->q.dtype == r->k.dtype;
-
-    if (!legal) return (int)cudaErrorInvalidValue;
-    if (r->q.rows == 0 || r->heads == 0) return 0;
-    return r->q.dtype == DTYPE_F32 ? rope<float>(r, stream) : rope<struct bf16>(r, stream);
+    return k_attention_plain_cuda(r, stream);
 }

@@ -66,7 +66,7 @@ int k_attention_cuda(const struct attention_request *request, enum dtype compute
  * rows at 16-byte boundaries, where the current device is of sm_90. */
 bool k_attention_hopper_fits(const struct attention_request *request, enum dtype compute);
 int  k_attention_hopper_cuda(const struct attention_request *request, struct CUstream_st *stream);
-/* q and k of one type. */
+/* qk_norm_rope.cu: q and k of one type. */
 int k_qk_norm_rope_cuda(const struct qk_rope_request *request, struct CUstream_st *stream);
 
 /* ---------------------------------------------------------------------------- rope.cu, trial.cu */
