@@ -7,8 +7,8 @@
  * never exist.
  *
  * A warp owns TILES x 16 queries.  Its scores and its output stay in registers, and scores become
- * the left operand of the second product without leaving them.  K and V have one buffer each: V of a
- * tile arrives while its scores are formed, K of the next while V is used.
+ * the left operand of the second product without leaving them.  K and V have one buffer each: V of
+ * a tile arrives while its scores are formed, K of the next while V is used.
  *
  *     wait K | scores = q k^T   | wait V | softmax, o += p v  | wait K ...
  *            | V arrives ------>         | next K arrives --->

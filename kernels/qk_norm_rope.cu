@@ -1,6 +1,6 @@
 /*
- * qk_norm_rope.cu - what is done to q and k before attention, the twin of the end of attention.c: in
- * place, an RMS norm per head, then the rotation of adjacent pairs.
+ * qk_norm_rope.cu - what is done to q and k before attention, the twin of the end of attention.c:
+ * in place, an RMS norm per head, then the rotation of adjacent pairs.
  */
 #include "kernels/device.cuh"
 
