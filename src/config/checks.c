@@ -34,6 +34,11 @@ static int check_numbers(const struct config *config, struct err *err)
               (unsigned long long)config->seed, config->count);
     if (config->quiet && config->verbose)
         RAISE(err, ERR_USAGE, 0, "quiet and verbose exclude each other; choose one");
+    if (config->workers > 1 && !config->persistent_workers)
+        RAISE(err, ERR_USAGE, 0,
+              "workers is %d but persistent workers are off, and then none is run; set workers to "
+              "1 or leave --no-persistent-workers out",
+              config->workers);
 out:
     return rc;
 }
