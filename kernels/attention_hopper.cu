@@ -38,7 +38,7 @@ enum {
     GROUPS = 2,            /* warpgroups that compute                                    */
     QUERIES = GROUPS * 64, /* of a tile                                                  */
     KEYS = 192,            /* at a time; Q and all slots take 224 KiB of 227             */
-    QUARTER = KEYS / 8,    /* of the two times KEYS / 4 scores of a lane                 */
+    QUARTER = KEYS / 8,    /* of a lane's KEYS / 2 scores                                */
     THREADS = (GROUPS + 1) * 128,
     Q_PANEL = QUERIES * PANEL * 2,
     KV_PANEL = KEYS * PANEL * 2,
