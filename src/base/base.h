@@ -194,8 +194,10 @@ struct os_calls {
 };
 extern struct os_calls os;
 
-/* Heap, with one sentence when it is short.  Freed by os_free. NULL is fine to free. */
+/* Heap, with one sentence when it is short; if aligned, not filled.  os_free frees it, and NULL. */
 int  os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err);
+int  os_alloc_aligned(void **out, uint64_t alignment, uint64_t bytes, const char *what,
+                      struct err *err);
 void os_free(void *pointer);
 
 int os_open_read(int *fd_out, const char *path, struct err *err);
@@ -215,14 +217,12 @@ int os_sync_folder(const char *path, struct err *err);
 int os_truncate(int fd, uint64_t bytes, const char *path, struct err *err);
 /* Size of a regular file; ERR_IO when `fd` is another thing. */
 int os_size(uint64_t *bytes_out, int fd, const char *path, struct err *err);
-/* rename, then fsync of the folder that holds the target */
-int  os_rename(const char *source, const char *target, struct err *err);
+int  os_rename(const char *source, const char *target, struct err *err); /* syncs the folder */
 int  os_remove(const char *path, struct err *err);   /* a missing file is fine */
 int  os_make_dir(const char *path, struct err *err); /* an existing folder is fine */
 bool os_is_dir(const char *path);
 bool os_is_file(const char *path);
-/* Do both names lead to one existing file, by whatever links? */
-bool os_same_file(const char *a, const char *b);
+bool os_same_file(const char *a, const char *b); /* one existing file, by whatever links? */
 int  os_free_bytes(uint64_t *bytes_out, const char *folder, struct err *err);
 
 /* Whole small file into a NUL-terminated heap buffer; more than `limit_bytes` is an error. */

@@ -124,25 +124,39 @@ struct os_calls os = {
 
 /* ------------------------------------------------------------------------------------ heap */
 
+static int lack_memory(uint64_t bytes, const char *what, struct err *err)
+{
+    int  rc;
+    char words[32];
+
+    RAISE(err, ERR_HOST_MEM, errno, "memory: no %s for %s; close other programs or ask for less",
+          text_bytes(words, sizeof words, bytes), what);
+out:
+    return rc;
+}
+
 int os_alloc(void **out, uint64_t count, uint64_t bytes_each, const char *what, struct err *err)
 {
     int      rc = ERR_OK;
     uint64_t bytes;
     void    *memory;
-    char     words[32];
 
     if (!mul_u64(count, bytes_each, &bytes) || bytes > SIZE_MAX / 2)
         RAISE(err, ERR_HOST_MEM, 0,
               "memory: %s needs %llu x %llu bytes, more than can be addressed", what,
               (unsigned long long)count, (unsigned long long)bytes_each);
     memory = os.calloc(1, bytes == 0 ? 1 : (size_t)bytes);
-    if (memory == NULL)
-        RAISE(err, ERR_HOST_MEM, errno,
-              "memory: no %s for %s; close other programs or ask for less",
-              text_bytes(words, sizeof words, bytes), what);
+    if (memory == NULL) TRY(lack_memory(bytes, what, err));
     *out = memory;
 out:
     return rc;
+}
+
+int os_alloc_aligned(void **out, uint64_t alignment, uint64_t bytes, const char *what,
+                     struct err *err)
+{
+    *out = os.aligned_alloc((size_t)alignment, (size_t)bytes);
+    return *out != NULL ? ERR_OK : lack_memory(bytes, what, err);
 }
 
 void os_free(void *pointer)

@@ -19,7 +19,6 @@
  */
 #include "engine/compute_int.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -47,20 +46,9 @@ uint64_t prompt_bytes(const struct engine *engine, uint32_t steps, uint32_t step
            table_bytes(modulation_values(engine, steps_next));
 }
 
-/* Unlike os_alloc's it is not filled.  Freed by os_free. */
 static int alloc_table(float **out, uint64_t values, const char *what, struct err *err)
 {
-    int      rc = ERR_OK;
-    uint64_t bytes = table_bytes(values);
-    char     words[32];
-
-    *out = os.aligned_alloc(PAGE_BYTES, (size_t)bytes);
-    if (*out == NULL)
-        RAISE(err, ERR_HOST_MEM, errno,
-              "memory: no %s for %s; close other programs or ask for less",
-              text_bytes(words, sizeof words, bytes), what);
-out:
-    return rc;
+    return os_alloc_aligned((void **)out, PAGE_BYTES, table_bytes(values), what, err);
 }
 
 /* Where a stage began. */

@@ -140,7 +140,6 @@ static void run_decode(struct bench *bench, const void *what)
           "decode", &err);
 }
 
-/* On pages of their own, as a prompt's are. */
 static void time_whole(struct bench *bench, const struct engine_size *plan, const char *size)
 {
     struct picture picture = picture_open(bench, plan);

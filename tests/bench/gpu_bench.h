@@ -238,6 +238,7 @@ static void run_predict(struct bench *bench, const void *what)
     check(engine_predict(bench->engine, &tile, 1, 0, &err), "step", &err);
 }
 
+/* On pages of their own, as a prompt's are. */
 static float *host_numbers(int64_t count, float scale)
 {
     float *values = aligned_alloc(1 << 16, (size_t)round_up_i64(4 * count, 1 << 16));

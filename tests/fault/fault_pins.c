@@ -7,6 +7,8 @@
  */
 #include "fleet_stories.h"
 
+#include "../wide_model.h"
+
 #include "engine/compute_int.h"
 
 #include <pthread.h>
@@ -19,27 +21,12 @@ static uint64_t streamed_bytes;
 static uint32_t streamed_count;
 static uint64_t least_cap;
 
-/* dev_small with wider and more blocks, worth more than what their slots are rounded up to. */
 static void make_model(void)
 {
-    struct err           err = {0};
-    char                 spec[300], golden[512];
-    struct synth_request request = {.folder = model, .spec = spec, .dtype = DTYPE_BF16, .seed = 5};
-
     scratch_make(folder, sizeof folder);
     (void)snprintf(model, sizeof model, "%s/model", folder);
     (void)snprintf(token, sizeof token, "%s/token", folder);
-    (void)snprintf(spec, sizeof spec, "%s/spec.json", folder);
-    (void)snprintf(golden, sizeof golden, "%s/golden/models/dev_small.json", test_data());
-    json_t *root = json_load_file(golden, 0, NULL);
-    json_t *wider =
-        json_pack("{s:i, s:[i,i,i], s:i, s:i, s:i}", "attention_head_dim", 64, "axes_dims_rope", 16,
-                  24, 24, "num_attention_heads", 4, "num_layers", 2, "num_single_layers", 8);
-    assert_non_null(root);
-    assert_int_equal(json_object_update_new(json_object_get(root, "transformer"), wider), 0);
-    assert_int_equal(json_dump_file(root, spec, 0), 0);
-    json_decref(root);
-    ASSERT_OK(synth_write(&request, &err));
+    wide_model_make(&(struct wide_model){model, 2, 8, .dtype = DTYPE_BF16});
 }
 
 static struct fleet_request sharing_request(void)

@@ -72,38 +72,16 @@ static void made_free(void *pointer)
 #undef backend_close
 #undef os_free
 
-static char folder[128], model[160];
+/* After those sources, whose own names they share. */
+#include "../scratch_model.h"
+#include "../wide_model.h"
 
-/* dev_small with wider and more blocks, worth more than what their slots are rounded up to: so that
- * there is memory to give up. */
 static int make_model(void **state)
 {
-    struct err           err = {0};
-    char                 spec[160], golden[512];
-    struct synth_request request = {.folder = model, .spec = spec, .dtype = DTYPE_BF16, .seed = 5};
-    json_t              *root, *wider;
-
     (void)state;
     scratch_make(folder, sizeof folder);
     (void)snprintf(model, sizeof model, "%s/model", folder);
-    (void)snprintf(spec, sizeof spec, "%s/spec.json", folder);
-    (void)snprintf(golden, sizeof golden, "%s/golden/models/dev_small.json", test_data());
-    root = json_load_file(golden, 0, NULL);
-    wider =
-        json_pack("{s:i, s:[i,i,i], s:i, s:i, s:i}", "attention_head_dim", 64, "axes_dims_rope", 16,
-                  24, 24, "num_attention_heads", 4, "num_layers", 1, "num_single_layers", 6);
-    assert_non_null(root);
-    assert_int_equal(json_object_update_new(json_object_get(root, "transformer"), wider), 0);
-    assert_int_equal(json_dump_file(root, spec, 0), 0);
-    json_decref(root);
-    ASSERT_OK(synth_write(&request, &err));
-    return 0;
-}
-
-static int remove_model(void **state)
-{
-    (void)state;
-    scratch_remove(folder);
+    wide_model_make(&(struct wide_model){model, 1, 6, .dtype = DTYPE_BF16});
     return 0;
 }
 
@@ -313,5 +291,5 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(prompts_and_engines_end_in_any_order)};
 
-    return cmocka_run_group_tests_name("prompt_pins", tests, make_model, remove_model);
+    return cmocka_run_group_tests_name("prompt_pins", tests, make_model, scratch_model_remove);
 }
